@@ -1,0 +1,74 @@
+// Owned memory: a Buffer for what lives as long as the run, an Arena for what is used and dropped.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <vector>
+
+#include "core/tensor.h"
+
+namespace eyrie {
+
+// A zero-filled block of host memory aligned to a cache line. Movable, not copyable.
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(size_t bytes);
+
+  void* data() const { return data_.get(); }
+  size_t bytes() const { return bytes_; }
+  // A tensor over this buffer, starting `offset` bytes in.
+  Tensor At(size_t offset, DType dtype, Shape shape) const;
+
+ private:
+  struct Free {
+    void operator()(void* pointer) const;
+  };
+  std::unique_ptr<void, Free> data_;
+  size_t bytes_ = 0;
+};
+
+// A tensor together with the memory under it.
+struct OwnedTensor {
+  OwnedTensor() = default;
+  OwnedTensor(DType dtype, Shape shape);
+  Buffer buffer;
+  Tensor tensor;
+};
+
+// Stack allocation: memory is taken by Allocate and given back, all at once, by Rewind (see
+// ArenaScope). It grows by whole blocks and keeps them, so a training step repeats without
+// asking the system for memory. Contents are not initialised.
+class Arena {
+ public:
+  struct Mark {
+    size_t block = 0;
+    size_t used = 0;
+  };
+
+  Tensor Allocate(DType dtype, Shape shape);
+  Mark mark() const { return current_; }
+  void Rewind(Mark mark) { current_ = mark; }
+  // The most bytes that were in use at one moment.
+  size_t peak_bytes() const { return peak_; }
+
+ private:
+  std::vector<Buffer> blocks_;
+  Mark current_;
+  size_t peak_ = 0;
+};
+
+// Gives back, when it goes out of scope, all that was allocated since.
+class ArenaScope {
+ public:
+  explicit ArenaScope(Arena& arena) : arena_(arena), mark_(arena.mark()) {}
+  ~ArenaScope() { arena_.Rewind(mark_); }
+  ArenaScope(const ArenaScope&) = delete;
+  ArenaScope& operator=(const ArenaScope&) = delete;
+
+ private:
+  Arena& arena_;
+  Arena::Mark mark_;
+};
+
+}  // namespace eyrie

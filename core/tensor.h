@@ -1,0 +1,88 @@
+// Tensor: a contiguous, row-major view of memory that somebody else owns (a Buffer, an Arena).
+// Copying a Tensor copies the view. An undefined Tensor (no data) stands for "absent" in kernel
+// arguments that are optional.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <initializer_list>
+#include <string>
+
+#include "core/dtype.h"
+#include "core/error.h"
+
+namespace eyrie {
+
+enum class Device : uint8_t { kCpu, kCuda };
+
+// Up to five extents, outermost first.
+class Shape {
+ public:
+  static constexpr int kMaxRank = 5;
+
+  Shape() = default;
+  Shape(std::initializer_list<int64_t> extents) {
+    EYRIE_CHECK(extents.size() <= kMaxRank);
+    for (int64_t extent : extents) Append(extent);
+  }
+  void Append(int64_t extent) {
+    EYRIE_CHECK(rank_ < kMaxRank && extent >= 0);
+    extents_[static_cast<size_t>(rank_++)] = extent;
+  }
+  int rank() const { return rank_; }
+  // A negative index counts from the innermost axis.
+  int64_t operator[](int axis) const {
+    return extents_[static_cast<size_t>(axis < 0 ? axis + rank_ : axis)];
+  }
+  void Set(int axis, int64_t extent) { extents_[static_cast<size_t>(axis)] = extent; }
+  int64_t size() const {
+    int64_t product = 1;
+    for (int axis = 0; axis < rank_; ++axis) product *= (*this)[axis];
+    return product;
+  }
+  bool operator==(const Shape& other) const {
+    if (rank_ != other.rank_) return false;
+    for (int axis = 0; axis < rank_; ++axis) {
+      if ((*this)[axis] != other[axis]) return false;
+    }
+    return true;
+  }
+  std::string ToString() const;  // "[2, 3]"
+
+ private:
+  std::array<int64_t, kMaxRank> extents_{};
+  int rank_ = 0;
+};
+
+struct Tensor {
+  void* raw = nullptr;
+  DType dtype = DType::kF32;
+  Device device = Device::kCpu;
+  Shape shape;
+
+  bool defined() const { return raw != nullptr; }
+  int64_t size() const { return shape.size(); }
+  int64_t dim(int axis) const { return shape[axis]; }
+  size_t bytes() const { return static_cast<size_t>(size()) * SizeOf(dtype); }
+
+  // Typed access; the element type must be the tensor's own. Null when undefined.
+  template <class T>
+  T* data() const {
+    if (raw == nullptr) return nullptr;
+    EYRIE_CHECK(dtype == DTypeOf<T>::value, "tensor holds ", Name(dtype));
+    return static_cast<T*>(raw);
+  }
+  // The same memory under another shape of equal size.
+  Tensor View(Shape other) const {
+    EYRIE_CHECK(other.size() == size(), shape.ToString(), " viewed as ", other.ToString());
+    return Tensor{raw, dtype, device, other};
+  }
+  // Rows [begin, end) along the outermost axis.
+  Tensor Rows(int64_t begin, int64_t end) const;
+};
+
+// Host memory operations on tensors of equal dtype and size.
+void Copy(const Tensor& from, const Tensor& to);
+void FillZero(const Tensor& tensor);
+
+}  // namespace eyrie

@@ -1,0 +1,40 @@
+// Causal multi-query attention (Shazeer, arXiv:1911.02150) inside documents, optionally local.
+// H query heads share one key and value head. Query t of sequence b sees key t - s when
+//
+//   0 <= s <= min(positions[b, t], window)          (window 0: no limit)
+//
+// so at most window + 1 keys, never across a document's start. Keys before this chunk come from
+// `past_k`, `past_v`, whose last row directly precedes token 0.
+//
+//   P = softmax(dh^-1/2 q k^T)      o = P v
+//
+// B sequences, T tokens, H query heads, dh head width, P past rows. float32 or float64.
+#pragma once
+
+#include "core/tensor.h"
+
+namespace eyrie {
+
+struct AttentionForwardArgs {
+  Tensor q;               // [B, T, H, dh]
+  Tensor k, v;            // [B, T, dh]
+  Tensor past_k, past_v;  // [B, P, dh], or absent when P = 0
+  Tensor positions;       // [B, T] int32
+  int64_t window = 0;
+  Tensor o;    // [B, T, H, dh] out
+  Tensor lse;  // [B, T, H] out, log of the softmax's denominator
+};
+void AttentionForward(const AttentionForwardArgs& args);
+
+struct AttentionBackwardArgs {
+  Tensor q, k, v, past_k, past_v, positions;  // as in the forward pass
+  int64_t window = 0;
+  Tensor o, lse;            // the forward pass's outputs
+  Tensor dout;              // [B, T, H, dh] gradient of o
+  Tensor dq;                // [B, T, H, dh] out, overwritten
+  Tensor dk, dv;            // [B, T, dh] out, overwritten, summed over heads
+  Tensor dpast_k, dpast_v;  // [B, P, dh] out, overwritten; optional
+};
+void AttentionBackward(const AttentionBackwardArgs& args);
+
+}  // namespace eyrie

@@ -1,0 +1,35 @@
+// Causal depthwise convolution over time with bias, that never looks across a document's start:
+//
+//   y[t] = bias + sum_{s < K, s <= positions[t]} weight[K-1-s] * x[t-s]
+//
+// where x[-1], x[-2], ... are the last rows of the carried state. B sequences, T tokens (T may be
+// shorter than K-1), C channels, K taps (1 to 8). float32 or float64.
+#pragma once
+
+#include "core/tensor.h"
+
+namespace eyrie {
+
+struct CausalConv1dForwardArgs {
+  Tensor x;          // [B, T, C]
+  Tensor weight;     // [K, C], row K-1 multiplies the current token
+  Tensor bias;       // [C]
+  Tensor positions;  // [B, T] int32
+  Tensor x0;         // [B, K-1, C] the inputs before this chunk, oldest first; absent: zeros
+  Tensor y;          // [B, T, C] out
+  Tensor x_last;     // [B, K-1, C] out, the last K-1 inputs of [x0; x]; optional
+};
+void CausalConv1dForward(const CausalConv1dForwardArgs& args);
+
+struct CausalConv1dBackwardArgs {
+  Tensor x, weight, positions, x0;  // as in the forward pass
+  Tensor dy;                        // [B, T, C]
+  Tensor dx_last;                   // [B, K-1, C] gradient of x_last, or absent
+  Tensor dx;                        // [B, T, C] out, overwritten
+  Tensor dx0;                       // [B, K-1, C] out, overwritten; optional
+  Tensor dweight;                   // [K, C] out, added to
+  Tensor dbias;                     // [C] out, added to
+};
+void CausalConv1dBackward(const CausalConv1dBackwardArgs& args);
+
+}  // namespace eyrie

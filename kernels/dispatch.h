@@ -1,0 +1,36 @@
+// Picks a kernel's body: by device, then by element type. An unknown case is an error, never a
+// fallback.
+#pragma once
+
+#include "core/tensor.h"
+
+namespace eyrie {
+
+// Calls body(T{}) with T the floating-point type of `tensor`, on the CPU.
+template <class Body>
+void DispatchCpu(const char* kernel, const Tensor& tensor, const Body& body) {
+  if (tensor.device != Device::kCpu) {
+    ThrowFailure(kernel, ": this build has no body for the tensor's device");
+  }
+  switch (tensor.dtype) {
+    case DType::kF32: body(float{}); return;
+    case DType::kF64: body(double{}); return;
+    default: ThrowFailure(kernel, ": no CPU body for ", Name(tensor.dtype));
+  }
+}
+
+// A kernel's host launcher validates everything it was given.
+inline void CheckShape(const char* kernel, const char* argument, const Tensor& tensor,
+                       const Shape& expected) {
+  if (!tensor.defined() || !(tensor.shape == expected)) {
+    ThrowFailure(kernel, ": ", argument, " has shape ",
+                 tensor.defined() ? tensor.shape.ToString() : std::string("(absent)"),
+                 ", expected ", expected.ToString());
+  }
+}
+inline void CheckOptional(const char* kernel, const char* argument, const Tensor& tensor,
+                          const Shape& expected) {
+  if (tensor.defined()) CheckShape(kernel, argument, tensor, expected);
+}
+
+}  // namespace eyrie

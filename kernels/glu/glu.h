@@ -1,0 +1,28 @@
+// Gated linear unit: out = act(gate) * value, elementwise (Shazeer, arXiv:2002.05202).
+// Any shape, the same for all tensors. float32 or float64.
+#pragma once
+
+#include "core/tensor.h"
+
+namespace eyrie {
+
+enum class Activation : uint8_t {
+  kGeluTanh,  // 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
+};
+
+struct GluForwardArgs {
+  Activation activation = Activation::kGeluTanh;
+  Tensor gate, value;
+  Tensor out;  // out
+};
+void GluForward(const GluForwardArgs& args);
+
+struct GluBackwardArgs {
+  Activation activation = Activation::kGeluTanh;
+  Tensor gate, value;    // as in the forward pass
+  Tensor dout;
+  Tensor dgate, dvalue;  // out, overwritten; dvalue may be the same memory as dout
+};
+void GluBackward(const GluBackwardArgs& args);
+
+}  // namespace eyrie

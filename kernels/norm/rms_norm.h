@@ -1,0 +1,30 @@
+// RMSNorm (Zhang and Sennrich, arXiv:1910.07467) with the weight stored as an offset from one:
+//
+//   rstd = 1 / sqrt(mean(x^2) + epsilon)      y = x * rstd * (1 + weight)
+//
+// N rows of width D. float32 or float64.
+#pragma once
+
+#include "core/tensor.h"
+
+namespace eyrie {
+
+struct RmsNormForwardArgs {
+  Tensor x;       // [..., D], N rows
+  Tensor weight;  // [D]
+  double epsilon = 1e-6;
+  Tensor y;     // like x, out
+  Tensor rstd;  // [N] elements in any shape, out
+};
+void RmsNormForward(const RmsNormForwardArgs& args);
+
+struct RmsNormBackwardArgs {
+  Tensor x, weight, rstd;  // as in the forward pass
+  Tensor dy;               // like x
+  Tensor dresidual;        // like x: gradient of the residual stream, added to dx; or absent
+  Tensor dx;               // like x, out, overwritten (may be the same memory as dresidual)
+  Tensor dweight;          // [D] out, added to
+};
+void RmsNormBackward(const RmsNormBackwardArgs& args);
+
+}  // namespace eyrie
