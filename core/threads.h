@@ -16,6 +16,10 @@ __attribute__((__simd__("notinbranch"))) float expm1f(float) noexcept;
 __attribute__((__simd__("notinbranch"))) double expm1(double) noexcept;
 __attribute__((__simd__("notinbranch"))) float tanhf(float) noexcept;
 __attribute__((__simd__("notinbranch"))) double tanh(double) noexcept;
+__attribute__((__simd__("notinbranch"))) float log1pf(float) noexcept;
+__attribute__((__simd__("notinbranch"))) double log1p(double) noexcept;
+__attribute__((__simd__("notinbranch"))) double sin(double) noexcept;
+__attribute__((__simd__("notinbranch"))) double cos(double) noexcept;
 }
 #endif
 #endif
@@ -29,9 +33,19 @@ inline float Expm1(float x) { return ::expm1f(x); }
 inline double Expm1(double x) { return ::expm1(x); }
 inline float Tanh(float x) { return ::tanhf(x); }
 inline double Tanh(double x) { return ::tanh(x); }
+inline float Log1p(float x) { return ::log1pf(x); }
+inline double Log1p(double x) { return ::log1p(x); }
+// In separate loops: gcc joins a sine and a cosine of one argument into a call it cannot vectorise.
+inline double Sin(double x) { return ::sin(x); }
+inline double Cos(double x) { return ::cos(x); }
 template <class T>
 inline T Sigmoid(T x) {
   return T(1) / (T(1) + Exp(-x));
+}
+template <class T>
+inline T Softplus(T x) {
+  const T magnitude = x < T(0) ? -x : x;
+  return (x > T(0) ? x : T(0)) + Log1p(Exp(-magnitude));
 }
 
 // Calls body(i) for i in [0, count), spread over the threads of this rank. Each i must be

@@ -1,0 +1,91 @@
+// How CPU bodies cut their work. Every size here depends on shapes alone, never on the number of
+// threads, so that sums come out in the same order, and each element in the same lane of a vector
+// or the same scalar remainder, however many threads there are.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "core/threads.h"
+
+namespace eyrie {
+
+// Below this many elements, waking threads costs more than they save.
+inline constexpr int64_t kSerialWork = 8192;
+// Channels that one task carries through time: a multiple of any vector width, long enough for
+// the hardware to prefetch, short enough that the rows in flight stay in the first-level cache.
+inline constexpr int64_t kChannelBlock = 256;
+// At most this many partial sums over rows are kept.
+inline constexpr int64_t kMaxRowTiles = 64;
+
+inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Calls body(piece) for each of `pieces`; `elements` is the size of the whole.
+template <class Body>
+void ForPieces(int64_t pieces, int64_t elements, const Body& body) {
+  if (elements <= kSerialWork) {
+    for (int64_t piece = 0; piece < pieces; ++piece) body(piece);
+  } else {
+    ParallelFor(pieces, body);
+  }
+}
+
+// Calls body(begin, end) over [0, count) in pieces of kSerialWork.
+template <class Body>
+void ForElements(int64_t count, const Body& body) {
+  ForPieces(CeilDiv(count, kSerialWork), count, [&](int64_t piece) {
+    body(piece * kSerialWork, std::min(count, (piece + 1) * kSerialWork));
+  });
+}
+
+// Calls body(b, first_channel, channel_count) for each block of channels of each sequence of a
+// [batch, time, channels] tensor.
+template <class Body>
+void ForChannelBlocks(int64_t batch, int64_t time, int64_t channels, const Body& body) {
+  const int64_t blocks = CeilDiv(channels, kChannelBlock);
+  ForPieces(batch * blocks, batch * time * channels, [&](int64_t piece) {
+    const int64_t first = piece % blocks * kChannelBlock;
+    body(piece / blocks, first, std::min(kChannelBlock, channels - first));
+  });
+}
+
+// Rows of a [rows, width] matrix in equal tiles (the last may be shorter).
+struct RowTiles {
+  RowTiles(int64_t row_count, int64_t row_width)
+      : rows(row_count),
+        width(row_width),
+        tile(std::max({CeilDiv(rows, kMaxRowTiles), CeilDiv(kSerialWork, width + 1), int64_t{1}})),
+        count(CeilDiv(rows, tile)) {}
+
+  // Calls body(index, begin, end).
+  template <class Body>
+  void ForEach(const Body& body) const {
+    ForPieces(count, rows * width, [&](int64_t index) {
+      body(index, index * tile, std::min(rows, (index + 1) * tile));
+    });
+  }
+
+  int64_t rows, width, tile, count;
+};
+
+// out[c] += scale * sum over rows of x[row, c], rows in order. `scale(c)` is asked once a channel.
+template <class T, class Scale>
+void AddRowSum(const T* x, int64_t rows, int64_t channels, T* out, const Scale& scale) {
+  ForChannelBlocks(1, rows, channels, [&](int64_t, int64_t first, int64_t count) {
+    T sum[kChannelBlock] = {};
+    for (int64_t row = 0; row < rows; ++row) {
+      const T* x_row = x + row * channels + first;
+#pragma omp simd
+      for (int64_t c = 0; c < count; ++c) sum[c] += x_row[c];
+    }
+#pragma omp simd
+    for (int64_t c = 0; c < count; ++c) out[first + c] += scale(first + c) * sum[c];
+  });
+}
+template <class T>
+void AddRowSum(const T* x, int64_t rows, int64_t channels, T* out) {
+  AddRowSum(x, rows, channels, out, [](int64_t) { return T(1); });
+}
+
+}  // namespace eyrie

@@ -1,1 +1,0 @@
-#include "kernels/dispatch.h"
