@@ -9,6 +9,8 @@ namespace eyrie {
 void Add(const Tensor& a, const Tensor& b, const Tensor& out);
 // Each of the rows of y [..., C] := bias [C].
 void BroadcastRows(const Tensor& bias, const Tensor& y);
+// Each of the rows of y [..., C] += row [C].
+void AddRow(const Tensor& row, const Tensor& y);
 // dbias[c] += sum over rows of dy[..., c], in row order.
 void SumRows(const Tensor& dy, const Tensor& dbias);
 

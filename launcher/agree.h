@@ -1,0 +1,41 @@
+// Errors in a job of many ranks. What every rank does at the same point, such as reading files,
+// runs inside Collectively: if it fails anywhere, every rank leaves with the same exit code, and
+// one of them with the message.
+#pragma once
+
+#include <exception>
+#include <new>
+
+#include "core/error.h"
+#include "parallel/communicator.h"
+
+namespace eyrie {
+
+// Calls body() on this rank and waits for the others. When it threw on some ranks, throws on all:
+// the lowest of those rethrows its own error, the rest an Error without text.
+template <class Body>
+void Collectively(Communicator& group, const Body& body) {
+  int code = 0;
+  std::string message;
+  try {
+    body();
+  } catch (const Error& error) {
+    code = static_cast<int>(error.code());
+    message = error.what();
+  } catch (const std::bad_alloc&) {
+    code = static_cast<int>(ExitCode::kFailed);
+    message = "out of memory";
+  } catch (const std::exception& error) {
+    code = static_cast<int>(ExitCode::kFailed);
+    message = error.what();
+  }
+  // The lowest failing rank speaks: it has the largest of (size - rank).
+  const double speaker =
+      AllReduceValue(group, code == 0 ? 0 : group.size() - group.rank(), ReduceOp::kMax);
+  if (speaker == 0) return;
+  const bool speaks = speaker == group.size() - group.rank();
+  const double agreed = AllReduceValue(group, speaks ? code : 0, ReduceOp::kMax);
+  throw Error(static_cast<ExitCode>(static_cast<int>(agreed)), speaks ? message : std::string());
+}
+
+}  // namespace eyrie

@@ -1,0 +1,35 @@
+// Loading, completing and checking configurations. Nothing below the launcher parses text.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "configs/schema/config.pb.h"
+#include "parallel/mesh.h"
+
+namespace eyrie {
+
+// Reads a text-format Config. Throws kBadInput naming FILE:LINE and the field.
+config::Config LoadConfig(const std::string& file);
+
+// Applies "path.to.field=value". Strings are taken as they are; a repeated field takes a
+// comma-separated list. Throws kBadInput naming the setting.
+void ApplySettings(const std::vector<std::string>& settings, config::Config& config);
+
+// Completes a configuration for a job of `ranks` ranks: writes every default out and fixes
+// parallel.data. Throws kBadInput, in one line, with everything that is wrong with the model and
+// the layout.
+void Resolve(config::Config& config, int ranks);
+// Likewise for the fields that only training needs. Call after Resolve.
+void ValidateForTraining(const config::Config& config);
+
+MeshShape MeshShapeOf(const config::ParallelConfig& parallel);
+
+// Throws kBadInput naming the first field in which the models differ; `checkpoint` is where `saved`
+// was read from.
+void RequireSameModel(const config::ModelConfig& saved, const config::ModelConfig& wanted,
+                      const std::string& checkpoint);
+
+std::string ToText(const google::protobuf::Message& message);
+
+}  // namespace eyrie

@@ -1,0 +1,30 @@
+#include "layers/branch.h"
+
+#include "kernels/elementwise/elementwise.h"
+
+namespace eyrie {
+
+void Branch::Declare(const Declaration& declare) {
+  Declaration own{declare.params, stash_table_, declare.tensor_size, declare.prefix};
+  norm_.Declare(own);
+  normed_ = stash_table_.Add("normed", norm_.width());
+  rstd_ = stash_table_.Add("rstd", 1);
+  mixer_->Declare(own);
+}
+
+void Branch::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
+                     const Carry& carry) const {
+  norm_.Forward(run, x, stash[normed_], stash[rstd_]);
+  mixer_->Forward(run, stash[normed_], y, stash, carry);
+  if (run.pass != Pass::kRecompute) Add(x, y, y);
+}
+
+void Branch::Backward(Run& run, const Tensor& x, const Tensor& d, Stash& stash,
+                      const Carry& carry, const CarryGrad& carry_grad) const {
+  ArenaScope scope(run.arena);
+  const Tensor dnormed = run.Scratch(norm_.width());
+  mixer_->Backward(run, stash[normed_], d, dnormed, stash, carry, carry_grad);
+  norm_.Backward(run, x, stash[rstd_], dnormed, /*dresidual=*/d, /*dx=*/d);
+}
+
+}  // namespace eyrie

@@ -1,0 +1,50 @@
+// The tied embedding table, cut over the tensor axis by vocabulary: look-up at one end of the
+// model, head and loss at the other.
+#pragma once
+
+#include "layers/layer.h"
+
+namespace eyrie {
+
+struct Loss {
+  double sum = 0.0;   // of the negative log-likelihoods, in nats
+  int64_t valid = 0;  // labels that counted
+};
+
+class Embedding {
+ public:
+  struct Options {
+    int64_t vocab_size = 0, width = 0;
+    double scale = 1.0;     // multiplies looked-up rows
+    double soft_cap = 0.0;  // of the logits; 0: none
+  };
+
+  explicit Embedding(Options options) : options_(options) {}
+
+  void Declare(Declaration& declare);
+
+  // y [B, T, D] := the tokens' rows, complete on every tensor rank.
+  void LookUp(Run& run, const Tensor& tokens, const Tensor& y) const;
+  void LookUpBackward(Run& run, const Tensor& tokens, const Tensor& dy) const;
+
+  // The loss of predicting `labels` [B, T] from x [B, T, D] (a negative label does not count). With
+  // `dx` (training) also runs backward at once, with the loss scaled by `scale`: dx := gradient of
+  // x, and the table's gradient is added to. Works through the tokens piece by piece, so that
+  // logits exist for one piece at a time.
+  Loss HeadLoss(Run& run, const Tensor& x, const Tensor& labels, double scale,
+                const Tensor& dx) const;
+
+  // logits [N, vocab_size] of x [N, D], whole on every tensor rank, cap applied.
+  void Logits(Run& run, const Tensor& x, const Tensor& logits) const;
+
+ private:
+  int64_t FirstRow(Run& run) const { return run.mesh.tensor().rank() * local_vocab_; }
+  // u [N, local vocab] := x table^T
+  void PartialLogits(Run& run, const Tensor& x, const Tensor& u) const;
+
+  Options options_;
+  int64_t local_vocab_ = 0;
+  ParamId table_ = -1;
+};
+
+}  // namespace eyrie

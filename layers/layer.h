@@ -1,0 +1,85 @@
+// What every layer is given and what it must offer. Notation throughout this folder: B sequences,
+// T tokens, D model width; activations are [B, T, width], row-major, in the store's dtype.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "core/memory.h"
+#include "core/param_table.h"
+#include "core/stash.h"
+#include "parallel/mesh.h"
+#include "parallel/param_store.h"
+
+namespace eyrie {
+
+enum class Pass {
+  kTrain,      // forward, saving for backward
+  kRecompute,  // forward again, only to refill the stash; communicates nothing
+  kEval,       // forward alone
+};
+
+// All a layer may touch: built by the launcher, passed down, never global.
+struct Run {
+  const Mesh& mesh;
+  ParamStore& params;
+  Arena& arena;  // scratch is rewound when the call that took it returns
+  Pass pass = Pass::kEval;
+  Tensor positions;  // [B, T] int32: of each token inside its document
+
+  int64_t batch() const { return positions.dim(0); }
+  int64_t tokens() const { return positions.dim(1); }
+  // Scratch [B, T, width].
+  Tensor Scratch(int64_t width) {
+    return arena.Allocate(params.dtype(), {batch(), tokens(), width});
+  }
+};
+
+// Where a layer declares its parameters and saved activations, before memory is taken.
+struct Declaration {
+  ParamTable& params;
+  StashTable& stash;
+  int tensor_size;     // ranks on the tensor axis: widths of saved activations are local
+  std::string prefix;  // of parameter names, e.g. "blocks.3."
+};
+
+// The state before and after this chunk of the sequence; null: the sequence's start, not wanted.
+struct Carry {
+  const State* before = nullptr;
+  State* after = nullptr;
+};
+
+// Gradients of the same: null: no later chunk, not wanted. `before` is overwritten.
+struct CarryGrad {
+  const State* after = nullptr;
+  State* before = nullptr;
+};
+
+// The body of a residual branch x + mixer(norm(x)): a sequence mixer or a channel mixer.
+// docs/adding-a-mixer.md walks through one.
+class Mixer {
+ public:
+  virtual ~Mixer() = default;
+
+  virtual void Declare(Declaration& declare) = 0;
+  // Mixers without a state declare nothing.
+  virtual void DeclareState(StateTable&) const {}
+
+  // y [B, T, D] := mixer(x), complete on every tensor rank. In a recompute pass y is absent and
+  // only the stash is filled, without communication.
+  virtual void Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
+                       const Carry& carry) = 0;
+  // dx [B, T, D] := gradient of x, complete on every tensor rank; adds into the parameters'
+  // gradients. `carry` is the forward pass's own.
+  virtual void Backward(Run& run, const Tensor& x, const Tensor& dy, const Tensor& dx,
+                        Stash& stash, const Carry& carry, const CarryGrad& carry_grad) = 0;
+};
+
+// An optional state's tensor: absent where there is no state.
+inline Tensor StateSlot(const State* state, SlotId id) {
+  return state == nullptr ? Tensor{} : (*state)[id];
+}
+
+}  // namespace eyrie

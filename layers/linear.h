@@ -1,0 +1,50 @@
+// y = x W^T + b, whole, or cut over the tensor axis by outputs (column-parallel) or inputs
+// (row-parallel): Shoeybi et al., "Megatron-LM", arXiv:1909.08053, section 3.
+#pragma once
+
+#include <string>
+
+#include "layers/layer.h"
+
+namespace eyrie {
+
+class Linear {
+ public:
+  enum class Cut {
+    kColumns,  // each rank computes its share of the outputs from the whole input
+    kRows,     // each rank adds its share to every output: the sum needs an all-reduce
+    // Every rank computes all outputs, but uses them for its own heads only, so that its weight
+    // gradient is a partial sum.
+    kWholePartialGradient,
+  };
+  struct Options {
+    std::string name;  // W is name.w [out, in], b is name.b [out]
+    int64_t in = 0, out = 0;  // global
+    Cut cut = Cut::kColumns;
+    bool bias = true;
+    double init_std = 0.0;
+  };
+
+  explicit Linear(Options options) : options_(std::move(options)) {}
+
+  void Declare(Declaration& declare);
+  // Local widths, known once declared.
+  int64_t local_in() const { return local_in_; }
+  int64_t local_out() const { return local_out_; }
+
+  // y [..., local out] := x W^T + b. Row-parallel: without b, and y is this rank's partial sum.
+  void Forward(Run& run, const Tensor& x, const Tensor& y) const;
+  // Row-parallel only: completes y over the tensor axis and adds b.
+  void Reduce(Run& run, const Tensor& y) const;
+  // dx := dy W, or += with accumulate. Column-parallel: a partial sum over the tensor axis.
+  void BackwardInput(Run& run, const Tensor& dy, const Tensor& dx, bool accumulate) const;
+  // Adds the gradients of W and b.
+  void BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const;
+
+ private:
+  Options options_;
+  ParamId weight_ = -1, bias_ = -1;
+  int64_t local_in_ = 0, local_out_ = 0;
+};
+
+}  // namespace eyrie

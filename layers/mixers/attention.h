@@ -1,0 +1,37 @@
+// Multi-query attention with rotary positions, global or local (De et al., arXiv:2402.19427,
+// section 2.3): H query heads of width dh cut over the tensor axis; every tensor rank computes the
+// one key and value head for itself. State: the last keys (rotated) and values the next tokens may
+// see, "k" and "v" [W, dh], newest last.
+#pragma once
+
+#include "layers/linear.h"
+#include "layers/registry.h"
+
+namespace eyrie {
+
+class AttentionMixer final : public Mixer {
+ public:
+  // window 0: global.
+  AttentionMixer(const config::ModelConfig& model, int64_t window);
+
+  void Declare(Declaration& declare) override;
+  void DeclareState(StateTable& table) const override;
+  void Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
+               const Carry& carry) override;
+  void Backward(Run& run, const Tensor& x, const Tensor& dy, const Tensor& dx, Stash& stash,
+                const Carry& carry, const CarryGrad& carry_grad) override;
+
+ private:
+  void Rotate(Run& run, const Tensor& heads, int64_t count, bool inverse) const;
+
+  int64_t window_, head_width_;
+  double rotary_base_;
+  int64_t heads_ = 0;  // local
+  Linear q_, k_, v_, out_;
+  SlotId q_out_ = -1, k_out_ = -1, v_out_ = -1, o_ = -1, lse_ = -1;
+};
+
+MixerEntry GlobalAttentionMixerEntry();
+MixerEntry LocalAttentionMixerEntry();
+
+}  // namespace eyrie

@@ -1,0 +1,217 @@
+#include "layers/mixers/recurrent.h"
+
+#include <cmath>
+
+#include "core/blas.h"
+#include "kernels/causal_conv1d/causal_conv1d.h"
+#include "kernels/dispatch.h"
+#include "kernels/elementwise/elementwise.h"
+#include "kernels/glu/glu.h"
+#include "kernels/rg_lru/rg_lru.h"
+
+namespace eyrie {
+namespace {
+
+constexpr int64_t kTaps = 4;
+constexpr SlotId kConvState = 0, kHiddenState = 1;
+
+// Draws the decay a = sigmoid(-lambda) at r = 1/8 with a^2 uniform in [0.9^2, 0.999^2], that is,
+// uniform by area on the ring (arXiv:2402.19427, section 2.4; architectures of the LRU,
+// arXiv:2303.06349, lemma 3.2).
+double DrawLambda(const Random& random, uint64_t index) {
+  constexpr double kInner = 0.9 * 0.9, kOuter = 0.999 * 0.999;
+  const double squared = kInner + (kOuter - kInner) * random.Uniform(index) + 1e-8;
+  return std::log(std::expm1(-0.5 * std::log(squared)));
+}
+
+}  // namespace
+
+RecurrentMixer::RecurrentMixer(const config::ModelConfig& model)
+    : global_width_(model.recurrent().width()),
+      global_blocks_(model.recurrent().gate_blocks()),
+      in_y_({.name = "rec.in_y",
+             .in = model.width(),
+             .out = global_width_,
+             .cut = Linear::Cut::kColumns,
+             .init_std = std::sqrt(1.0 / static_cast<double>(model.width()))}),
+      in_x_({.name = "rec.in_x",
+             .in = model.width(),
+             .out = global_width_,
+             .cut = Linear::Cut::kColumns,
+             .init_std = std::sqrt(1.0 / static_cast<double>(model.width()))}),
+      out_({.name = "rec.out",
+            .in = global_width_,
+            .out = model.width(),
+            .cut = Linear::Cut::kRows,
+            .init_std =
+                std::sqrt(2.0 / static_cast<double>(model.depth()) / static_cast<double>(global_width_))}) {}
+
+void RecurrentMixer::Declare(Declaration& declare) {
+  const int64_t r = global_width_, g = global_blocks_, block = r / g;
+  width_ = r / declare.tensor_size;
+  blocks_ = g / declare.tensor_size;
+
+  in_y_.Declare(declare);
+  in_x_.Declare(declare);
+  const auto add = [&](const char* name, Shape shape, int axis, bool decay, InitFn init) {
+    return declare.params.Add({.name = declare.prefix + "rec." + name,
+                               .shape = shape,
+                               .shard_axis = axis,
+                               .weight_decay = decay,
+                               .init = std::move(init)});
+  };
+  conv_w_ = add("conv.w", {kTaps, r}, 1, true, InitNormal(std::sqrt(0.01 / kTaps)));
+  conv_b_ = add("conv.b", {r}, 0, false, InitConstant(0.0));
+  const InitFn gate_init = InitNormal(1.0 / std::sqrt(static_cast<double>(block)));
+  gate_i_w_ = add("gate_i.w", {g, block, block}, 0, true, gate_init);
+  gate_i_b_ = add("gate_i.b", {g, block}, 0, false, InitConstant(0.0));
+  gate_r_w_ = add("gate_r.w", {g, block, block}, 0, true, gate_init);
+  gate_r_b_ = add("gate_r.b", {g, block}, 0, false, InitConstant(0.0));
+  lambda_ = add("lambda", {r}, 0, false, DrawLambda);
+  out_.Declare(declare);
+
+  gate_ = declare.stash.Add("gate", width_);
+  conv_in_ = declare.stash.Add("conv_in", width_);
+  u_ = declare.stash.Add("u", width_);
+  zi_ = declare.stash.Add("zi", width_);
+  zr_ = declare.stash.Add("zr", width_);
+  h_ = declare.stash.Add("h", width_);
+  product_ = declare.stash.Add("product", width_);
+}
+
+void RecurrentMixer::DeclareState(StateTable& table) const {
+  table.Add("conv", kTaps - 1, width_);
+  table.Add("h", 1, width_);
+}
+
+void RecurrentMixer::Gate(Run& run, ParamId weight, ParamId bias, const Tensor& u,
+                          const Tensor& z) const {
+  const int64_t rows = u.size() / width_, block = width_ / blocks_;
+  BroadcastRows(run.params.value(bias).View({width_}), z);
+  DispatchCpu("rg_lru gates", u, [&](auto tag) {
+    using T = decltype(tag);
+    const T* w = run.params.value(weight).data<T>();
+    for (int64_t g = 0; g < blocks_; ++g) {
+      Gemm(Trans::kNo, Trans::kYes, rows, block, block, T(1), u.data<T>() + g * block, width_,
+           w + g * block * block, block, T(1), z.data<T>() + g * block, width_);
+    }
+  });
+}
+
+void RecurrentMixer::GateBackward(Run& run, ParamId weight, ParamId bias, const Tensor& u,
+                                  const Tensor& dz, const Tensor& du) const {
+  const int64_t rows = u.size() / width_, block = width_ / blocks_;
+  DispatchCpu("rg_lru gates", u, [&](auto tag) {
+    using T = decltype(tag);
+    const T* w = run.params.value(weight).data<T>();
+    T* dw = run.params.grad(weight).data<T>();
+    for (int64_t g = 0; g < blocks_; ++g) {
+      const T* dz_g = dz.data<T>() + g * block;
+      Gemm(Trans::kNo, Trans::kNo, rows, block, block, T(1), dz_g, width_, w + g * block * block,
+           block, T(1), du.data<T>() + g * block, width_);
+      Gemm(Trans::kYes, Trans::kNo, block, block, rows, T(1), dz_g, width_,
+           u.data<T>() + g * block, width_, T(1), dw + g * block * block, block);
+    }
+  });
+  SumRows(dz, run.params.grad(bias).View({width_}));
+}
+
+void RecurrentMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
+                             const Carry& carry) {
+  in_x_.Forward(run, x, stash[conv_in_]);
+  CausalConv1dForward({.x = stash[conv_in_],
+                       .weight = run.params.value(conv_w_),
+                       .bias = run.params.value(conv_b_),
+                       .positions = run.positions,
+                       .x0 = StateSlot(carry.before, kConvState),
+                       .y = stash[u_],
+                       .x_last = StateSlot(carry.after, kConvState)});
+  Gate(run, gate_i_w_, gate_i_b_, stash[u_], stash[zi_]);
+  Gate(run, gate_r_w_, gate_r_b_, stash[u_], stash[zr_]);
+  RgLruForwardArgs scan{.u = stash[u_],
+                        .zi = stash[zi_],
+                        .zr = stash[zr_],
+                        .lambda = run.params.value(lambda_),
+                        .positions = run.positions,
+                        .h = stash[h_]};
+  const Shape state{run.batch(), width_};
+  if (carry.before != nullptr) scan.h0 = (*carry.before)[kHiddenState].View(state);
+  if (carry.after != nullptr) scan.h_last = (*carry.after)[kHiddenState].View(state);
+  RgLruForward(scan);
+  in_y_.Forward(run, x, stash[gate_]);
+  GluForward({.gate = stash[gate_], .value = stash[h_], .out = stash[product_]});
+  if (run.pass == Pass::kRecompute) return;
+  out_.Forward(run, stash[product_], y);
+  out_.Reduce(run, y);
+}
+
+void RecurrentMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const Tensor& dx,
+                              Stash& stash, const Carry& carry, const CarryGrad& carry_grad) {
+  ArenaScope scope(run.arena);
+  const Tensor dh = run.Scratch(width_), dgate = run.Scratch(width_);
+  const Tensor du = run.Scratch(width_), dzi = run.Scratch(width_), dzr = run.Scratch(width_);
+  const Tensor dconv_in = run.Scratch(width_);
+
+  out_.BackwardInput(run, dy, dh, /*accumulate=*/false);
+  out_.BackwardWeight(run, stash[product_], dy);
+  GluBackward({.gate = stash[gate_],
+               .value = stash[h_],
+               .dout = dh,
+               .dgate = dgate,
+               .dvalue = dh});
+
+  RgLruBackwardArgs scan{.u = stash[u_],
+                         .zi = stash[zi_],
+                         .zr = stash[zr_],
+                         .lambda = run.params.value(lambda_),
+                         .positions = run.positions,
+                         .h = stash[h_],
+                         .dh = dh,
+                         .du = du,
+                         .dzi = dzi,
+                         .dzr = dzr,
+                         .dlambda = run.params.grad(lambda_)};
+  const Shape state{run.batch(), width_};
+  if (carry.before != nullptr) scan.h0 = (*carry.before)[kHiddenState].View(state);
+  if (carry_grad.after != nullptr) scan.dh_last = (*carry_grad.after)[kHiddenState].View(state);
+  if (carry_grad.before != nullptr) scan.dh0 = (*carry_grad.before)[kHiddenState].View(state);
+  RgLruBackward(scan);
+  GateBackward(run, gate_i_w_, gate_i_b_, stash[u_], dzi, du);
+  GateBackward(run, gate_r_w_, gate_r_b_, stash[u_], dzr, du);
+
+  CausalConv1dBackward({.x = stash[conv_in_],
+                        .weight = run.params.value(conv_w_),
+                        .positions = run.positions,
+                        .x0 = StateSlot(carry.before, kConvState),
+                        .dy = du,
+                        .dx_last = StateSlot(carry_grad.after, kConvState),
+                        .dx = dconv_in,
+                        .dx0 = StateSlot(carry_grad.before, kConvState),
+                        .dweight = run.params.grad(conv_w_),
+                        .dbias = run.params.grad(conv_b_)});
+
+  // The sum of dx over tensor ranks travels while the weights' gradients are computed.
+  in_x_.BackwardInput(run, dconv_in, dx, /*accumulate=*/false);
+  in_y_.BackwardInput(run, dgate, dx, /*accumulate=*/true);
+  Event reduced = run.mesh.tensor().AllReduce(dx, ReduceOp::kSum);
+  in_x_.BackwardWeight(run, x, dconv_in);
+  in_y_.BackwardWeight(run, x, dgate);
+  reduced.Wait();
+}
+
+MixerEntry RecurrentMixerEntry() {
+  return {
+      "recurrent",
+      [](const config::ModelConfig& model, int64_t tensor, ConfigErrors& errors) {
+        const auto& own = model.recurrent();
+        errors.RequireDivisible("model.recurrent.width", own.width(),
+                                "model.recurrent.gate_blocks", own.gate_blocks());
+        errors.RequireDivisible("model.recurrent.gate_blocks", own.gate_blocks(),
+                                "parallel.tensor", tensor);
+      },
+      [](const config::ModelConfig& model) -> std::unique_ptr<Mixer> {
+        return std::make_unique<RecurrentMixer>(model);
+      }};
+}
+
+}  // namespace eyrie

@@ -1,0 +1,42 @@
+// Griffin's recurrent block (De et al., arXiv:2402.19427, section 2.4):
+//
+//   g = gelu(x W_y^T + b_y)     u = conv4(x W_x^T + b_x)     out = (rg_lru(u) * g) W_o^T + b_o
+//
+// R channels, whose gates are block-diagonal in G blocks, cut over the tensor axis by blocks.
+// State: the convolution's last inputs "conv" [3, R] and the recurrence's "h" [1, R].
+#pragma once
+
+#include "layers/linear.h"
+#include "layers/registry.h"
+
+namespace eyrie {
+
+class RecurrentMixer final : public Mixer {
+ public:
+  explicit RecurrentMixer(const config::ModelConfig& model);
+
+  void Declare(Declaration& declare) override;
+  void DeclareState(StateTable& table) const override;
+  void Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
+               const Carry& carry) override;
+  void Backward(Run& run, const Tensor& x, const Tensor& dy, const Tensor& dx, Stash& stash,
+                const Carry& carry, const CarryGrad& carry_grad) override;
+
+ private:
+  // z [B, T, R] := u W^T + b, block by block.
+  void Gate(Run& run, ParamId weight, ParamId bias, const Tensor& u, const Tensor& z) const;
+  // du += dz W; adds the gradients of W and b.
+  void GateBackward(Run& run, ParamId weight, ParamId bias, const Tensor& u, const Tensor& dz,
+                    const Tensor& du) const;
+
+  int64_t global_width_, global_blocks_;
+  int64_t width_ = 0, blocks_ = 0;  // local
+  Linear in_y_, in_x_, out_;
+  ParamId conv_w_ = -1, conv_b_ = -1, lambda_ = -1;
+  ParamId gate_i_w_ = -1, gate_i_b_ = -1, gate_r_w_ = -1, gate_r_b_ = -1;
+  SlotId gate_ = -1, conv_in_ = -1, u_ = -1, zi_ = -1, zr_ = -1, h_ = -1, product_ = -1;
+};
+
+MixerEntry RecurrentMixerEntry();
+
+}  // namespace eyrie

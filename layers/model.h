@@ -1,0 +1,66 @@
+// A language model: embedding, residual branches taken cyclically from the pattern, final norm,
+// tied head.
+#pragma once
+
+#include <vector>
+
+#include "configs/schema/config.pb.h"
+#include "layers/branch.h"
+#include "layers/embedding.h"
+
+namespace eyrie {
+
+// One State a branch: all that a model carries from one chunk of its sequences to the next.
+using ModelState = std::vector<State>;
+
+class Model {
+ public:
+  // `config` has passed ValidateModel. With `recompute`, training keeps only each branch's input
+  // and recomputes the rest in backward.
+  Model(const config::ModelConfig& config, int tensor_size, bool recompute);
+
+  const ParamTable& params() const { return params_; }
+  // Zero states: the sequences' start. `capacity`: the longest sequence that will be carried.
+  ModelState MakeState(DType dtype, int64_t batch, int64_t capacity) const;
+
+  struct Batch {
+    Tensor tokens;       // [B, T] int32
+    Tensor labels;       // [B, T] int32, the tokens to predict; negative: does not count
+    double scale = 1.0;  // of the loss: one over the valid labels of the whole global batch
+  };
+  // What Forward leaves for Backward, in the arena of the Run.
+  struct Activations {
+    std::vector<Tensor> inputs;  // of each branch, [B, T, D]
+    std::vector<Stash> stashes;  // of each branch; empty when recomputing
+    Tensor rstd;                 // of the final norm
+    Tensor gradient;             // [B, T, D] of the final norm's input
+  };
+
+  // Training: the loss of a chunk of sequences, from the state before it (null: the start), giving
+  // the state after it (null: not wanted). Also takes the head's backward step.
+  Loss Forward(Run& run, const Batch& batch, const ModelState* before, ModelState* after,
+               Activations& saved) const;
+  // Adds the parameters' gradients. `after`, the gradient of the state after the chunk (null: no
+  // later chunk), gives `before`, that of the state before it (null: not wanted).
+  void Backward(Run& run, const Batch& batch, Activations& saved, const ModelState* before,
+                const ModelState* grad_after, ModelState* grad_before) const;
+
+  // The loss alone.
+  Loss Evaluate(Run& run, const Batch& batch) const;
+  // logits [B, T, vocab] for every token, or [B, 1, vocab] for the last one.
+  void Logits(Run& run, const Tensor& tokens, const ModelState* before, ModelState* after,
+              const Tensor& logits) const;
+
+ private:
+  // Embedding and branches without saving: returns the normed output [B, T, D], in the arena.
+  Tensor Infer(Run& run, const Tensor& tokens, const ModelState* before, ModelState* after) const;
+
+  int64_t width_;
+  bool recompute_;
+  ParamTable params_;
+  Embedding embedding_;
+  std::vector<Branch> branches_;
+  Norm norm_f_;
+};
+
+}  // namespace eyrie

@@ -1,0 +1,76 @@
+#include "layers/registry.h"
+
+#include <set>
+
+#include "layers/mixers/attention.h"
+#include "layers/mixers/geglu.h"
+#include "layers/mixers/recurrent.h"
+
+namespace eyrie {
+
+void ConfigErrors::RequirePositive(const std::string& field, int64_t value) {
+  if (value <= 0) Add(field, " must be positive, is ", value);
+}
+
+void ConfigErrors::RequireDivisible(const std::string& field, int64_t value,
+                                    const std::string& parts_field, int64_t parts) {
+  RequirePositive(field, value);
+  if (value > 0 && parts > 0 && value % parts != 0) {
+    Add(field, " = ", value, " does not divide by ", parts_field, " = ", parts);
+  }
+}
+
+const std::vector<MixerEntry>& MixerRegistry() {
+  static const std::vector<MixerEntry> registry = {
+      RecurrentMixerEntry(),
+      GlobalAttentionMixerEntry(),
+      LocalAttentionMixerEntry(),
+      GegluMixerEntry(),
+  };
+  return registry;
+}
+
+const MixerEntry* FindMixer(const std::string& name) {
+  for (const MixerEntry& entry : MixerRegistry()) {
+    if (entry.name == name) return &entry;
+  }
+  return nullptr;
+}
+
+std::vector<std::string> SplitPatternEntry(const std::string& entry) {
+  std::vector<std::string> names;
+  std::istringstream in(entry);
+  for (std::string name; std::getline(in, name, '+');) names.push_back(name);
+  return names;
+}
+
+void ValidateModel(const config::ModelConfig& model, int64_t tensor, ConfigErrors& errors) {
+  errors.RequireDivisible("model.vocab_size", model.vocab_size(), "parallel.tensor", tensor);
+  errors.RequirePositive("model.width", model.width());
+  errors.RequirePositive("model.depth", model.depth());
+  if (model.norm_epsilon() <= 0) errors.Add("model.norm_epsilon must be positive");
+  if (model.logit_soft_cap() < 0) errors.Add("model.logit_soft_cap must not be negative");
+  if (model.pattern().empty()) errors.Add("model.pattern is empty");
+  std::set<std::string> seen;
+  for (const std::string& pattern : model.pattern()) {
+    const auto names = SplitPatternEntry(pattern);
+    if (names.empty() || names.size() > 2) {
+      errors.Add("model.pattern: \"", pattern, "\" is not \"mixer\" or \"mixer+channel_mixer\"");
+      continue;
+    }
+    for (const std::string& name : names) {
+      if (!seen.insert(name).second) continue;
+      if (const MixerEntry* entry = FindMixer(name)) {
+        entry->validate(model, tensor, errors);
+        continue;
+      }
+      std::string known;
+      for (const MixerEntry& entry : MixerRegistry()) {
+        known += (known.empty() ? "" : ", ") + entry.name;
+      }
+      errors.Add("model.pattern: unknown mixer \"", name, "\"; known: ", known);
+    }
+  }
+}
+
+}  // namespace eyrie

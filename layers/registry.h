@@ -1,0 +1,48 @@
+// The mixers a pattern can name. A new mixer adds its pair of files under mixers/ and one line to
+// registry.cc.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "configs/schema/config.pb.h"
+#include "layers/layer.h"
+
+namespace eyrie {
+
+// Collects what is wrong with a configuration: all errors at once, each naming its field.
+class ConfigErrors {
+ public:
+  template <class... Parts>
+  void Add(const Parts&... parts) {
+    messages_.push_back(StrCat(parts...));
+  }
+  // `value` (of `field`) must be positive and divide into `parts` equal parts, whose number is
+  // `parts_field`.
+  void RequirePositive(const std::string& field, int64_t value);
+  void RequireDivisible(const std::string& field, int64_t value, const std::string& parts_field,
+                        int64_t parts);
+  const std::vector<std::string>& messages() const { return messages_; }
+
+ private:
+  std::vector<std::string> messages_;
+};
+
+struct MixerEntry {
+  std::string name;
+  // Reports what in `model` would stop this mixer from being built on `tensor` ranks.
+  void (*validate)(const config::ModelConfig& model, int64_t tensor, ConfigErrors& errors);
+  std::unique_ptr<Mixer> (*make)(const config::ModelConfig& model);
+};
+
+const std::vector<MixerEntry>& MixerRegistry();
+// Null when no mixer has this name.
+const MixerEntry* FindMixer(const std::string& name);
+// "recurrent+geglu" -> {"recurrent", "geglu"}
+std::vector<std::string> SplitPatternEntry(const std::string& entry);
+
+// Everything wrong with a model on `tensor` tensor ranks.
+void ValidateModel(const config::ModelConfig& model, int64_t tensor, ConfigErrors& errors);
+
+}  // namespace eyrie

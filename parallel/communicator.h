@@ -1,0 +1,70 @@
+// Collectives over a group of ranks, on whole tensors: counts and types come from the tensor. Every
+// operation is non-blocking and returns an Event; its tensors must stay alive until Wait returns.
+// All ranks of the group call the same operations in the same order.
+#pragma once
+
+#include <memory>
+#include <utility>
+
+#include "core/tensor.h"
+
+namespace eyrie {
+
+// The completion of an operation. Waits at the latest when destroyed.
+class Event {
+ public:
+  class Pending {
+   public:
+    virtual ~Pending() = default;
+    virtual void Wait() = 0;
+  };
+
+  Event() = default;  // already complete
+  explicit Event(std::unique_ptr<Pending> pending) : pending_(std::move(pending)) {}
+  Event(Event&&) = default;
+  Event& operator=(Event&& other) {
+    Wait();
+    pending_ = std::move(other.pending_);
+    return *this;
+  }
+  ~Event() { Wait(); }
+  void Wait() {
+    if (pending_ != nullptr) pending_->Wait();
+    pending_.reset();
+  }
+
+ private:
+  std::unique_ptr<Pending> pending_;
+};
+
+enum class ReduceOp { kSum, kMax };
+
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+
+  // Reduces in place over the group; every rank gets the same bits.
+  virtual Event AllReduce(const Tensor& tensor, ReduceOp op) = 0;
+  // out [size * n] receives each rank's in [n], in rank order.
+  virtual Event AllGather(const Tensor& in, const Tensor& out) = 0;
+  // out [n] receives this rank's part of the sum of all in [size * n].
+  virtual Event ReduceScatter(const Tensor& in, const Tensor& out) = 0;
+  virtual Event Broadcast(const Tensor& tensor, int root) = 0;
+  virtual void Barrier() = 0;
+
+  // The ranks of equal `color` form a group, ordered by `key`.
+  virtual std::unique_ptr<Communicator> Split(int color, int key) = 0;
+  // How many ranks of this group run on this rank's node.
+  virtual int RanksOnNode() = 0;
+};
+
+// A group of one: every operation is complete at once.
+std::unique_ptr<Communicator> MakeLocalCommunicator();
+
+// Reduces one number over the group and waits.
+double AllReduceValue(Communicator& group, double value, ReduceOp op);
+
+}  // namespace eyrie

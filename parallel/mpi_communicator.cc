@@ -1,0 +1,170 @@
+#include "parallel/mpi_communicator.h"
+
+#include <mpi.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <limits>
+#include <utility>
+#include <vector>
+
+namespace eyrie {
+namespace {
+
+void Check(int code, const char* operation) {
+  if (code == MPI_SUCCESS) return;
+  char text[MPI_MAX_ERROR_STRING];
+  int length = 0;
+  MPI_Error_string(code, text, &length);
+  ThrowFailure(operation, ": ", std::string(text, static_cast<size_t>(length)));
+}
+
+MPI_Datatype Convert(DType dtype) {
+  switch (dtype) {
+    case DType::kF32: return MPI_FLOAT;
+    case DType::kF64: return MPI_DOUBLE;
+    case DType::kI32: return MPI_INT32_T;
+    case DType::kBF16: break;
+  }
+  ThrowFailure("MPI has no reduction for ", Name(dtype));
+}
+
+class MpiPending final : public Event::Pending {
+ public:
+  explicit MpiPending(std::vector<MPI_Request> requests) : requests_(std::move(requests)) {}
+  ~MpiPending() override { MpiPending::Wait(); }
+  void Wait() override {
+    if (requests_.empty()) return;
+    Check(MPI_Waitall(static_cast<int>(requests_.size()), requests_.data(), MPI_STATUSES_IGNORE),
+          "MPI_Waitall");
+    requests_.clear();
+  }
+
+ private:
+  std::vector<MPI_Request> requests_;
+};
+
+class MpiCommunicator final : public Communicator {
+ public:
+  explicit MpiCommunicator(MPI_Comm comm) : comm_(comm) {
+    Check(MPI_Comm_rank(comm_, &rank_), "MPI_Comm_rank");
+    Check(MPI_Comm_size(comm_, &size_), "MPI_Comm_size");
+    Check(MPI_Comm_set_errhandler(comm_, MPI_ERRORS_RETURN), "MPI_Comm_set_errhandler");
+  }
+  ~MpiCommunicator() override {
+    int finalized = 0;
+    MPI_Finalized(&finalized);
+    if (finalized == 0) MPI_Comm_free(&comm_);
+  }
+
+  int rank() const override { return rank_; }
+  int size() const override { return size_; }
+
+  Event AllReduce(const Tensor& tensor, ReduceOp op) override {
+    const MPI_Op mpi_op = op == ReduceOp::kSum ? MPI_SUM : MPI_MAX;
+    return InPieces(tensor, [&](void* data, int count, MPI_Request* request) {
+      Check(MPI_Iallreduce(MPI_IN_PLACE, data, count, Convert(tensor.dtype), mpi_op, comm_, request),
+            "MPI_Iallreduce");
+    });
+  }
+
+  Event AllGather(const Tensor& in, const Tensor& out) override {
+    EYRIE_CHECK(out.size() == in.size() * size_ && in.dtype == out.dtype);
+    MPI_Request request;
+    Check(MPI_Iallgather(in.raw, Count(in), Convert(in.dtype), out.raw, Count(in),
+                         Convert(in.dtype), comm_, &request),
+          "MPI_Iallgather");
+    return Started({request});
+  }
+
+  Event ReduceScatter(const Tensor& in, const Tensor& out) override {
+    EYRIE_CHECK(in.size() == out.size() * size_ && in.dtype == out.dtype);
+    MPI_Request request;
+    Check(MPI_Ireduce_scatter_block(in.raw, out.raw, Count(out), Convert(in.dtype), MPI_SUM, comm_,
+                                    &request),
+          "MPI_Ireduce_scatter_block");
+    return Started({request});
+  }
+
+  Event Broadcast(const Tensor& tensor, int root) override {
+    return InPieces(tensor, [&](void* data, int count, MPI_Request* request) {
+      Check(MPI_Ibcast(data, count, Convert(tensor.dtype), root, comm_, request), "MPI_Ibcast");
+    });
+  }
+
+  void Barrier() override { Check(MPI_Barrier(comm_), "MPI_Barrier"); }
+
+  std::unique_ptr<Communicator> Split(int color, int key) override {
+    MPI_Comm part;
+    Check(MPI_Comm_split(comm_, color, key, &part), "MPI_Comm_split");
+    return std::make_unique<MpiCommunicator>(part);
+  }
+
+  int RanksOnNode() override {
+    MPI_Comm node;
+    Check(MPI_Comm_split_type(comm_, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node),
+          "MPI_Comm_split_type");
+    int ranks = 0;
+    Check(MPI_Comm_size(node, &ranks), "MPI_Comm_size");
+    Check(MPI_Comm_free(&node), "MPI_Comm_free");
+    return ranks;
+  }
+
+ private:
+  static constexpr int64_t kMaxCount = std::numeric_limits<int>::max();
+
+  static int Count(const Tensor& tensor) {
+    EYRIE_CHECK(tensor.device == Device::kCpu && tensor.size() <= kMaxCount);
+    return static_cast<int>(tensor.size());
+  }
+  static Event Started(std::vector<MPI_Request> requests) {
+    return Event(std::make_unique<MpiPending>(std::move(requests)));
+  }
+  // MPI counts are 32 bits: starts one operation for each piece of a larger tensor.
+  template <class Start>
+  static Event InPieces(const Tensor& tensor, const Start& start) {
+    EYRIE_CHECK(tensor.device == Device::kCpu);
+    std::vector<MPI_Request> requests;
+    for (int64_t done = 0; done < tensor.size(); done += kMaxCount) {
+      const auto count = static_cast<int>(std::min(kMaxCount, tensor.size() - done));
+      char* data = static_cast<char*>(tensor.raw) + static_cast<size_t>(done) * SizeOf(tensor.dtype);
+      start(data, count, &requests.emplace_back());
+    }
+    return Started(std::move(requests));
+  }
+
+  MPI_Comm comm_;
+  int rank_ = 0;
+  int size_ = 1;
+};
+
+}  // namespace
+
+bool LaunchedByMpi() {
+  for (const char* name : {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "SLURM_STEP_ID"}) {
+    if (std::getenv(name) != nullptr) return true;
+  }
+  return false;
+}
+
+MpiSession::MpiSession() {
+  int provided = 0;
+  Check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
+}
+
+MpiSession::~MpiSession() { MPI_Finalize(); }
+
+std::unique_ptr<Communicator> MpiSession::World() {
+  MPI_Comm world;
+  Check(MPI_Comm_dup(MPI_COMM_WORLD, &world), "MPI_Comm_dup");
+  return std::make_unique<MpiCommunicator>(world);
+}
+
+void AbortAllRanks(int exit_code) {
+  int initialized = 0;
+  MPI_Initialized(&initialized);
+  if (initialized != 0) MPI_Abort(MPI_COMM_WORLD, exit_code);
+  std::_Exit(exit_code);
+}
+
+}  // namespace eyrie

@@ -1,0 +1,28 @@
+// Communicators over MPI, for tensors in host memory, and the life of the MPI library.
+#pragma once
+
+#include <memory>
+
+#include "parallel/communicator.h"
+
+namespace eyrie {
+
+// True when this process was started by an MPI launcher (mpirun, srun), as its environment says.
+bool LaunchedByMpi();
+
+// Starts MPI, and ends it on destruction. At most one a process.
+class MpiSession {
+ public:
+  MpiSession();
+  ~MpiSession();
+  MpiSession(const MpiSession&) = delete;
+  MpiSession& operator=(const MpiSession&) = delete;
+
+  // A communicator over all ranks. It must not outlive the session.
+  std::unique_ptr<Communicator> World();
+};
+
+// Ends every rank of the job at once; for errors that one rank alone has met.
+[[noreturn]] void AbortAllRanks(int exit_code);
+
+}  // namespace eyrie
