@@ -1,0 +1,33 @@
+// The manifest of a checkpoint: reading, writing and checking manifest.textproto.
+#pragma once
+
+#include <filesystem>
+#include <string>
+
+#include "configs/schema/manifest.pb.h"
+#include "core/dtype.h"
+#include "parallel/shard.h"
+
+namespace eyrie {
+
+inline constexpr char kManifestName[] = "manifest.textproto";
+inline constexpr char kTokenizerName[] = "tokenizer.model";
+inline constexpr int kCheckpointFormat = 1;
+
+// Reads and checks a checkpoint's manifest: its checksum and format version, and that the pieces
+// of every tensor tile it. Throws kBadInput naming the file.
+config::Manifest ReadManifest(const std::filesystem::path& checkpoint);
+
+// Writes it, with its checksum, into `checkpoint`.
+void WriteManifest(const std::filesystem::path& checkpoint, const config::Manifest& manifest);
+
+// What MakeTokenizer takes to get the tokenizer of a checkpoint: its own copy of the model if it
+// carries one, so that it can be moved to other machines.
+std::string TokenizerOf(const std::filesystem::path& checkpoint, const config::Manifest& manifest);
+
+// A stored tensor's type, and its shape or that of one of its pieces. Of a checked manifest.
+DType DTypeOfStored(const config::StoredTensor& tensor);
+Slice WholeOf(const config::StoredTensor& tensor);
+Slice SliceOf(const config::Piece& piece);
+
+}  // namespace eyrie
