@@ -47,6 +47,9 @@ void SaveCheckpoint(const std::filesystem::path& directory, const config::Config
 Position LoadCheckpoint(const std::filesystem::path& checkpoint, const config::Manifest& manifest,
                         const ParamStore& store, const std::vector<NamedFlat>& groups);
 
+// "step-00000100"
+std::string CheckpointName(int64_t step);
+
 // Removes the oldest checkpoints beyond `keep` (0: keeps all), and what interrupted saves left.
 // Call on one rank, while no save is under way.
 void PruneCheckpoints(const std::filesystem::path& directory, int64_t keep);
@@ -65,11 +68,5 @@ struct CheckpointSize {
 };
 // Reads every byte. Throws kBadInput naming the first file that is not as it was written.
 CheckpointSize VerifyCheckpoint(const std::filesystem::path& checkpoint);
-
-// Writes `checkpoint` to the directory `output`, which must not exist, as the ranks of `parallel`
-// (data 0 counts as 1) would have written it. Needs memory for one piece of one tensor.
-void ReshardCheckpoint(const std::filesystem::path& checkpoint,
-                       const std::filesystem::path& output,
-                       const config::ParallelConfig& parallel);
 
 }  // namespace eyrie
