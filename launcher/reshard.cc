@@ -57,6 +57,7 @@ void ReshardCheckpoint(const fs::path& checkpoint, const fs::path& output,
 void ReshardCheckpoint(const fs::path& checkpoint, const fs::path& output,
                        const config::ParallelConfig& parallel, const ParamTable& table) {
   const config::Manifest manifest = ReadManifest(checkpoint);
+  if (output.empty()) ThrowBadInput("the output directory has no name");
   std::error_code error;
   // Absolute and without a slash at its end, so that it has a name and a parent.
   fs::path target = fs::absolute(output).lexically_normal();
