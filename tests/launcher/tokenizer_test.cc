@@ -1,7 +1,9 @@
 #include "launcher/tokenizer.h"
 
+#include <google/protobuf/text_format.h>
 #include <gtest/gtest.h>
 
+#include "configs/schema/config.pb.h"
 #include "tests/launcher/sentencepiece_model.h"
 #include "tests/launcher/temp_folder.h"
 
@@ -46,6 +48,23 @@ TEST_F(TokenizerTest, SentencePieceLeavesOutWhatIsNoText) {
 TEST_F(TokenizerTest, SentencePieceReplacesInvalidUtf8) {
   const auto tokenizer = MakeTokenizer("sentencepiece:" + TrainSentencePiece(Path("spm")));
   EXPECT_EQ(tokenizer->Decode(tokenizer->Encode("a\xff z")), "a\xef\xbf\xbd z");
+}
+
+// Debian's libsentencepiece brings an old copy of Protobuf along, under the same symbols as ours:
+// CMakeLists.txt keeps them apart.
+TEST_F(TokenizerTest, LivesBesideProtobuf) {
+  const std::string model = TrainSentencePiece(Path("spm"));
+  for (int round = 0; round < 2; ++round) {
+    config::Config config;
+    ASSERT_TRUE(google::protobuf::TextFormat::ParseFromString(
+        "data { train: \"a prefix longer than a short string\" } model { pattern: \"recurrent\" }",
+        &config));
+    config::Config copy;
+    ASSERT_TRUE(copy.ParseFromString(config.SerializeAsString()));
+    EXPECT_EQ(copy.DebugString(), config.DebugString());
+    const auto tokenizer = MakeTokenizer("sentencepiece:" + model);
+    EXPECT_EQ(tokenizer->Decode(tokenizer->Encode("the cat")), "the cat");
+  }
 }
 
 TEST_F(TokenizerTest, RefusesBadSpecs) {
