@@ -17,7 +17,7 @@ inline constexpr int64_t kSerialWork = 8192;
 // the hardware to prefetch, short enough that the rows in flight stay in the first-level cache.
 inline constexpr int64_t kChannelBlock = 256;
 // At most this many partial sums over rows are kept.
-inline constexpr int64_t kMaxRowTiles = 64;
+inline constexpr int64_t kMaxRowTiles = 128;
 
 inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -55,7 +55,8 @@ struct RowTiles {
   RowTiles(int64_t row_count, int64_t row_width)
       : rows(row_count),
         width(row_width),
-        tile(std::max({CeilDiv(rows, kMaxRowTiles), CeilDiv(kSerialWork, width + 1), int64_t{1}})),
+        tile(std::max(CeilDiv(rows, kMaxRowTiles),
+                      CeilDiv(kSerialWork, std::max<int64_t>(width, 1)))),
         count(CeilDiv(rows, tile)) {}
 
   // Calls body(index, begin, end).

@@ -1,0 +1,128 @@
+// CPU body of the convolution: each task carries one block of channels of one sequence through
+// time, one tap after the other; the K rows in flight stay in the first-level cache.
+// B sequences, T tokens, C channels, K taps. Row j < 0 of an input is row K-1+j of its state.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "kernels/causal_conv1d/causal_conv1d.h"
+#include "kernels/partition.h"
+
+namespace eyrie {
+namespace causal_conv1d {
+
+// A block of channels of the sequence [state; rows], rows addressed by j in [1-K, T). A state that
+// is absent is replaced by one row that stands for all of its rows.
+template <class Real>
+class Rows {
+ public:
+  Rows(Real* rows, Real* state, Real* absent, int64_t b, int64_t time, int64_t channels,
+       int64_t history, int64_t first)
+      : rows_(rows + b * time * channels + first),
+        state_(state != nullptr ? state + (b + 1) * history * channels + first : absent),
+        stride_(channels),
+        state_stride_(state != nullptr ? channels : 0) {}
+  Real* operator[](int64_t j) const {
+    return j >= 0 ? rows_ + j * stride_ : state_ + j * state_stride_;
+  }
+
+ private:
+  Real* rows_;
+  Real* state_;
+  int64_t stride_, state_stride_;
+};
+
+}  // namespace causal_conv1d
+
+template <class Real>
+void CausalConv1dForwardCpu(const CausalConv1dForwardArgs& args) {
+  const int64_t batch = args.x.dim(0), time = args.x.dim(1), channels = args.x.dim(2);
+  const int64_t history = args.weight.dim(0) - 1;
+  const Real *x = args.x.data<Real>(), *x0 = args.x0.data<Real>();
+  const Real *weight = args.weight.data<Real>(), *bias = args.bias.data<Real>();
+  const int32_t* positions = args.positions.data<int32_t>();
+  Real *y = args.y.data<Real>(), *x_last = args.x_last.data<Real>();
+
+  ForChannelBlocks(batch, time, channels, [&](int64_t b, int64_t first, int64_t count) {
+    const Real zeros[kChannelBlock] = {};
+    const causal_conv1d::Rows<const Real> x_rows(x, x0, zeros, b, time, channels, history, first);
+    for (int64_t t = 0; t < time; ++t) {
+      Real* y_t = y + (b * time + t) * channels + first;
+      std::copy_n(bias + first, count, y_t);
+      const int64_t live = std::min<int64_t>(history, positions[b * time + t]);
+      for (int64_t s = 0; s <= live; ++s) {
+        const Real* w = weight + (history - s) * channels + first;
+        const Real* x_s = x_rows[t - s];
+#pragma omp simd
+        for (int64_t c = 0; c < count; ++c) y_t[c] += w[c] * x_s[c];
+      }
+    }
+    if (x_last == nullptr) return;
+    for (int64_t k = 0; k < history; ++k) {
+      std::copy_n(x_rows[time - history + k], count, x_last + (b * history + k) * channels + first);
+    }
+  });
+}
+
+template <class Real>
+void CausalConv1dBackwardCpu(const CausalConv1dBackwardArgs& args) {
+  const int64_t batch = args.x.dim(0), time = args.x.dim(1), channels = args.x.dim(2);
+  const int64_t taps = args.weight.dim(0), history = taps - 1;
+  const Real *x = args.x.data<Real>(), *x0 = args.x0.data<Real>();
+  const Real *weight = args.weight.data<Real>(), *dy = args.dy.data<Real>();
+  const Real* dx_last = args.dx_last.data<Real>();
+  const int32_t* positions = args.positions.data<int32_t>();
+  Real *dx = args.dx.data<Real>(), *dx0 = args.dx0.data<Real>();
+
+  // Each sequence's share of [dweight; dbias], [B, K+1, C].
+  const int64_t share = (taps + 1) * channels;
+  std::vector<Real> partial(static_cast<size_t>(batch * share));
+
+  ForChannelBlocks(batch, time, channels, [&](int64_t b, int64_t first, int64_t count) {
+    const Real zeros[kChannelBlock] = {};
+    Real unwanted[kChannelBlock];  // takes the gradient of an absent state
+    const causal_conv1d::Rows<const Real> x_rows(x, x0, zeros, b, time, channels, history, first);
+    const causal_conv1d::Rows<Real> dx_rows(dx, dx0, unwanted, b, time, channels, history, first);
+    Real* dw = partial.data() + b * share + first;
+    Real* db = dw + taps * channels;
+
+    // What row j receives from x_last, which holds rows [T-K+1, T).
+    const auto start_row = [&](int64_t j) {
+      const int64_t k = j - (time - history);
+      const bool handed_on = dx_last != nullptr && k >= 0;
+      std::copy_n(handed_on ? dx_last + (b * history + k) * channels + first : zeros, count,
+                  dx_rows[j]);
+    };
+    for (int64_t j = -history; j < 0; ++j) start_row(j);
+    for (int64_t t = 0; t < time; ++t) {
+      start_row(t);
+      const Real* dy_t = dy + (b * time + t) * channels + first;
+#pragma omp simd
+      for (int64_t c = 0; c < count; ++c) db[c] += dy_t[c];
+      const int64_t live = std::min<int64_t>(history, positions[b * time + t]);
+      for (int64_t s = 0; s <= live; ++s) {
+        const Real *w = weight + (history - s) * channels + first, *x_s = x_rows[t - s];
+        Real *dw_s = dw + (history - s) * channels, *dx_s = dx_rows[t - s];
+#pragma omp simd
+        for (int64_t c = 0; c < count; ++c) {
+          dx_s[c] += w[c] * dy_t[c];
+          dw_s[c] += x_s[c] * dy_t[c];
+        }
+      }
+    }
+  });
+
+  // [dweight; dbias] are two tensors: add the sequences' shares in order to each.
+  Real *dweight = args.dweight.data<Real>(), *dbias = args.dbias.data<Real>();
+  for (int64_t b = 0; b < batch; ++b) {
+    const Real* dw = partial.data() + b * share;
+    const Real* db = dw + taps * channels;
+#pragma omp simd
+    for (int64_t i = 0; i < taps * channels; ++i) dweight[i] += dw[i];
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) dbias[c] += db[c];
+  }
+}
+
+}  // namespace eyrie

@@ -1,0 +1,38 @@
+#include "kernels/elementwise/elementwise.h"
+
+#include "kernels/dispatch.h"
+#include "kernels/elementwise/elementwise_cpu.h"
+
+namespace eyrie {
+namespace {
+
+// `vector` is [C] and `rows` is [..., C].
+void CheckRows(const char* kernel, const Tensor& vector, const Tensor& rows) {
+  EYRIE_CHECK(rows.defined() && rows.shape.rank() >= 1 && rows.dim(-1) > 0, kernel,
+              ": rows have shape ", rows.shape.ToString());
+  CheckShape(kernel, "bias", vector, {rows.dim(-1)});
+}
+
+}  // namespace
+
+void Add(const Tensor& a, const Tensor& b, const Tensor& out) {
+  const char* kernel = "Add";
+  CheckShape(kernel, "a", a, a.shape);
+  CheckShape(kernel, "b", b, a.shape);
+  CheckShape(kernel, "out", out, a.shape);
+  DispatchCpu(kernel, a, [&](auto real) { AddCpu<decltype(real)>(a, b, out); });
+}
+
+void BroadcastRows(const Tensor& bias, const Tensor& y) {
+  const char* kernel = "BroadcastRows";
+  CheckRows(kernel, bias, y);
+  DispatchCpu(kernel, y, [&](auto real) { BroadcastRowsCpu<decltype(real)>(bias, y); });
+}
+
+void SumRows(const Tensor& dy, const Tensor& dbias) {
+  const char* kernel = "SumRows";
+  CheckRows(kernel, dbias, dy);
+  DispatchCpu(kernel, dy, [&](auto real) { SumRowsCpu<decltype(real)>(dy, dbias); });
+}
+
+}  // namespace eyrie

@@ -1,0 +1,34 @@
+#include "kernels/glu/glu.h"
+
+#include "kernels/dispatch.h"
+#include "kernels/glu/glu_cpu.h"
+
+namespace eyrie {
+namespace {
+
+template <class Args>
+void CheckInputs(const char* kernel, const Args& args) {
+  EYRIE_CHECK(args.activation == Activation::kGeluTanh, kernel, ": unknown activation");
+  CheckShape(kernel, "gate", args.gate, args.gate.shape);
+  CheckShape(kernel, "value", args.value, args.gate.shape);
+}
+
+}  // namespace
+
+void GluForward(const GluForwardArgs& args) {
+  const char* kernel = "GluForward";
+  CheckInputs(kernel, args);
+  CheckShape(kernel, "out", args.out, args.gate.shape);
+  DispatchCpu(kernel, args.gate, [&](auto real) { GluForwardCpu<decltype(real)>(args); });
+}
+
+void GluBackward(const GluBackwardArgs& args) {
+  const char* kernel = "GluBackward";
+  CheckInputs(kernel, args);
+  CheckShape(kernel, "dout", args.dout, args.gate.shape);
+  CheckShape(kernel, "dgate", args.dgate, args.gate.shape);
+  CheckShape(kernel, "dvalue", args.dvalue, args.gate.shape);
+  DispatchCpu(kernel, args.gate, [&](auto real) { GluBackwardCpu<decltype(real)>(args); });
+}
+
+}  // namespace eyrie

@@ -1,0 +1,39 @@
+#include "kernels/norm/rms_norm.h"
+
+#include "kernels/dispatch.h"
+#include "kernels/norm/rms_norm_cpu.h"
+
+namespace eyrie {
+namespace {
+
+// The inputs that both directions share.
+template <class Args>
+void CheckInputs(const char* kernel, const Args& args) {
+  EYRIE_CHECK(args.x.defined() && args.x.shape.rank() >= 1, kernel, ": x is absent");
+  const int64_t width = args.x.dim(-1);
+  EYRIE_CHECK(width > 0, kernel, ": x has shape ", args.x.shape.ToString());
+  CheckShape(kernel, "weight", args.weight, {width});
+  EYRIE_CHECK(args.rstd.defined() && args.rstd.size() == args.x.size() / width, kernel,
+              ": rstd has shape ", args.rstd.shape.ToString());
+}
+
+}  // namespace
+
+void RmsNormForward(const RmsNormForwardArgs& args) {
+  const char* kernel = "RmsNormForward";
+  CheckInputs(kernel, args);
+  CheckShape(kernel, "y", args.y, args.x.shape);
+  DispatchCpu(kernel, args.x, [&](auto real) { RmsNormForwardCpu<decltype(real)>(args); });
+}
+
+void RmsNormBackward(const RmsNormBackwardArgs& args) {
+  const char* kernel = "RmsNormBackward";
+  CheckInputs(kernel, args);
+  CheckShape(kernel, "dy", args.dy, args.x.shape);
+  CheckOptional(kernel, "dresidual", args.dresidual, args.x.shape);
+  CheckShape(kernel, "dx", args.dx, args.x.shape);
+  CheckShape(kernel, "dweight", args.dweight, args.weight.shape);
+  DispatchCpu(kernel, args.x, [&](auto real) { RmsNormBackwardCpu<decltype(real)>(args); });
+}
+
+}  // namespace eyrie
