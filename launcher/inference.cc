@@ -46,7 +46,7 @@ Inference::Inference(const InferenceOptions& options, Layout layout, Job& job) {
   Collectively(job.world(), [&] {
     params_ = std::make_unique<ParamStore>(model_->params(), *mesh_, DType::kF32,
                                            /*with_gradients=*/false);
-    LoadCheckpoint(checkpoint_, manifest, *mesh_, *params_, {{"", params_->flat_values()}});
+    LoadCheckpoint(checkpoint_, manifest, *params_, {{"", params_->flat_values()}});
   });
   run_ = std::make_unique<Run>(Run{*mesh_, *params_, arena_});
 }

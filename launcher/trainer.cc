@@ -76,7 +76,7 @@ void Trainer::Start() {
     }
     const config::Manifest manifest = ReadManifest(*from);
     RequireSameModel(manifest.config().model(), config_.model(), from->string());
-    position_ = LoadCheckpoint(*from, manifest, mesh_, params_,
+    position_ = LoadCheckpoint(*from, manifest, params_,
                                {{"", params_.flat_values()},
                                 {"adamw.m/", optimizer_.m()},
                                 {"adamw.v/", optimizer_.v()}});

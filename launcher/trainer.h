@@ -39,7 +39,7 @@ class Trainer {
   ParamStore params_;
   Optimizer optimizer_;
   Arena arena_;
-  struct Run run_;
+  eyrie::Run run_;
   std::unique_ptr<BatchReader> train_, validation_;
   Position position_;
   int64_t saved_step_ = -1;

@@ -2,7 +2,7 @@
 
 #include "kernels/attention/attention_inputs.h"
 #include "kernels/partition.h"
-#include "kernels/reduce.h"
+#include "kernels/row_math.h"
 
 namespace eyrie {
 namespace {
@@ -30,20 +30,11 @@ void ForwardBlock(const AttentionInputs<T>& in, const QueryBlock& block, T* prob
     std::fill(row, row + begin, T(0));
     std::fill(row + end, row + block.keys(), T(0));
     T* seen = row + begin;
-    const int64_t count = end - begin;
-    const T largest = MaxOf(seen, count);
-    const double sum = SumPieces(count, [&](int64_t from, int64_t to) {
-      T piece = 0;
-#pragma omp simd reduction(+ : piece)
-      for (int64_t j = from; j < to; ++j) {
-        seen[j] = Exp(seen[j] - largest);
-        piece += seen[j];
-      }
-      return piece;
+    const T largest = MaxOf(seen, end - begin);
+    const double sum = SumByPieces(end - begin, [&](int64_t from, int64_t count) {
+      return ExpInPlace(seen + from, count, largest);
     });
-    const T normaliser = static_cast<T>(1.0 / sum);
-#pragma omp simd
-    for (int64_t j = 0; j < count; ++j) seen[j] *= normaliser;
+    ScaleRow(static_cast<T>(1.0 / sum), seen, seen, end - begin);
     lse[first_row + r] = largest + static_cast<T>(std::log(sum));
   });
   TimesKeys(block, probabilities, in.Values(block.sequence), o + first_row * width);
@@ -54,6 +45,16 @@ struct Gradients {
   const T *o, *lse, *dout;
   T* dq;
 };
+
+// p: scores -> probabilities; ds: dP -> gradient of q k^T.
+template <class T>
+void BackwardRow(T lse, T delta, T scale, int64_t n, T* p, T* ds) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    p[j] = Exp(p[j] - lse);
+    ds[j] = scale * p[j] * (ds[j] - delta);
+  }
+}
 
 // Writes dq of the block and adds to the sums of its group: dk, dv [keys of the group, dh].
 // scratch [2, R, N].
@@ -78,15 +79,9 @@ void BackwardBlock(const AttentionInputs<T>& in, const Gradients<T>& grads, cons
       std::fill(row, row + begin, T(0));
       std::fill(row + end, row + keys, T(0));
     }
-    T delta = 0;  // sum of p dP over keys
-#pragma omp simd reduction(+ : delta)
-    for (int64_t i = r * width; i < (r + 1) * width; ++i) delta += dout[i] * o[i];
-    const T lse = grads.lse[first_row + r];
-#pragma omp simd
-    for (int64_t j = begin; j < end; ++j) {
-      p_row[j] = Exp(p_row[j] - lse);
-      ds_row[j] = in.scale * p_row[j] * (ds_row[j] - delta);
-    }
+    const T delta = DotOf(dout + r * width, o + r * width, width);  // sum of p dP over keys
+    BackwardRow(grads.lse[first_row + r], delta, in.scale, end - begin, p_row + begin,
+                ds_row + begin);
   });
   Gemm(Trans::kYes, Trans::kNo, keys, width, block.rows(), T(1), p, keys, dout, width, T(1), dv,
        width);
@@ -112,8 +107,7 @@ void SumGroups(const std::vector<BlockGroup>& groups, const T* sums, int64_t seq
       if (from >= to) continue;
       T* row = out + (from - first_key) * width;
       const T* sum = sums + (group.sums + from - group.key_begin) * width;
-#pragma omp simd
-      for (int64_t i = 0; i < (to - from) * width; ++i) row[i] += sum[i];
+      AddScaledRow(T(1), sum, row, (to - from) * width);
     }
   });
 }

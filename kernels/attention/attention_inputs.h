@@ -20,16 +20,16 @@ std::unique_ptr<T[]> Scratch(int64_t elements) {
   return std::make_unique_for_overwrite<T[]>(static_cast<size_t>(elements));
 }
 
-// Rows of dh elements numbered by token, in two pieces: the past (negative) and this chunk.
+// Rows of dh elements numbered by token, in two segments: the past (negative) and this chunk.
 template <class T>
 struct KeyRows {
   const T* past;     // [P, dh], the last row is token -1
   const T* current;  // [T, dh]
   int64_t past_rows, width;
 
-  // Calls body(begin, end, rows) for each piece of [begin, end) that is not empty.
+  // Calls body(begin, end, rows) for each segment of [begin, end) that is not empty.
   template <class Body>
-  void ForPieces(int64_t begin, int64_t end, const Body& body) const {
+  void ForSegments(int64_t begin, int64_t end, const Body& body) const {
     if (begin < 0) body(begin, std::min<int64_t>(end, 0), past + (past_rows + begin) * width);
     if (end > 0) {
       const int64_t from = std::max<int64_t>(begin, 0);
@@ -42,7 +42,7 @@ struct KeyRows {
 template <class T>
 void TimesKeysTransposed(const QueryBlock& block, T alpha, const T* a, const KeyRows<T>& keys,
                          T* out) {
-  keys.ForPieces(block.key_begin, block.key_end, [&](int64_t begin, int64_t end, const T* rows) {
+  keys.ForSegments(block.key_begin, block.key_end, [&](int64_t begin, int64_t end, const T* rows) {
     Gemm(Trans::kNo, Trans::kYes, block.rows(), end - begin, keys.width, alpha, a, keys.width, rows,
          keys.width, T(0), out + (begin - block.key_begin), block.keys());
   });
@@ -51,7 +51,7 @@ void TimesKeysTransposed(const QueryBlock& block, T alpha, const T* a, const Key
 // out[R, dh] = weights[R, N] keys.
 template <class T>
 void TimesKeys(const QueryBlock& block, const T* weights, const KeyRows<T>& keys, T* out) {
-  keys.ForPieces(block.key_begin, block.key_end, [&](int64_t begin, int64_t end, const T* rows) {
+  keys.ForSegments(block.key_begin, block.key_end, [&](int64_t begin, int64_t end, const T* rows) {
     Gemm(Trans::kNo, Trans::kNo, block.rows(), keys.width, end - begin, T(1),
          weights + (begin - block.key_begin), block.keys(), rows, keys.width,
          T(begin == block.key_begin ? 0 : 1), out, keys.width);

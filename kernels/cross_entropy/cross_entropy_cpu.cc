@@ -4,7 +4,7 @@
 
 #include "core/threads.h"
 #include "kernels/partition.h"
-#include "kernels/reduce.h"
+#include "kernels/row_math.h"
 
 namespace eyrie {
 
@@ -17,6 +17,22 @@ T SoftCapSlope(T z, T inverse_cap) {
   return T(1) - t * t;
 }
 
+template <class T>
+void SoftCapRow(T cap, T* z, int64_t n) {
+  const T inverse = T(1) / cap;
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) z[j] = cap * Tanh(z[j] * inverse);
+}
+
+// z -> factor exp(z - shift) dz/du, the softmax's part of du.
+template <class T>
+void GradRow(T factor, T shift, T inverse_cap, T* z, int64_t n) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    z[j] = factor * SoftCapSlope(z[j], inverse_cap) * Exp(z[j] - shift);
+  }
+}
+
 }  // namespace
 
 // N tokens, V columns of the vocabulary here. Every step is one pass over the rows of [N, V].
@@ -27,13 +43,9 @@ void SoftCapRowMaxCpu(const SoftCapRowMaxArgs& args) {
   T* row_max = args.row_max.data<T>();
   const int64_t columns = args.logits.dim(1);
   const T cap = static_cast<T>(args.soft_cap);
-  const T inverse = static_cast<T>(1.0 / args.soft_cap);
   ForPieces(args.logits.dim(0), args.logits.size(), [&](int64_t n) {
     T* z = logits + n * columns;
-    if (args.soft_cap > 0.0) {
-#pragma omp simd
-      for (int64_t j = 0; j < columns; ++j) z[j] = cap * Tanh(z[j] * inverse);
-    }
+    if (args.soft_cap > 0.0) SoftCapRow(cap, z, columns);
     row_max[n] = MaxOf(z, columns);
   });
 }
@@ -50,11 +62,8 @@ void SoftmaxPartialsCpu(const SoftmaxPartialsArgs& args) {
   ForPieces(tokens, args.logits.size(), [&](int64_t n) {
     const T* z = logits + n * columns;
     const T largest = row_max[n];
-    sums[n] = static_cast<T>(SumPieces(columns, [&](int64_t begin, int64_t end) {
-      T sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t j = begin; j < end; ++j) sum += Exp(z[j] - largest);
-      return sum;
+    sums[n] = static_cast<T>(SumByPieces(columns, [&](int64_t begin, int64_t count) {
+      return SumOfExp(z + begin, count, largest);
     }));
     const int64_t column = labels[n] - args.first;
     const bool here = labels[n] >= 0 && column >= 0 && column < columns;
@@ -88,7 +97,6 @@ void CrossEntropyGradCpu(const CrossEntropyGradArgs& args) {
   const T* row_max = args.row_max.data<T>();
   const T* sums = args.partials.data<T>();
   const int64_t columns = args.logits.dim(1);
-  const T inverse = static_cast<T>(args.soft_cap > 0.0 ? 1.0 / args.soft_cap : 0.0);
   ForPieces(args.logits.dim(0), args.logits.size(), [&](int64_t n) {
     T* z = logits + n * columns;
     if (labels[n] < 0) {
@@ -96,15 +104,13 @@ void CrossEntropyGradCpu(const CrossEntropyGradArgs& args) {
       return;
     }
     const T largest = row_max[n];
+    const T inverse = static_cast<T>(args.soft_cap > 0.0 ? 1.0 / args.soft_cap : 0.0);
     const T factor = static_cast<T>(args.scale / static_cast<double>(sums[n]));
     const int64_t column = labels[n] - args.first;
     const bool here = column >= 0 && column < columns;
     // What the one-hot term takes off; z at the label is gone once the loop has run.
     const T label_slope = here ? SoftCapSlope(z[column], inverse) : T(0);
-#pragma omp simd
-    for (int64_t j = 0; j < columns; ++j) {
-      z[j] = factor * Exp(z[j] - largest) * SoftCapSlope(z[j], inverse);
-    }
+    GradRow(factor, largest, inverse, z, columns);
     if (here) z[column] -= static_cast<T>(args.scale) * label_slope;
   });
 }

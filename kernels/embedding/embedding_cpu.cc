@@ -1,6 +1,7 @@
 #include "kernels/embedding/embedding_cpu.h"
 
 #include "kernels/partition.h"
+#include "kernels/row_math.h"
 
 namespace eyrie {
 
@@ -21,9 +22,7 @@ void EmbeddingForwardCpu(const EmbeddingForwardArgs& args) {
       std::fill(y_row, y_row + width, T(0));
       return;
     }
-    const T* table_row = table + row * width;
-#pragma omp simd
-    for (int64_t d = 0; d < width; ++d) y_row[d] = scale * table_row[d];
+    ScaleRow(scale, table + row * width, y_row, width);
   });
 }
 
@@ -45,10 +44,7 @@ void EmbeddingBackwardCpu(const EmbeddingBackwardArgs& args) {
     for (int64_t n = 0; n < count; ++n) {
       const int64_t row = tokens[n] - args.first_row;
       if (row < 0 || row >= rows) continue;
-      const T* dy_row = dy + n * width;
-      T* dtable_row = dtable + row * width;
-#pragma omp simd
-      for (int64_t d = begin; d < end; ++d) dtable_row[d] += scale * dy_row[d];
+      AddScaledRow(scale, dy + n * width + begin, dtable + row * width + begin, end - begin);
     }
   });
 }
