@@ -16,7 +16,7 @@ class Random {
 
   // 128 random bits for this index.
   std::array<uint32_t, 4> Bits(uint64_t index) const;
-  // Uniform in (0, 1), 53 bits.
+  // Uniform in (0, 1), 52 bits.
   double Uniform(uint64_t index) const;
   // Standard normal (Box-Muller on the bits of this index).
   double Normal(uint64_t index) const;

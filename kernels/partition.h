@@ -55,7 +55,8 @@ struct RowTiles {
   RowTiles(int64_t row_count, int64_t row_width)
       : rows(row_count),
         width(row_width),
-        tile(std::max({CeilDiv(rows, kMaxRowTiles), CeilDiv(kSerialWork, std::max<int64_t>(width, 1))})),
+        tile(std::max(CeilDiv(rows, kMaxRowTiles),
+                      CeilDiv(kSerialWork, std::max<int64_t>(width, 1)))),
         count(CeilDiv(rows, tile)) {}
 
   // Calls body(index, begin, end).

@@ -11,8 +11,14 @@
 
 namespace eyrie {
 
-// Calls body() on this rank and waits for the others. When it threw on some ranks, throws on all:
-// the lowest of those rethrows its own error, the rest an Error without text.
+// An error that all ranks know of: each may simply leave.
+class AgreedError : public Error {
+ public:
+  using Error::Error;
+};
+
+// Calls body() on this rank and waits for the others. When it threw on some ranks, throws an
+// AgreedError on all: the lowest of those with its own message, the rest with none.
 template <class Body>
 void Collectively(Communicator& group, const Body& body) {
   int code = 0;
@@ -35,7 +41,8 @@ void Collectively(Communicator& group, const Body& body) {
   if (speaker == 0) return;
   const bool speaks = speaker == group.size() - group.rank();
   const double agreed = AllReduceValue(group, speaks ? code : 0, ReduceOp::kMax);
-  throw Error(static_cast<ExitCode>(static_cast<int>(agreed)), speaks ? message : std::string());
+  throw AgreedError(static_cast<ExitCode>(static_cast<int>(agreed)),
+                    speaks ? message : std::string());
 }
 
 }  // namespace eyrie

@@ -1,1 +1,45 @@
-int main() { return 0; }
+// eyrie: trains recurrent language models on many machines. See docs/architecture.md.
+#include <CLI/CLI.hpp>
+#include <iostream>
+
+#include "launcher/checkpoint_command.h"
+#include "launcher/commands.h"
+#include "launcher/job.h"
+#include "launcher/tokenize_command.h"
+
+int main(int argc, char** argv) {
+  using eyrie::ExitCode;
+  CLI::App app{
+      "Trains Griffin, Hawk and Transformer language models on many ranks, and works with their\n"
+      "checkpoints. Start distributed commands with mpirun; alone, a command is one rank.\n"
+      "Exit codes: 0 done, 2 bad input, 3 failed while running, 130/143 stopped by a signal after\n"
+      "saving.",
+      "eyrie"};
+  app.require_subcommand(1);
+  app.set_version_flag("--version", "eyrie " EYRIE_VERSION);
+  app.failure_message(CLI::FailureMessage::simple);
+
+  ExitCode code = ExitCode::kOk;
+  eyrie::AddTrainCommand(app, code);
+  eyrie::AddEvalCommand(app, code);
+  eyrie::AddGenerateCommand(app, code);
+  eyrie::AddLogitsCommand(app, code);
+  eyrie::AddTokenizeCommand(app);
+  eyrie::AddCheckpointCommand(app);
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& success) {  // --help, --version
+    return eyrie::SpeaksForJob() ? app.exit(success) : 0;
+  } catch (const CLI::ParseError& error) {
+    if (eyrie::SpeaksForJob()) eyrie::PrintError(error.what());
+    return static_cast<int>(ExitCode::kBadInput);
+  } catch (const eyrie::Error& error) {
+    eyrie::PrintError(error.what());
+    return static_cast<int>(error.code());
+  } catch (const std::exception& error) {
+    eyrie::PrintError(error.what());
+    return static_cast<int>(ExitCode::kFailed);
+  }
+  return static_cast<int>(code);
+}

@@ -10,7 +10,7 @@
 
 namespace eyrie {
 
-// The completion of an operation. Waits at the latest when destroyed.
+// The completion of an operation. A pending operation waits at the latest when destroyed.
 class Event {
  public:
   class Pending {
@@ -27,7 +27,6 @@ class Event {
     pending_ = std::move(other.pending_);
     return *this;
   }
-  ~Event() { Wait(); }
   void Wait() {
     if (pending_ != nullptr) pending_->Wait();
     pending_.reset();

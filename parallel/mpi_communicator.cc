@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <exception>
 #include <limits>
 #include <utility>
 #include <vector>
@@ -32,7 +33,10 @@ MPI_Datatype Convert(DType dtype) {
 class MpiPending final : public Event::Pending {
  public:
   explicit MpiPending(std::vector<MPI_Request> requests) : requests_(std::move(requests)) {}
-  ~MpiPending() override { MpiPending::Wait(); }
+  ~MpiPending() override {
+    // While an error unwinds, the other ranks may never come.
+    if (std::uncaught_exceptions() == 0) MpiPending::Wait();
+  }
   void Wait() override {
     if (requests_.empty()) return;
     Check(MPI_Waitall(static_cast<int>(requests_.size()), requests_.data(), MPI_STATUSES_IGNORE),
@@ -54,7 +58,7 @@ class MpiCommunicator final : public Communicator {
   ~MpiCommunicator() override {
     int finalized = 0;
     MPI_Finalized(&finalized);
-    if (finalized == 0) MPI_Comm_free(&comm_);
+    if (finalized == 0 && std::uncaught_exceptions() == 0) MPI_Comm_free(&comm_);
   }
 
   int rank() const override { return rank_; }

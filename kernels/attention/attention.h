@@ -4,7 +4,8 @@
 //   0 <= s <= min(positions[b, t], window)          (window 0: no limit)
 //
 // so at most window + 1 keys, never across a document's start. Keys before this chunk come from
-// `past_k`, `past_v`, whose last row directly precedes token 0.
+// `past_k`, `past_v`, whose last row directly precedes token 0; what would lie before their first
+// row does not exist.
 //
 //   P = softmax(dh^-1/2 q k^T)      o = P v
 //

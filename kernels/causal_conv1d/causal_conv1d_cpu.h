@@ -60,8 +60,7 @@ void CausalConv1dForwardCpu(const CausalConv1dForwardArgs& args) {
     }
     if (x_last == nullptr) return;
     for (int64_t k = 0; k < history; ++k) {
-      std::copy_n(x_rows[time - history + k], count,
-                  x_last + (b * history + k) * channels + first);
+      std::copy_n(x_rows[time - history + k], count, x_last + (b * history + k) * channels + first);
     }
   });
 }

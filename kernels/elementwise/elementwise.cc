@@ -10,7 +10,7 @@ namespace {
 void CheckRows(const char* kernel, const Tensor& vector, const Tensor& rows) {
   EYRIE_CHECK(rows.defined() && rows.shape.rank() >= 1 && rows.dim(-1) > 0, kernel,
               ": rows have shape ", rows.shape.ToString());
-  CheckShape(kernel, "bias", vector, {rows.dim(-1)});
+  CheckShape(kernel, "row", vector, {rows.dim(-1)});
 }
 
 }  // namespace
@@ -27,6 +27,12 @@ void BroadcastRows(const Tensor& bias, const Tensor& y) {
   const char* kernel = "BroadcastRows";
   CheckRows(kernel, bias, y);
   DispatchCpu(kernel, y, [&](auto real) { BroadcastRowsCpu<decltype(real)>(bias, y); });
+}
+
+void AddRow(const Tensor& row, const Tensor& y) {
+  const char* kernel = "AddRow";
+  CheckRows(kernel, row, y);
+  DispatchCpu(kernel, y, [&](auto real) { AddRowCpu<decltype(real)>(row, y); });
 }
 
 void SumRows(const Tensor& dy, const Tensor& dbias) {

@@ -52,19 +52,31 @@ class TestRandom {
 // Element access as double, for any element type.
 inline double Get(const Tensor& tensor, int64_t i) {
   switch (tensor.dtype) {
-    case DType::kF32: return static_cast<double>(tensor.data<float>()[i]);
-    case DType::kF64: return tensor.data<double>()[i];
-    case DType::kBF16: return static_cast<double>(static_cast<float>(tensor.data<BFloat16>()[i]));
-    case DType::kI32: return tensor.data<int32_t>()[i];
+    case DType::kF32:
+      return static_cast<double>(tensor.data<float>()[i]);
+    case DType::kF64:
+      return tensor.data<double>()[i];
+    case DType::kBF16:
+      return static_cast<double>(static_cast<float>(tensor.data<BFloat16>()[i]));
+    case DType::kI32:
+      return tensor.data<int32_t>()[i];
   }
   return 0;
 }
 inline void Set(const Tensor& tensor, int64_t i, double value) {
   switch (tensor.dtype) {
-    case DType::kF32: tensor.data<float>()[i] = static_cast<float>(value); break;
-    case DType::kF64: tensor.data<double>()[i] = value; break;
-    case DType::kBF16: tensor.data<BFloat16>()[i] = BFloat16(static_cast<float>(value)); break;
-    case DType::kI32: tensor.data<int32_t>()[i] = static_cast<int32_t>(value); break;
+    case DType::kF32:
+      tensor.data<float>()[i] = static_cast<float>(value);
+      break;
+    case DType::kF64:
+      tensor.data<double>()[i] = value;
+      break;
+    case DType::kBF16:
+      tensor.data<BFloat16>()[i] = BFloat16(static_cast<float>(value));
+      break;
+    case DType::kI32:
+      tensor.data<int32_t>()[i] = static_cast<int32_t>(value);
+      break;
   }
 }
 
@@ -169,8 +181,8 @@ inline bool BitwiseEqual(const Tensor& a, const Tensor& b) {
 // in place, then restored. At most `max_elements` are checked, drawn at random. Fourth-order
 // central differences: truncation and rounding are both near 1e-11 for well-scaled functions.
 inline double NumericGradientCheck(const std::function<double()>& loss, const Tensor& input,
-                                   const Tensor& analytic, TestRandom& random,
-                                   double step = 3e-4, int64_t max_elements = 64) {
+                                   const Tensor& analytic, TestRandom& random, double step = 3e-4,
+                                   int64_t max_elements = 64) {
   EXPECT_TRUE(input.shape == analytic.shape);
   double* x = input.data<double>();
   std::vector<int64_t> order(static_cast<size_t>(input.size()));

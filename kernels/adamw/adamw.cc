@@ -1,0 +1,26 @@
+#include "kernels/adamw/adamw.h"
+
+#include "kernels/adamw/adamw_cpu.h"
+#include "kernels/dispatch.h"
+
+namespace eyrie {
+
+void AdamW(const AdamWArgs& args) {
+  constexpr const char* kKernel = "adamw";
+  EYRIE_CHECK(args.param.defined() && args.param.shape.rank() == 1, kKernel, ": param must be [n]");
+  CheckShape(kKernel, "grad", args.grad, args.param.shape);
+  CheckShape(kKernel, "m", args.m, args.param.shape);
+  CheckShape(kKernel, "v", args.v, args.param.shape);
+  EYRIE_CHECK(args.step >= 1, kKernel, ": step ", args.step);
+  DispatchCpu(kKernel, args.param, [&]<class T>(T) { AdamWCpu<T>(args); });
+}
+
+double SumOfSquares(const Tensor& values) {
+  constexpr const char* kKernel = "sum_of_squares";
+  EYRIE_CHECK(values.defined(), kKernel, ": values are absent");
+  double sum = 0.0;
+  DispatchCpu(kKernel, values, [&]<class T>(T) { sum = SumOfSquaresCpu<T>(values); });
+  return sum;
+}
+
+}  // namespace eyrie

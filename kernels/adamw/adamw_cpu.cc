@@ -1,0 +1,88 @@
+#include "kernels/adamw/adamw_cpu.h"
+
+#include <cmath>
+#include <vector>
+
+#include "core/threads.h"
+#include "kernels/partition.h"
+
+namespace eyrie {
+
+namespace {
+
+// The step's scalars, computed in float64: 1 - beta^step would lose half its digits in float32
+// at the first steps.
+template <class T>
+struct Coefficients {
+  explicit Coefficients(const AdamWArgs& args)
+      : grad_scale(static_cast<T>(args.grad_scale)),
+        beta1(static_cast<T>(args.beta1)),
+        beta2(static_cast<T>(args.beta2)),
+        rest1(static_cast<T>(1.0 - args.beta1)),
+        rest2(static_cast<T>(1.0 - args.beta2)),
+        m_rate(static_cast<T>(args.rate / Correction(args.beta1, args.step))),
+        v_scale(static_cast<T>(1.0 / Correction(args.beta2, args.step))),
+        epsilon(static_cast<T>(args.epsilon)),
+        decay(static_cast<T>(args.rate * args.weight_decay)) {}
+
+  static double Correction(double beta, int64_t step) {
+    return 1.0 - std::pow(beta, static_cast<double>(step));
+  }
+
+  T grad_scale, beta1, beta2, rest1, rest2, m_rate, v_scale, epsilon, decay;
+};
+
+template <class T>
+void UpdateRange(const Coefficients<T> c, int64_t n, const T* grad, T* m, T* v, T* param) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const T g = grad[i] * c.grad_scale;
+    m[i] = c.beta1 * m[i] + c.rest1 * g;
+    v[i] = c.beta2 * v[i] + c.rest2 * (g * g);
+    param[i] -= c.m_rate * m[i] / (std::sqrt(v[i] * c.v_scale) + c.epsilon) + c.decay * param[i];
+  }
+}
+
+template <class T>
+double RangeSumOfSquares(const T* x, int64_t n) {
+  double sum = 0.0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < n; ++i) {
+    const double value = static_cast<double>(x[i]);
+    sum += value * value;
+  }
+  return sum;
+}
+
+}  // namespace
+
+template <class T>
+void AdamWCpu(const AdamWArgs& args) {
+  const Coefficients<T> coefficients(args);
+  const T* grad = args.grad.data<T>();
+  T* m = args.m.data<T>();
+  T* v = args.v.data<T>();
+  T* param = args.param.data<T>();
+  ForElements(args.param.size(), [&](int64_t begin, int64_t end) {
+    UpdateRange(coefficients, end - begin, grad + begin, m + begin, v + begin, param + begin);
+  });
+}
+
+template <class T>
+double SumOfSquaresCpu(const Tensor& values) {
+  const T* x = values.data<T>();
+  std::vector<double> pieces(static_cast<size_t>(CeilDiv(values.size(), kSerialWork)));
+  ForElements(values.size(), [&](int64_t begin, int64_t end) {
+    pieces[static_cast<size_t>(begin / kSerialWork)] = RangeSumOfSquares(x + begin, end - begin);
+  });
+  double sum = 0.0;
+  for (double piece : pieces) sum += piece;
+  return sum;
+}
+
+template void AdamWCpu<float>(const AdamWArgs&);
+template void AdamWCpu<double>(const AdamWArgs&);
+template double SumOfSquaresCpu<float>(const Tensor&);
+template double SumOfSquaresCpu<double>(const Tensor&);
+
+}  // namespace eyrie

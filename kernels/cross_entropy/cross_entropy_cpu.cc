@@ -1,0 +1,127 @@
+#include "kernels/cross_entropy/cross_entropy_cpu.h"
+
+#include <cmath>
+
+#include "core/threads.h"
+#include "kernels/partition.h"
+#include "kernels/row_math.h"
+
+namespace eyrie {
+
+namespace {
+
+// d z / d u of z = cap tanh(u / cap), from z; 1 when there is no cap (inverse_cap = 0).
+template <class T>
+T SoftCapSlope(T z, T inverse_cap) {
+  const T t = z * inverse_cap;
+  return T(1) - t * t;
+}
+
+template <class T>
+void SoftCapRow(T cap, T* z, int64_t n) {
+  const T inverse = T(1) / cap;
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) z[j] = cap * Tanh(z[j] * inverse);
+}
+
+// z -> factor exp(z - shift) dz/du, the softmax's part of du.
+template <class T>
+void GradRow(T factor, T shift, T inverse_cap, T* z, int64_t n) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; ++j) {
+    z[j] = factor * SoftCapSlope(z[j], inverse_cap) * Exp(z[j] - shift);
+  }
+}
+
+}  // namespace
+
+// N tokens, V columns of the vocabulary here. Every step is one pass over the rows of [N, V].
+
+template <class T>
+void SoftCapRowMaxCpu(const SoftCapRowMaxArgs& args) {
+  T* logits = args.logits.data<T>();
+  T* row_max = args.row_max.data<T>();
+  const int64_t columns = args.logits.dim(1);
+  const T cap = static_cast<T>(args.soft_cap);
+  ForPieces(args.logits.dim(0), args.logits.size(), [&](int64_t n) {
+    T* z = logits + n * columns;
+    if (args.soft_cap > 0.0) SoftCapRow(cap, z, columns);
+    row_max[n] = MaxOf(z, columns);
+  });
+}
+
+template <class T>
+void SoftmaxPartialsCpu(const SoftmaxPartialsArgs& args) {
+  const T* logits = args.logits.data<T>();
+  const int32_t* labels = args.labels.data<int32_t>();
+  const T* row_max = args.row_max.data<T>();
+  const int64_t tokens = args.logits.dim(0);
+  const int64_t columns = args.logits.dim(1);
+  T* sums = args.partials.data<T>();
+  T* at_label = sums + tokens;
+  ForPieces(tokens, args.logits.size(), [&](int64_t n) {
+    const T* z = logits + n * columns;
+    const T largest = row_max[n];
+    sums[n] = static_cast<T>(SumByPieces(columns, [&](int64_t begin, int64_t count) {
+      return SumOfExp(z + begin, count, largest);
+    }));
+    const int64_t column = labels[n] - args.first;
+    const bool here = labels[n] >= 0 && column >= 0 && column < columns;
+    at_label[n] = here ? z[column] : T(0);
+  });
+}
+
+template <class T>
+double CrossEntropyLossCpu(const Tensor& labels, const Tensor& row_max, const Tensor& partials,
+                           int64_t* valid) {
+  const int32_t* label = labels.data<int32_t>();
+  const T* largest = row_max.data<T>();
+  const int64_t tokens = row_max.dim(0);
+  const T* sums = partials.data<T>();
+  const T* at_label = sums + tokens;
+  double loss = 0.0;
+  for (int64_t n = 0; n < tokens; ++n) {
+    if (label[n] < 0) continue;
+    ++*valid;
+    // The two large terms first: their difference is exact when the label is the likely one.
+    loss += std::log(static_cast<double>(sums[n])) +
+            (static_cast<double>(largest[n]) - static_cast<double>(at_label[n]));
+  }
+  return loss;
+}
+
+template <class T>
+void CrossEntropyGradCpu(const CrossEntropyGradArgs& args) {
+  T* logits = args.logits.data<T>();
+  const int32_t* labels = args.labels.data<int32_t>();
+  const T* row_max = args.row_max.data<T>();
+  const T* sums = args.partials.data<T>();
+  const int64_t columns = args.logits.dim(1);
+  ForPieces(args.logits.dim(0), args.logits.size(), [&](int64_t n) {
+    T* z = logits + n * columns;
+    if (labels[n] < 0) {
+      std::fill(z, z + columns, T(0));
+      return;
+    }
+    const T largest = row_max[n];
+    const T inverse = static_cast<T>(args.soft_cap > 0.0 ? 1.0 / args.soft_cap : 0.0);
+    const T factor = static_cast<T>(args.scale / static_cast<double>(sums[n]));
+    const int64_t column = labels[n] - args.first;
+    const bool here = column >= 0 && column < columns;
+    // What the one-hot term takes off; z at the label is gone once the loop has run.
+    const T label_slope = here ? SoftCapSlope(z[column], inverse) : T(0);
+    GradRow(factor, largest, inverse, z, columns);
+    if (here) z[column] -= static_cast<T>(args.scale) * label_slope;
+  });
+}
+
+template void SoftCapRowMaxCpu<float>(const SoftCapRowMaxArgs&);
+template void SoftCapRowMaxCpu<double>(const SoftCapRowMaxArgs&);
+template void SoftmaxPartialsCpu<float>(const SoftmaxPartialsArgs&);
+template void SoftmaxPartialsCpu<double>(const SoftmaxPartialsArgs&);
+template double CrossEntropyLossCpu<float>(const Tensor&, const Tensor&, const Tensor&, int64_t*);
+template double CrossEntropyLossCpu<double>(const Tensor&, const Tensor&, const Tensor&, int64_t*);
+template void CrossEntropyGradCpu<float>(const CrossEntropyGradArgs&);
+template void CrossEntropyGradCpu<double>(const CrossEntropyGradArgs&);
+
+}  // namespace eyrie

@@ -1,0 +1,18 @@
+// The CPU bodies behind cross_entropy.h; arguments are already validated.
+#pragma once
+
+#include "kernels/cross_entropy/cross_entropy.h"
+
+namespace eyrie {
+
+template <class T>
+void SoftCapRowMaxCpu(const SoftCapRowMaxArgs& args);
+template <class T>
+void SoftmaxPartialsCpu(const SoftmaxPartialsArgs& args);
+template <class T>
+double CrossEntropyLossCpu(const Tensor& labels, const Tensor& row_max, const Tensor& partials,
+                           int64_t* valid);
+template <class T>
+void CrossEntropyGradCpu(const CrossEntropyGradArgs& args);
+
+}  // namespace eyrie

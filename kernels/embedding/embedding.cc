@@ -1,0 +1,34 @@
+#include "kernels/embedding/embedding.h"
+
+#include "kernels/dispatch.h"
+#include "kernels/embedding/embedding_cpu.h"
+
+namespace eyrie {
+namespace {
+
+// `rows` must hold a row of the table's width for each token.
+void CheckInputs(const char* kernel, const Tensor& tokens, const Tensor& table, const char* name,
+                 const Tensor& rows) {
+  EYRIE_CHECK(tokens.defined(), kernel, ": tokens are absent");
+  EYRIE_CHECK(table.defined() && table.shape.rank() == 2, kernel, ": the table must be [V, D]");
+  EYRIE_CHECK(rows.defined() && rows.shape.rank() > 0, kernel, ": ", name, " is absent");
+  CheckShape(kernel, name,
+             rows.View({rows.size() / std::max<int64_t>(1, rows.dim(-1)), rows.dim(-1)}),
+             {tokens.size(), table.dim(1)});
+}
+
+}  // namespace
+
+void EmbeddingForward(const EmbeddingForwardArgs& args) {
+  constexpr const char* kKernel = "embedding_forward";
+  CheckInputs(kKernel, args.tokens, args.table, "y", args.y);
+  DispatchCpu(kKernel, args.table, [&]<class T>(T) { EmbeddingForwardCpu<T>(args); });
+}
+
+void EmbeddingBackward(const EmbeddingBackwardArgs& args) {
+  constexpr const char* kKernel = "embedding_backward";
+  CheckInputs(kKernel, args.tokens, args.dtable, "dy", args.dy);
+  DispatchCpu(kKernel, args.dtable, [&]<class T>(T) { EmbeddingBackwardCpu<T>(args); });
+}
+
+}  // namespace eyrie

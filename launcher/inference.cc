@@ -1,0 +1,91 @@
+#include "launcher/inference.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <utility>
+
+#include "launcher/agree.h"
+#include "launcher/checkpoint.h"
+#include "launcher/config.h"
+
+namespace eyrie {
+namespace {
+
+// Tokens of a prompt that run at once.
+constexpr int64_t kChunk = 256;
+
+}  // namespace
+
+void AddInferenceOptions(CLI::App& command, InferenceOptions& options) {
+  command
+      .add_option("--checkpoint", options.checkpoint,
+                  "a checkpoint, or a run directory for its newest one")
+      ->required()
+      ->type_name("DIR");
+  command
+      .add_option("--set", options.settings,
+                  "set a field of the checkpoint's configuration, e.g. --set run.threads=4")
+      ->type_name("PATH=VALUE")
+      ->expected(1);
+}
+
+Inference::Inference(const InferenceOptions& options, Layout layout, Job& job) {
+  config::Manifest manifest;
+  Collectively(job.world(), [&] {
+    checkpoint_ = FindCheckpoint(options.checkpoint);
+    manifest = ReadManifest(checkpoint_);
+    config_ = manifest.config();
+    config_.clear_parallel();
+    if (layout == Layout::kTensor) config_.mutable_parallel()->set_tensor(job.world().size());
+    ApplySettings(options.settings, config_);
+    Resolve(config_, job.world().size());
+    RequireSameModel(manifest.config().model(), config_.model(), checkpoint_.string());
+  });
+  mesh_ = std::make_unique<Mesh>(job.MakeMesh(config_));
+  model_ = std::make_unique<Model>(config_.model(), mesh_->shape().tensor, /*recompute=*/false);
+  Collectively(job.world(), [&] {
+    params_ = std::make_unique<ParamStore>(model_->params(), *mesh_, DType::kF32,
+                                           /*with_gradients=*/false);
+    LoadCheckpoint(checkpoint_, manifest, *params_, {{"", params_->flat_values()}});
+  });
+  run_ = std::make_unique<Run>(Run{*mesh_, *params_, arena_});
+}
+
+Decoder::Decoder(Inference& inference, int64_t capacity)
+    : inference_(inference),
+      state_(inference.model().MakeState(DType::kF32, 1, capacity)),
+      next_(inference.model().MakeState(DType::kF32, 1, capacity)),
+      tokens_(DType::kI32, {1, kChunk}),
+      positions_(DType::kI32, {1, kChunk}),
+      logits_(DType::kF32, {1, kChunk, inference.config().model().vocab_size()}) {}
+
+Tensor Decoder::Feed(const std::vector<int32_t>& tokens,
+                     const std::function<void(const Tensor&)>& each) {
+  const auto total = static_cast<int64_t>(tokens.size());
+  const int64_t vocab = logits_.tensor.dim(2);
+  EYRIE_CHECK(total > 0);
+  Tensor last;
+  for (int64_t begin = 0; begin < total; begin += kChunk) {
+    const int64_t count = std::min(kChunk, total - begin);
+    for (int64_t i = 0; i < count; ++i) {
+      tokens_.tensor.data<int32_t>()[i] = tokens[static_cast<size_t>(begin + i)];
+      positions_.tensor.data<int32_t>()[i] = static_cast<int32_t>(position_ + i);
+    }
+    const auto first = [&](const OwnedTensor& owned, Shape shape) {
+      return owned.buffer.At(0, owned.tensor.dtype, shape);
+    };
+    inference_.run().positions = first(positions_, {1, count});
+    const int64_t wanted = each ? count : 1;
+    const Tensor logits = first(logits_, {1, wanted, vocab});
+    inference_.model().Logits(inference_.run(), first(tokens_, {1, count}), &state_, &next_,
+                              logits);
+    std::swap(state_, next_);
+    position_ += count;
+    const Tensor rows = logits.View({wanted, vocab});
+    if (each) each(rows);
+    last = rows.Rows(wanted - 1, wanted).View({vocab});
+  }
+  return last;
+}
+
+}  // namespace eyrie

@@ -1,0 +1,72 @@
+// What eval, generate and logits share: a model loaded from a checkpoint, on this job's ranks.
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "configs/schema/manifest.pb.h"
+#include "launcher/job.h"
+#include "layers/model.h"
+
+namespace CLI {
+class App;
+}
+
+namespace eyrie {
+
+struct InferenceOptions {
+  std::string checkpoint;
+  std::vector<std::string> settings;
+};
+// Adds --checkpoint and --set to a command.
+void AddInferenceOptions(CLI::App& command, InferenceOptions& options);
+
+class Inference {
+ public:
+  // How the ranks are used unless --set says otherwise.
+  enum class Layout {
+    kTensor,  // all on the tensor axis: one sequence at a time
+    kData,    // all on the data axis: many sequences
+  };
+
+  // Collective over the job. Throws naming the checkpoint's file at fault.
+  Inference(const InferenceOptions& options, Layout layout, Job& job);
+
+  const config::Config& config() const { return config_; }
+  const std::filesystem::path& checkpoint() const { return checkpoint_; }
+  const Mesh& mesh() const { return *mesh_; }
+  const Model& model() const { return *model_; }
+  Run& run() { return *run_; }
+
+ private:
+  config::Config config_;
+  std::filesystem::path checkpoint_;
+  std::unique_ptr<Mesh> mesh_;
+  std::unique_ptr<Model> model_;
+  std::unique_ptr<ParamStore> params_;
+  Arena arena_;
+  std::unique_ptr<Run> run_;
+};
+
+// Feeds tokens of one sequence through the model's state.
+class Decoder {
+ public:
+  // `capacity`: the most tokens that will be fed.
+  Decoder(Inference& inference, int64_t capacity);
+
+  // Feeds tokens, at least one, in chunks; returns the logits [vocab] after the last one, valid
+  // until the next call. `each`, if given, is called with the logits [n, vocab] of every chunk.
+  Tensor Feed(const std::vector<int32_t>& tokens,
+              const std::function<void(const Tensor&)>& each = nullptr);
+
+ private:
+  Inference& inference_;
+  int64_t position_ = 0;
+  ModelState state_, next_;
+  OwnedTensor tokens_, positions_, logits_;
+};
+
+}  // namespace eyrie

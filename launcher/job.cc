@@ -1,0 +1,67 @@
+#include "launcher/job.h"
+
+#include <omp.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <optional>
+
+#include "core/threads.h"
+#include "launcher/agree.h"
+#include "parallel/mpi_communicator.h"
+
+namespace eyrie {
+
+Mesh Job::MakeMesh(const config::Config& config) {
+  int threads = config.run().threads();
+  const int on_node = world_->RanksOnNode();
+  if (threads == 0) {
+    // A rank that its launcher bound to some cores uses those; otherwise ranks share the node.
+    const int mine = omp_get_num_procs();
+    const bool bound = mine < sysconf(_SC_NPROCESSORS_ONLN);
+    threads = bound ? mine : std::max(1, mine / on_node);
+  }
+  SetThreads(threads);
+  const auto& parallel = config.parallel();
+  return Mesh({parallel.data(), parallel.sequence(), parallel.tensor()},
+              world_->Split(0, world_->rank()));
+}
+
+ExitCode RunJob(const std::function<ExitCode(Job&)>& body) {
+  std::optional<MpiSession> mpi;
+  if (LaunchedByMpi()) mpi.emplace();
+  Job job(mpi ? mpi->World() : MakeLocalCommunicator());
+  ExitCode code = ExitCode::kFailed;
+  try {
+    return body(job);
+  } catch (const AgreedError& error) {
+    PrintError(error.what());
+    return error.code();
+  } catch (const Error& error) {
+    PrintError(error.what());
+    code = error.code();
+  } catch (const std::bad_alloc&) {
+    PrintError("out of memory");
+  } catch (const std::exception& error) {
+    PrintError(error.what());
+  }
+  if (job.world().size() > 1) AbortAllRanks(static_cast<int>(code));
+  return code;
+}
+
+void PrintError(const std::string& message) {
+  if (!message.empty()) std::fprintf(stderr, "eyrie: %s\n", message.c_str());
+}
+
+bool SpeaksForJob() {
+  for (const char* name : {"OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "SLURM_PROCID"}) {
+    if (const char* rank = std::getenv(name)) return std::strcmp(rank, "0") == 0;
+  }
+  return true;
+}
+
+}  // namespace eyrie

@@ -1,0 +1,36 @@
+// The life of a distributed command: MPI, threads, the mesh, and how it ends.
+#pragma once
+
+#include <functional>
+#include <memory>
+
+#include "configs/schema/config.pb.h"
+#include "parallel/mesh.h"
+
+namespace eyrie {
+
+class Job {
+ public:
+  // All ranks of the job; a group of one when it was not started by an MPI launcher.
+  Communicator& world() { return *world_; }
+  // Sets this rank's threads and builds the mesh. `config` is resolved.
+  Mesh MakeMesh(const config::Config& config);
+
+ private:
+  friend ExitCode RunJob(const std::function<ExitCode(Job&)>& body);
+  explicit Job(std::unique_ptr<Communicator> world) : world_(std::move(world)) {}
+  std::unique_ptr<Communicator> world_;
+};
+
+// Runs body on every rank and returns the process's exit code. An error prints one line on stderr;
+// one that a rank met alone ends the other ranks too.
+ExitCode RunJob(const std::function<ExitCode(Job&)>& body);
+
+// Prints "eyrie: message", if there is a message.
+void PrintError(const std::string& message);
+
+// What the launcher's environment says of this process, before MPI starts: true for rank 0 and
+// outside MPI.
+bool SpeaksForJob();
+
+}  // namespace eyrie

@@ -1,0 +1,30 @@
+// AdamW over a parameter store, with global gradient clipping. Parameters are float32 and serve as
+// their own master weights.
+#pragma once
+
+#include "configs/schema/config.pb.h"
+#include "parallel/param_store.h"
+
+namespace eyrie {
+
+class Optimizer {
+ public:
+  Optimizer(const config::OptimizerConfig& config, const ParamStore& params, const Mesh& mesh);
+
+  // The norm of all reduced gradients, each parameter counted once; the same on every rank.
+  double GradNorm() const;
+  // One update; `step` counts from 1, `grad_norm` is GradNorm(), for clipping.
+  void Step(int64_t step, double learning_rate, double grad_norm);
+
+  // First and second moments, laid out like the store.
+  Tensor m() const { return m_.At(0, params_.dtype(), {params_.elements()}); }
+  Tensor v() const { return v_.At(0, params_.dtype(), {params_.elements()}); }
+
+ private:
+  const config::OptimizerConfig& config_;
+  const ParamStore& params_;
+  const Mesh& mesh_;
+  Buffer m_, v_;
+};
+
+}  // namespace eyrie

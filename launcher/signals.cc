@@ -1,0 +1,21 @@
+#include "launcher/signals.h"
+
+#include <csignal>
+
+namespace eyrie {
+namespace {
+volatile std::sig_atomic_t received = 0;
+}  // namespace
+
+void WatchSignals() {
+  struct sigaction action = {};
+  action.sa_handler = [](int signal) { received = signal; };
+  sigemptyset(&action.sa_mask);
+  action.sa_flags = SA_RESTART;
+  sigaction(SIGTERM, &action, nullptr);
+  sigaction(SIGINT, &action, nullptr);
+}
+
+int ReceivedSignal() { return received; }
+
+}  // namespace eyrie

@@ -1,0 +1,89 @@
+#include "launcher/tokenizer.h"
+
+#include <sentencepiece_processor.h>
+
+#include "core/error.h"
+#include "launcher/mapped_file.h"
+
+namespace eyrie {
+namespace {
+
+constexpr std::string_view kSentencePiece = "sentencepiece:";
+
+class ByteTokenizer : public Tokenizer {
+ public:
+  int32_t vocab_size() const override { return 257; }
+  int32_t end_of_document() const override { return 256; }
+
+  std::vector<int32_t> Encode(std::string_view text) const override {
+    std::vector<int32_t> ids;
+    ids.reserve(text.size() + 1);
+    for (const char c : text) ids.push_back(static_cast<unsigned char>(c));
+    return ids;
+  }
+
+  std::string Decode(std::span<const int32_t> ids) const override {
+    std::string text;
+    text.reserve(ids.size());
+    for (const int32_t id : ids) {
+      if (id >= 0 && id < 256) text.push_back(static_cast<char>(id));
+    }
+    return text;
+  }
+};
+
+class SentencePieceTokenizer : public Tokenizer {
+ public:
+  explicit SentencePieceTokenizer(const std::string& path) : path_(path) {
+    const MappedFile file(path);
+    const auto bytes = file.bytes();
+    const auto status = processor_.LoadFromSerializedProto(
+        {reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+    if (bytes.empty() || !status.ok() || processor_.GetPieceSize() == 0) {
+      ThrowBadInput(path, ": not a SentencePiece model");
+    }
+    if (processor_.eos_id() < 0) {
+      ThrowBadInput(path, ": the model has no end-of-sentence piece, which documents end with: ",
+                    "train it with an eos_id");
+    }
+  }
+
+  int32_t vocab_size() const override { return processor_.GetPieceSize(); }
+  int32_t end_of_document() const override { return processor_.eos_id(); }
+
+  std::vector<int32_t> Encode(std::string_view text) const override {
+    std::vector<int> ids;
+    const auto status = processor_.Encode(text, &ids);
+    if (!status.ok()) ThrowFailure(path_, ": cannot encode: ", status.ToString());
+    return ids;
+  }
+
+  std::string Decode(std::span<const int32_t> ids) const override {
+    std::vector<int> known;
+    known.reserve(ids.size());
+    for (const int32_t id : ids) {
+      if (id >= 0 && id < vocab_size() && !processor_.IsControl(id)) known.push_back(id);
+    }
+    std::string text;
+    const auto status = processor_.Decode(known, &text);
+    if (!status.ok()) ThrowFailure(path_, ": cannot decode: ", status.ToString());
+    return text;
+  }
+
+ private:
+  std::string path_;
+  sentencepiece::SentencePieceProcessor processor_;
+};
+
+}  // namespace
+
+std::unique_ptr<Tokenizer> MakeTokenizer(const std::string& spec) {
+  if (spec == "byte") return std::make_unique<ByteTokenizer>();
+  if (spec.starts_with(kSentencePiece) && spec.size() > kSentencePiece.size()) {
+    return std::make_unique<SentencePieceTokenizer>(spec.substr(kSentencePiece.size()));
+  }
+  ThrowBadInput("data.tokenizer / --tokenizer: \"", spec,
+                "\" is neither \"byte\" nor \"sentencepiece:MODEL\"");
+}
+
+}  // namespace eyrie

@@ -1,0 +1,71 @@
+#include <glog/logging.h>
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <memory>
+
+#include "launcher/agree.h"
+#include "launcher/commands.h"
+#include "launcher/config.h"
+#include "launcher/job.h"
+#include "launcher/trainer.h"
+
+namespace eyrie {
+namespace {
+
+struct TrainOptions {
+  std::string config;
+  std::vector<std::string> settings;
+};
+
+// Each rank logs to its own files in the run directory; warnings also go to stderr.
+void StartLogging(const config::Config& config, int rank) {
+  const auto folder = std::filesystem::path(config.run().directory()) / "logs";
+  std::error_code error;
+  std::filesystem::create_directories(folder, error);
+  if (error) ThrowBadInput("run.directory: cannot create ", folder.string(), ": ", error.message());
+  google::SetLogDestination(google::INFO, (folder / StrCat("rank-", rank, ".")).c_str());
+  google::SetLogDestination(google::WARNING, "");
+  google::SetLogDestination(google::ERROR, "");
+  FLAGS_stderrthreshold = google::WARNING;
+  if (!google::IsGoogleLoggingInitialized()) google::InitGoogleLogging("eyrie");
+}
+
+ExitCode Train(const TrainOptions& options, Job& job) {
+  config::Config config;
+  Collectively(job.world(), [&] {
+    config = LoadConfig(options.config);
+    ApplySettings(options.settings, config);
+    Resolve(config, job.world().size());
+    ValidateForTraining(config);
+    StartLogging(config, job.world().rank());
+  });
+  const Mesh mesh = job.MakeMesh(config);
+  return Trainer(config, mesh).Run();
+}
+
+}  // namespace
+
+void AddTrainCommand(CLI::App& app, ExitCode& code) {
+  auto options = std::make_shared<TrainOptions>();
+  CLI::App* command = app.add_subcommand(
+      "train",
+      "Train a model as a configuration says, or continue a run.\n\n"
+      "  mpirun -n 4 eyrie train --config configs/quickstart.textproto --set parallel.tensor=2\n\n"
+      "The run directory (run.directory) receives the resolved configuration, metrics.jsonl, logs\n"
+      "and checkpoints. Started again, a run continues from its newest complete checkpoint, on any\n"
+      "layout. SIGTERM and SIGINT save, then end with 143 and 130. Every field of the configuration\n"
+      "is described in configs/schema/config.proto.");
+  command->add_option("--config", options->config, "configuration file (text format)")
+      ->required()
+      ->type_name("FILE");
+  command->add_option("--set", options->settings,
+                      "set one field, e.g. --set train.steps=200; may be repeated")
+      ->type_name("PATH=VALUE")
+      ->expected(1);
+  command->callback([options, &code] {
+    code = RunJob([&](Job& job) { return Train(*options, job); });
+  });
+}
+
+}  // namespace eyrie

@@ -1,0 +1,119 @@
+#include "kernels/adamw/adamw.h"
+
+#include "tests/kernels/kernel_test_util.h"
+
+namespace eyrie {
+namespace {
+
+AdamWArgs RandomSettings(TestRandom& random) {
+  AdamWArgs args;
+  args.rate = random.Uniform(1e-4, 1e-2);
+  args.beta1 = random.Uniform(0.5, 0.95);
+  args.beta2 = random.Uniform(0.9, 0.999);
+  args.weight_decay = random.Uniform(0, 0.2);
+  args.grad_scale = random.Uniform(0.1, 1);
+  return args;
+}
+
+TEST(AdamW, MatchesTheDefinitionOverSteps) {
+  TestRandom random;
+  for (DType dtype : {DType::kF32, DType::kF64}) {
+    for (int64_t n : {1, 7, 130, 20011}) {
+      AdamWArgs args = RandomSettings(random);
+      const OwnedTensor param = RandomTensor(dtype, {n}, random);
+      const OwnedTensor start = Clone(param.tensor);
+      const OwnedTensor m(dtype, {n});
+      const OwnedTensor v(dtype, {n});
+      std::vector<double> p(static_cast<size_t>(n)), mean(p), square(p);
+      for (int64_t i = 0; i < n; ++i) p[static_cast<size_t>(i)] = Get(param.tensor, i);
+      for (args.step = 1; args.step <= 6; ++args.step) {
+        const OwnedTensor grad = RandomTensor(dtype, {n}, random, random.Uniform(0.01, 10));
+        args.param = param.tensor;
+        args.grad = grad.tensor;
+        args.m = m.tensor;
+        args.v = v.tensor;
+        AdamW(args);
+        double beta1_power = 1, beta2_power = 1;
+        for (int64_t s = 0; s < args.step; ++s) {
+          beta1_power *= args.beta1;
+          beta2_power *= args.beta2;
+        }
+        for (size_t i = 0; i < p.size(); ++i) {
+          const double g = args.grad_scale * Get(grad.tensor, static_cast<int64_t>(i));
+          mean[i] = args.beta1 * mean[i] + (1 - args.beta1) * g;
+          square[i] = args.beta2 * square[i] + (1 - args.beta2) * g * g;
+          const double update = mean[i] / (1 - beta1_power) /
+                                (std::sqrt(square[i] / (1 - beta2_power)) + args.epsilon);
+          p[i] -= args.rate * (update + args.weight_decay * p[i]);
+        }
+      }
+      // Of the distance moved, which is small beside the parameters themselves.
+      double difference = 0, moved = 0, m_difference = 0, m_norm = 0, v_difference = 0, v_norm = 0;
+      for (size_t i = 0; i < p.size(); ++i) {
+        const auto at = static_cast<int64_t>(i);
+        difference += std::pow(Get(param.tensor, at) - p[i], 2);
+        moved += std::pow(Get(start.tensor, at) - p[i], 2);
+        m_difference += std::pow(Get(m.tensor, at) - mean[i], 2);
+        m_norm += std::pow(mean[i], 2);
+        v_difference += std::pow(Get(v.tensor, at) - square[i], 2);
+        v_norm += std::pow(square[i], 2);
+      }
+      const bool narrow = dtype == DType::kF32;
+      EXPECT_LT(std::sqrt(difference), narrow ? 1e-3 * std::sqrt(moved) + 1e-6 : 1e-13);
+      EXPECT_LT(std::sqrt(m_difference / m_norm), narrow ? 1e-6 : 1e-14);
+      EXPECT_LT(std::sqrt(v_difference / v_norm), narrow ? 1e-6 : 1e-14);
+    }
+  }
+}
+
+TEST(AdamW, FirstStepMovesByTheRate) {
+  // m / (1 - beta1) = g and sqrt(v / (1 - beta2)) = |g|: whatever its size, the sign remains.
+  for (double g : {3.0, -0.02}) {
+    const OwnedTensor param(DType::kF64, {1}), grad(DType::kF64, {1});
+    const OwnedTensor m(DType::kF64, {1}), v(DType::kF64, {1});
+    Set(param.tensor, 0, 5.0);
+    Set(grad.tensor, 0, g);
+    AdamW({.param = param.tensor,
+           .grad = grad.tensor,
+           .m = m.tensor,
+           .v = v.tensor,
+           .rate = 0.1,
+           .epsilon = 0.0,
+           .weight_decay = 0.5});
+    EXPECT_NEAR(Get(param.tensor, 0), 5.0 - 0.1 * (g > 0 ? 1 : -1) - 0.1 * 0.5 * 5.0, 1e-14);
+  }
+}
+
+TEST(AdamW, RefusesWrongArguments) {
+  const OwnedTensor four(DType::kF32, {4}), five(DType::kF32, {5}), wide(DType::kF64, {4});
+  const auto step = [&](const OwnedTensor& grad, int64_t number) {
+    AdamW({.param = four.tensor,
+           .grad = grad.tensor,
+           .m = four.tensor,
+           .v = four.tensor,
+           .step = number});
+  };
+  EXPECT_NO_THROW(step(four, 1));
+  EXPECT_THROW(step(five, 1), Error);
+  EXPECT_THROW(step(wide, 1), Error);
+  EXPECT_THROW(step(four, 0), Error);
+}
+
+TEST(SumOfSquares, MatchesTheDefinitionInFloat64) {
+  TestRandom random;
+  for (DType dtype : {DType::kF32, DType::kF64}) {
+    for (int64_t n : {1, 7, 8192, 8193, 100003}) {
+      const OwnedTensor values = RandomTensor(dtype, {n}, random);
+      const double expected = Dot(values.tensor, values.tensor);
+      double one = 0, two = 0;
+      WithThreads(1, [&] { one = SumOfSquares(values.tensor); });
+      WithThreads(2, [&] { two = SumOfSquares(values.tensor); });
+      EXPECT_NEAR(one, expected, 1e-12 * expected);
+      EXPECT_EQ(one, two);
+    }
+    EXPECT_EQ(SumOfSquares(OwnedTensor(dtype, {0}).tensor), 0.0);
+  }
+}
+
+}  // namespace
+}  // namespace eyrie

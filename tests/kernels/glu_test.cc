@@ -1,0 +1,130 @@
+#include "kernels/glu/glu.h"
+
+#include "tests/kernels/kernel_test_util.h"
+
+namespace eyrie {
+namespace {
+
+constexpr Activation kAct = Activation::kGeluTanh;
+
+struct Case {
+  Case(DType dtype, Shape shape, TestRandom& random)
+      : gate(RandomTensor(dtype, shape, random, 2)),
+        value(RandomTensor(dtype, shape, random)),
+        dout(RandomTensor(dtype, shape, random)) {
+    PrepareOutputs();
+  }
+  Case(const Case& other, DType dtype)
+      : gate(Cast(other.gate.tensor, dtype)),
+        value(Cast(other.value.tensor, dtype)),
+        dout(Cast(other.dout.tensor, dtype)) {
+    PrepareOutputs();
+  }
+  void PrepareOutputs() {
+    for (OwnedTensor* output : {&out, &dgate, &dvalue}) {
+      *output = PoisonedTensor(gate.tensor.dtype, gate.tensor.shape);
+    }
+  }
+  void Forward() { GluForward({kAct, gate.tensor, value.tensor, out.tensor}); }
+  void Backward() {
+    GluBackward({kAct, gate.tensor, value.tensor, dout.tensor, dgate.tensor, dvalue.tensor});
+  }
+  OwnedTensor gate, value, dout, out, dgate, dvalue;
+};
+
+double GeluTanhReference(double x) {
+  return 0.5 * x * (1 + std::tanh(std::sqrt(2 / std::acos(-1.0)) * (x + 0.044715 * x * x * x)));
+}
+
+TEST(Glu, ForwardMatchesReference) {
+  TestRandom random;
+  for (int64_t size : {1, 2, 7, 33, 130, 20001}) {
+    SCOPED_TRACE(StrCat("size ", size));
+    Case c(DType::kF64, {size}, random);
+    c.Forward();
+    OwnedTensor expected(DType::kF64, {size});
+    for (int64_t i = 0; i < size; ++i) {
+      Set(expected.tensor, i, GeluTanhReference(Get(c.gate.tensor, i)) * Get(c.value.tensor, i));
+    }
+    EXPECT_LT(RelativeError(c.out.tensor, expected.tensor), 1e-13);
+  }
+}
+
+TEST(Glu, FloatAgreesWithDouble) {
+  TestRandom random;
+  Case wide(DType::kF64, {3, 33, 130}, random);
+  Case narrow(wide, DType::kF32);
+  for (Case* c : {&wide, &narrow}) {
+    c->Forward();
+    c->Backward();
+  }
+  EXPECT_LT(RelativeError(narrow.out.tensor, wide.out.tensor), 1e-6);
+  EXPECT_LT(RelativeError(narrow.dgate.tensor, wide.dgate.tensor), 2e-6);
+  EXPECT_LT(RelativeError(narrow.dvalue.tensor, wide.dvalue.tensor), 1e-6);
+}
+
+TEST(Glu, GradientsMatchFiniteDifferences) {
+  TestRandom random;
+  Case c(DType::kF64, {3, 130}, random);
+  c.Forward();
+  c.Backward();
+  const auto loss = [&] {
+    c.Forward();
+    return Dot(c.dout.tensor, c.out.tensor);
+  };
+  EXPECT_LT(NumericGradientCheck(loss, c.gate.tensor, c.dgate.tensor, random), 1e-6);
+  EXPECT_LT(NumericGradientCheck(loss, c.value.tensor, c.dvalue.tensor, random), 1e-6);
+}
+
+TEST(Glu, LargeGatesSaturate) {
+  TestRandom random;
+  Case c(DType::kF32, {2, 16}, random);
+  for (int64_t i = 0; i < 32; ++i) {
+    Set(c.gate.tensor, i, i % 2 == 0 ? 1000 : -1000);
+    Set(c.value.tensor, i, 1);
+    Set(c.dout.tensor, i, 1);
+  }
+  c.Forward();
+  c.Backward();
+  for (int64_t i = 0; i < 32; ++i) {
+    EXPECT_EQ(Get(c.out.tensor, i), i % 2 == 0 ? 1000 : 0);
+    EXPECT_EQ(Get(c.dgate.tensor, i), i % 2 == 0 ? 1 : 0);
+  }
+}
+
+TEST(Glu, ValueGradientMayReplaceTheOutputGradient) {
+  TestRandom random;
+  Case c(DType::kF32, {33, 130}, random);
+  c.Backward();
+  const OwnedTensor dgate = Clone(c.dgate.tensor);
+  GluBackward({kAct, c.gate.tensor, c.value.tensor, c.dout.tensor, c.dgate.tensor, c.dout.tensor});
+  EXPECT_TRUE(BitwiseEqual(c.dout.tensor, c.dvalue.tensor));
+  EXPECT_TRUE(BitwiseEqual(c.dgate.tensor, dgate.tensor));
+}
+
+TEST(Glu, SameBitsWithAnyNumberOfThreads) {
+  TestRandom random;
+  Case one(DType::kF32, {301, 130}, random);
+  Case two(one, DType::kF32);
+  WithThreads(1, [&] {
+    one.Forward();
+    one.Backward();
+  });
+  WithThreads(2, [&] {
+    two.Forward();
+    two.Backward();
+  });
+  EXPECT_TRUE(BitwiseEqual(one.out.tensor, two.out.tensor));
+  EXPECT_TRUE(BitwiseEqual(one.dgate.tensor, two.dgate.tensor));
+  EXPECT_TRUE(BitwiseEqual(one.dvalue.tensor, two.dvalue.tensor));
+}
+
+TEST(Glu, RejectsWrongShapes) {
+  TestRandom random;
+  Case c(DType::kF32, {3, 5}, random);
+  OwnedTensor wrong(DType::kF32, {5, 3});
+  EXPECT_THROW(GluForward({kAct, c.gate.tensor, wrong.tensor, c.out.tensor}), Error);
+}
+
+}  // namespace
+}  // namespace eyrie

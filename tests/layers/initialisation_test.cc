@@ -1,0 +1,118 @@
+// What a Griffin starts from, on any number of tensor ranks.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "layers/model.h"
+#include "tests/layers/config_files.h"
+#include "tests/support/fake_communicator.h"
+
+namespace eyrie {
+namespace {
+
+constexpr uint64_t kSeed = 5;
+
+template <class T>
+class InitialisationTest : public testing::Test {};
+using Types = testing::Types<float, double>;
+TYPED_TEST_SUITE(InitialisationTest, Types);
+
+TYPED_TEST(InitialisationTest, ShardsAreSlicesOfTheWhole) {
+  using T = TypeParam;
+  const config::ModelConfig config = ReadConfigFile("griffin/tiny").config.model();
+  const Model model(config, 1, /*recompute=*/false);
+  const Mesh one;
+  ParamStore whole(model.params(), one, DTypeOf<T>::value, /*with_gradients=*/false);
+  whole.Initialise(kSeed);
+  for (const int tensor : {1, 2, 4}) {
+    RunRanks(tensor, [&](std::unique_ptr<Communicator> world) {
+      const Mesh mesh({1, 1, tensor}, std::move(world));
+      const Model mine(config, tensor, /*recompute=*/false);
+      ParamStore store(mine.params(), mesh, DTypeOf<T>::value, /*with_gradients=*/false);
+      store.Initialise(kSeed);
+      for (ParamId id = 0; id < static_cast<ParamId>(mine.params().specs().size()); ++id) {
+        const ParamSpec& spec = mine.params().spec(id);
+        const Slice all = LocalSlice(spec, 1, 0), part = store.slice(id);
+        const OwnedTensor wanted(DTypeOf<T>::value, part.extent);
+        CopyPart(part, all, whole.value(id).raw, part, wanted.tensor.raw, sizeof(T));
+        for (int64_t i = 0; i < part.extent.size(); ++i) {
+          ASSERT_EQ(store.value(id).template data<T>()[i], wanted.tensor.data<T>()[i])
+              << spec.name << " at " << i << " of rank " << mesh.tensor().rank() << " of "
+              << tensor;
+        }
+      }
+    });
+  }
+}
+
+// Standard deviations by the end of a parameter's name; D 192, R 256, G 8, F 576, N 6.
+TEST(Initialisation, HasTheDocumentedMoments) {
+  const Model model(ReadConfigFile("quickstart").config.model(), 1, /*recompute=*/false);
+  const Mesh one;
+  ParamStore store(model.params(), one, DType::kF64, /*with_gradients=*/false);
+  store.Initialise(kSeed);
+  const std::map<std::string, double> deviations = {
+      {"tok.w", std::sqrt(1.0 / 192)},         {"rec.in_y.w", std::sqrt(1.0 / 192)},
+      {"rec.in_x.w", std::sqrt(1.0 / 192)},    {"rec.conv.w", 0.05},
+      {"rec.gate_i.w", std::sqrt(8.0 / 256)},  {"rec.gate_r.w", std::sqrt(8.0 / 256)},
+      {"rec.out.w", std::sqrt(2.0 / 6 / 256)}, {"att.q.w", std::sqrt(1.0 / 192)},
+      {"att.k.w", std::sqrt(1.0 / 192)},       {"att.v.w", std::sqrt(1.0 / 192)},
+      {"att.out.w", std::sqrt(2.0 / 6 / 192)}, {"mlp.gate.w", std::sqrt(1.0 / 192)},
+      {"mlp.up.w", std::sqrt(1.0 / 192)},      {"mlp.down.w", std::sqrt(2.0 / 6 / 576)},
+  };
+  for (ParamId id = 0; id < static_cast<ParamId>(model.params().specs().size()); ++id) {
+    std::string name = model.params().spec(id).name;
+    if (name.starts_with("blocks.")) name = name.substr(name.find('.', 7) + 1);
+    if (name == "rec.lambda") continue;
+    const auto found = deviations.find(name);
+    const double deviation = found == deviations.end() ? 0.0 : found->second;
+    const double* values = store.value(id).data<double>();
+    const auto count = static_cast<double>(store.value(id).size());
+    double sum = 0, squares = 0;
+    for (int64_t i = 0; i < store.value(id).size(); ++i) {
+      sum += values[i];
+      squares += values[i] * values[i];
+    }
+    // Five standard errors.
+    EXPECT_NEAR(sum / count, 0.0, 5 * deviation / std::sqrt(count)) << name;
+    EXPECT_NEAR(std::sqrt(squares / count), deviation, 5 * deviation / std::sqrt(2 * count))
+        << name;
+  }
+}
+
+// exp(-softplus(lambda)), the decay before its exponent 8 r, lies in [0.9, 0.999], and its square
+// is uniform there.
+TEST(Initialisation, DecaysAreUniformByArea) {
+  const Model model(ReadConfigFile("griffin/1.3b").config.model(), 1, /*recompute=*/false);
+  constexpr double kInner = 0.9 * 0.9, kOuter = 0.999 * 0.999;
+  constexpr int kBins = 16;
+  double count = 0, sum = 0;
+  int bins[kBins] = {};
+  for (const ParamSpec& spec : model.params().specs()) {
+    if (!spec.name.ends_with("rec.lambda")) continue;
+    const Random random(kSeed, spec.name);
+    for (int64_t i = 0; i < spec.shape.size(); ++i) {
+      const double lambda = spec.init(random, static_cast<uint64_t>(i));
+      const double decay = std::exp(-std::log1p(std::exp(lambda)));
+      ASSERT_GE(decay, 0.9);
+      ASSERT_LE(decay, 0.999 + 1e-8);
+      const double position = (decay * decay - kInner) / (kOuter - kInner);
+      ++bins[std::min(kBins - 1, static_cast<int>(position * kBins))];
+      sum += position;
+      ++count;
+    }
+  }
+  ASSERT_EQ(count, 16 * 2560);
+  EXPECT_NEAR(sum / count, 0.5, 5 * std::sqrt(1.0 / 12 / count));
+  for (const int bin : bins) {
+    EXPECT_NEAR(bin, count / kBins, 5 * std::sqrt(count / kBins));
+  }
+}
+
+}  // namespace
+}  // namespace eyrie

@@ -1,0 +1,173 @@
+// Every mixer of the registry, alone: gradients against finite differences, and any split of a
+// sequence into chunks against the whole. A new mixer is tested by being registered.
+#include <gtest/gtest.h>
+
+#include <memory>
+
+#include "tests/layers/layer_test_util.h"
+
+namespace eyrie {
+namespace {
+
+constexpr int64_t kBatch = 2, kTokens = 19, kCapacity = 40;
+
+class MixerTest : public testing::TestWithParam<std::string> {
+ protected:
+  MixerTest() : config_(SmallModel({GetParam()}, 2)), mixer_(FindMixer(GetParam())->make(config_)) {
+    Declaration declare{params_, stash_, 1, "m."};
+    mixer_->Declare(declare);
+    StateTable table(kCapacity);
+    mixer_->DeclareState(table);
+    state_ = table;
+    store_ = std::make_unique<ParamStore>(RandomStore(params_, mesh_, random_));
+    run_ = std::make_unique<eyrie::Run>(eyrie::Run{mesh_, *store_, arena_});
+    run_->pass = Pass::kTrain;
+  }
+
+  State MakeState() const { return State(state_, DType::kF64, kBatch); }
+  OwnedTensor RandomActivations() {
+    return RandomTensor(DType::kF64, {kBatch, kTokens, config_.width()}, random_);
+  }
+
+  // The mixer on part [begin, end) of x.
+  struct Piece {
+    OwnedTensor x, y, positions;
+    Stash stash;
+  };
+  Piece Forward(const Tensor& x, const Tensor& positions, int64_t begin, int64_t end,
+                const State* before, State* after) {
+    Piece piece{TimeSlice(x, begin, end), {}, TimeSlice(positions, begin, end), {}};
+    piece.y = PoisonedTensor(DType::kF64, piece.x.tensor.shape);
+    run_->positions = piece.positions.tensor;
+    piece.stash = Stash(stash_, DType::kF64, kBatch, end - begin, arena_);
+    mixer_->Forward(*run_, piece.x.tensor, piece.y.tensor, piece.stash, {before, after});
+    return piece;
+  }
+  OwnedTensor Backward(Piece& piece, const Tensor& dy, const State* before, const State* dafter,
+                       State* dbefore) {
+    OwnedTensor dx = PoisonedTensor(DType::kF64, piece.x.tensor.shape);
+    run_->positions = piece.positions.tensor;
+    mixer_->Backward(*run_, piece.x.tensor, dy, dx.tensor, piece.stash, {before, nullptr},
+                     {dafter, dbefore});
+    return dx;
+  }
+
+  TestRandom random_;
+  config::ModelConfig config_;
+  std::unique_ptr<Mixer> mixer_;
+  ParamTable params_;
+  StashTable stash_;
+  StateTable state_;
+  Mesh mesh_;
+  std::unique_ptr<ParamStore> store_;
+  Arena arena_;
+  std::unique_ptr<eyrie::Run> run_;
+};
+
+// The loss is a random linear function of the output and of the state handed on.
+TEST_P(MixerTest, GradientsMatchFiniteDifferences) {
+  const OwnedTensor positions = RandomPositions(kBatch, kTokens, random_, true);
+  OwnedTensor x = RandomActivations();
+  const OwnedTensor dy = RandomActivations();
+  State before = MakeState(), after = MakeState(), dbefore = MakeState(), dafter = MakeState();
+  Randomise(before, random_);
+  Randomise(dafter, random_);
+  const auto loss = [&] {
+    ArenaScope scope(arena_);
+    const Piece piece = Forward(x.tensor, positions.tensor, 0, kTokens, &before, &after);
+    double sum = Dot(piece.y.tensor, dy.tensor);
+    for (size_t slot = 0; slot < after.size(); ++slot) {
+      const auto id = static_cast<SlotId>(slot);
+      sum += Dot(after[id], dafter[id]);
+    }
+    return sum;
+  };
+
+  store_->ZeroGrads();
+  for (size_t slot = 0; slot < dbefore.size(); ++slot) Poison(dbefore[static_cast<SlotId>(slot)]);
+  ArenaScope scope(arena_);
+  Piece piece = Forward(x.tensor, positions.tensor, 0, kTokens, &before, &after);
+  const OwnedTensor dx = Backward(piece, dy.tensor, &before, &dafter, &dbefore);
+
+  EXPECT_LT(NumericGradientCheck(loss, x.tensor, dx.tensor, random_), 1e-6) << "x";
+  for (size_t slot = 0; slot < before.size(); ++slot) {
+    const auto id = static_cast<SlotId>(slot);
+    EXPECT_LT(NumericGradientCheck(loss, before[id], dbefore[id], random_), 1e-6)
+        << "state " << state_.slots()[slot].name;
+  }
+  for (ParamId id = 0; id < static_cast<ParamId>(params_.specs().size()); ++id) {
+    EXPECT_LT(NumericGradientCheck(loss, store_->value(id), store_->grad(id), random_), 1e-6)
+        << params_.spec(id).name;
+  }
+}
+
+TEST_P(MixerTest, AnySplitIntoChunksEqualsTheWhole) {
+  for (int trial = 0; trial < 5; ++trial) {
+    ArenaScope scope(arena_);
+    const OwnedTensor positions = RandomPositions(kBatch, kTokens, random_, false);
+    const OwnedTensor x = RandomActivations(), dy = RandomActivations();
+    State end = MakeState(), dend = MakeState();
+    Randomise(dend, random_);
+    store_->ZeroGrads();
+    Piece whole = Forward(x.tensor, positions.tensor, 0, kTokens, nullptr, &end);
+    const OwnedTensor whole_dx = Backward(whole, dy.tensor, nullptr, &dend, nullptr);
+    const OwnedTensor whole_grads = Clone(store_->flat_grads());
+
+    const std::vector<int64_t> cuts = RandomCuts(kTokens, random_);
+    std::vector<State> states, gradients;
+    for (size_t i = 0; i < cuts.size(); ++i) {
+      states.push_back(MakeState());
+      gradients.push_back(MakeState());
+    }
+    std::vector<Piece> pieces;
+    OwnedTensor y(DType::kF64, x.tensor.shape), dx(DType::kF64, x.tensor.shape);
+    for (size_t i = 0; i + 1 < cuts.size(); ++i) {
+      pieces.push_back(Forward(x.tensor, positions.tensor, cuts[i], cuts[i + 1], &states[i],
+                               &states[i + 1]));
+      PasteTime(pieces.back().y.tensor, y.tensor, cuts[i]);
+    }
+    store_->ZeroGrads();
+    for (size_t i = pieces.size(); i-- > 0;) {
+      const OwnedTensor piece_dy = TimeSlice(dy.tensor, cuts[i], cuts[i + 1]);
+      const State* dafter = i + 1 == pieces.size() ? &dend : &gradients[i + 1];
+      PasteTime(Backward(pieces[i], piece_dy.tensor, &states[i], dafter, &gradients[i]).tensor,
+                dx.tensor, cuts[i]);
+    }
+    EXPECT_LT(RelativeError(y.tensor, whole.y.tensor), 1e-10);
+    EXPECT_LT(RelativeError(dx.tensor, whole_dx.tensor), 1e-10);
+    EXPECT_LT(RelativeError(store_->flat_grads(), whole_grads.tensor), 1e-10);
+    for (size_t slot = 0; slot < end.size(); ++slot) {
+      const auto id = static_cast<SlotId>(slot);
+      // Rows before the sequence's start hold zeros in both.
+      EXPECT_LT(RelativeError(states.back()[id], end[id]), 1e-10);
+    }
+  }
+}
+
+// A recompute pass fills the stash with the same bits, given no output and no communication.
+TEST_P(MixerTest, RecomputedStashIsTheSame) {
+  ArenaScope scope(arena_);
+  const OwnedTensor positions = RandomPositions(kBatch, kTokens, random_, true);
+  const OwnedTensor x = RandomActivations();
+  State before = MakeState(), after = MakeState();
+  Randomise(before, random_);
+  const Piece kept = Forward(x.tensor, positions.tensor, 0, kTokens, &before, &after);
+  Stash again(stash_, DType::kF64, kBatch, kTokens, arena_);
+  run_->pass = Pass::kRecompute;
+  mixer_->Forward(*run_, x.tensor, {}, again, {&before, nullptr});
+  for (size_t slot = 0; slot < stash_.slots().size(); ++slot) {
+    const auto id = static_cast<SlotId>(slot);
+    EXPECT_TRUE(BitwiseEqual(kept.stash[id], again[id])) << stash_.slots()[slot].name;
+  }
+}
+
+std::vector<std::string> AllMixers() {
+  std::vector<std::string> names;
+  for (const MixerEntry& entry : MixerRegistry()) names.push_back(entry.name);
+  return names;
+}
+INSTANTIATE_TEST_SUITE_P(Registry, MixerTest, testing::ValuesIn(AllMixers()),
+                         [](const auto& test) { return test.param; });
+
+}  // namespace
+}  // namespace eyrie

@@ -1,0 +1,172 @@
+// Whole models in float64: gradients, chunks, recomputation, decoding.
+#include <gtest/gtest.h>
+
+#include <memory>
+
+#include "tests/layers/layer_test_util.h"
+
+namespace eyrie {
+namespace {
+
+constexpr int64_t kBatch = 2, kTokens = 17, kCapacity = 32;
+
+struct Fixture {
+  Fixture(const config::ModelConfig& config, bool recompute, TestRandom& random)
+      : model(config, 1, recompute),
+        store(RandomStore(model.params(), mesh, random)),
+        run{mesh, store, arena} {}
+
+  // The loss of the whole batch, with gradients.
+  double Train(const Model::Batch& batch, const Tensor& positions) {
+    ArenaScope scope(arena);
+    store.ZeroGrads();
+    run.positions = positions;
+    Model::Activations saved;
+    const Loss loss = model.Forward(run, batch, nullptr, nullptr, saved);
+    model.Backward(run, batch, saved, nullptr, nullptr, nullptr);
+    return loss.sum * batch.scale;
+  }
+
+  Mesh mesh;
+  Model model;
+  ParamStore store;
+  Arena arena;
+  Run run;
+};
+
+struct Data {
+  Data(int64_t vocab, TestRandom& random)
+      : tokens(RandomTokens(kBatch, kTokens, vocab, random)),
+        labels(RandomTokens(kBatch, kTokens, vocab, random)),
+        positions(RandomPositions(kBatch, kTokens, random, false)) {
+    labels.tensor.data<int32_t>()[3] = -1;  // does not count
+  }
+  Model::Batch batch() const {
+    return {tokens.tensor, labels.tensor, 1.0 / (kBatch * kTokens - 1)};
+  }
+  OwnedTensor tokens, labels, positions;
+};
+
+config::ModelConfig CappedGriffin() {
+  config::ModelConfig config = SmallGriffin();
+  config.set_logit_soft_cap(3.0);
+  config.set_embedding_scale(config::ModelConfig::SQRT_WIDTH);
+  return config;
+}
+
+TEST(ModelTest, GradientsOfAThreeBlockGriffinMatchFiniteDifferences) {
+  TestRandom random;
+  for (const auto& config : {SmallGriffin(), CappedGriffin()}) {
+    Fixture f(config, false, random);
+    const Data data(config.vocab_size(), random);
+    f.Train(data.batch(), data.positions.tensor);
+    const OwnedTensor gradients = Clone(f.store.flat_grads());
+    const auto loss = [&] {
+      f.run.positions = data.positions.tensor;
+      const Loss result = f.model.Evaluate(f.run, data.batch());
+      EXPECT_EQ(result.valid, kBatch * kTokens - 1);
+      return result.sum * data.batch().scale;
+    };
+    for (ParamId id = 0; id < static_cast<ParamId>(f.model.params().specs().size()); ++id) {
+      const Tensor gradient = f.store.At(gradients.buffer, id);
+      EXPECT_LT(NumericGradientCheck(loss, f.store.value(id), gradient, random, 3e-4, 12), 1e-6)
+          << f.model.params().spec(id).name;
+    }
+  }
+}
+
+TEST(ModelTest, TrainingAndEvaluationGiveTheSameLoss) {
+  TestRandom random;
+  Fixture f(SmallGriffin(), false, random);
+  const Data data(23, random);
+  const double trained = f.Train(data.batch(), data.positions.tensor);
+  f.run.positions = data.positions.tensor;
+  EXPECT_EQ(trained, f.model.Evaluate(f.run, data.batch()).sum * data.batch().scale);
+}
+
+TEST(ModelTest, RecomputationGivesTheSameGradients) {
+  TestRandom random;
+  const Data data(23, random);
+  Fixture kept(SmallGriffin(), false, random), recomputed(SmallGriffin(), true, random);
+  Copy(kept.store.flat_values(), recomputed.store.flat_values());
+  EXPECT_EQ(kept.Train(data.batch(), data.positions.tensor),
+            recomputed.Train(data.batch(), data.positions.tensor));
+  EXPECT_TRUE(BitwiseEqual(kept.store.flat_grads(), recomputed.store.flat_grads()));
+  EXPECT_LT(recomputed.arena.peak_bytes(), kept.arena.peak_bytes());
+}
+
+// Chunk by chunk, forward left to right and backward right to left, with recomputation or without.
+TEST(ModelTest, AnySplitIntoChunksEqualsTheWhole) {
+  for (const bool recompute : {false, true}) {
+    TestRandom random;
+    Fixture f(SmallGriffin(), recompute, random);
+    const Data data(23, random);
+    const double whole_loss = f.Train(data.batch(), data.positions.tensor);
+    const OwnedTensor whole_grads = Clone(f.store.flat_grads());
+
+    const std::vector<int64_t> cuts = RandomCuts(kTokens, random);
+    const size_t chunks = cuts.size() - 1;
+    std::vector<ModelState> states, gradients;
+    for (size_t i = 0; i <= chunks; ++i) {
+      states.push_back(f.model.MakeState(DType::kF64, kBatch, kCapacity));
+      gradients.push_back(f.model.MakeState(DType::kF64, kBatch, kCapacity));
+    }
+    ArenaScope scope(f.arena);
+    f.store.ZeroGrads();
+    std::vector<OwnedTensor> tokens, labels, positions;
+    std::vector<Model::Activations> saved(chunks);
+    double loss = 0;
+    const auto batch = [&](size_t i) {
+      return Model::Batch{tokens[i].tensor, labels[i].tensor, data.batch().scale};
+    };
+    for (size_t i = 0; i < chunks; ++i) {
+      tokens.push_back(TimeSlice(data.tokens.tensor, cuts[i], cuts[i + 1]));
+      labels.push_back(TimeSlice(data.labels.tensor, cuts[i], cuts[i + 1]));
+      positions.push_back(TimeSlice(data.positions.tensor, cuts[i], cuts[i + 1]));
+      f.run.positions = positions[i].tensor;
+      loss += f.model.Forward(f.run, batch(i), &states[i], &states[i + 1], saved[i]).sum;
+    }
+    for (size_t i = chunks; i-- > 0;) {
+      f.run.positions = positions[i].tensor;
+      f.model.Backward(f.run, batch(i), saved[i], &states[i],
+                       i + 1 == chunks ? nullptr : &gradients[i + 1], &gradients[i]);
+    }
+    EXPECT_NEAR(loss * data.batch().scale, whole_loss, 1e-10 * whole_loss);
+    EXPECT_LT(RelativeError(f.store.flat_grads(), whole_grads.tensor), 1e-10);
+  }
+}
+
+// Prefill in chunks, then one token at a time, against the training forward's own logits.
+TEST(ModelTest, DecodingGivesTheLogitsOfTheWholeSequence) {
+  TestRandom random;
+  for (const auto& config : {SmallGriffin(), CappedGriffin(), SmallModel({"attention+geglu"}, 2)}) {
+    Fixture f(config, false, random);
+    const OwnedTensor tokens = RandomTokens(kBatch, kTokens, config.vocab_size(), random);
+    OwnedTensor positions(DType::kI32, {kBatch, kTokens});
+    for (int64_t i = 0; i < kBatch * kTokens; ++i) {
+      positions.tensor.data<int32_t>()[i] = static_cast<int32_t>(i % kTokens);
+    }
+    OwnedTensor whole = PoisonedTensor(DType::kF64, {kBatch, kTokens, config.vocab_size()});
+    f.run.positions = positions.tensor;
+    f.model.Logits(f.run, tokens.tensor, nullptr, nullptr, whole.tensor);
+
+    ModelState state = f.model.MakeState(DType::kF64, kBatch, kTokens);
+    ModelState next = f.model.MakeState(DType::kF64, kBatch, kTokens);
+    OwnedTensor stepped(DType::kF64, whole.tensor.shape);
+    for (int64_t begin = 0; begin < kTokens;) {
+      const int64_t end = begin < 8 ? begin + 4 : begin + 1;
+      const OwnedTensor part = TimeSlice(tokens.tensor, begin, end);
+      const OwnedTensor part_positions = TimeSlice(positions.tensor, begin, end);
+      OwnedTensor logits = PoisonedTensor(DType::kF64, {kBatch, end - begin, config.vocab_size()});
+      f.run.positions = part_positions.tensor;
+      f.model.Logits(f.run, part.tensor, &state, &next, logits.tensor);
+      std::swap(state, next);
+      PasteTime(logits.tensor, stepped.tensor, begin);
+      begin = end;
+    }
+    EXPECT_LT(RelativeError(stepped.tensor, whole.tensor), 1e-10);
+  }
+}
+
+}  // namespace
+}  // namespace eyrie

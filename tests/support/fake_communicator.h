@@ -1,0 +1,157 @@
+// Ranks as threads of one process, for tests of code that communicates.
+#pragma once
+
+#include <algorithm>
+#include <barrier>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "core/memory.h"
+#include "parallel/communicator.h"
+
+namespace eyrie {
+
+// What the ranks of one group share: a place to show each other what they hold.
+class FakeGroup {
+ public:
+  explicit FakeGroup(int size) : shown_(static_cast<size_t>(size)), barrier_(size) {}
+
+  int size() const { return static_cast<int>(shown_.size()); }
+  // Calls read(all) once every rank has come with its `mine`; nobody leaves before all have read.
+  template <class Read>
+  void Meet(int rank, const void* mine, const Read& read) {
+    shown_[static_cast<size_t>(rank)] = mine;
+    barrier_.arrive_and_wait();
+    read(std::as_const(shown_));
+    barrier_.arrive_and_wait();
+  }
+
+ private:
+  std::vector<const void*> shown_;
+  std::barrier<> barrier_;
+};
+
+// One rank's end of a group. Operations are complete when they return; sums run in rank order, so
+// that results are repeatable.
+class FakeCommunicator final : public Communicator {
+ public:
+  FakeCommunicator(std::shared_ptr<FakeGroup> group, int rank)
+      : group_(std::move(group)), rank_(rank) {}
+
+  int rank() const override { return rank_; }
+  int size() const override { return group_->size(); }
+
+  Event AllReduce(const Tensor& tensor, ReduceOp op) override {
+    const OwnedTensor result(tensor.dtype, tensor.shape);
+    group_->Meet(rank_, tensor.raw,
+                 [&](const std::vector<const void*>& all) { Reduce(all, 0, op, result.tensor); });
+    Copy(result.tensor, tensor);
+    return Event();
+  }
+  Event AllGather(const Tensor& in, const Tensor& out) override {
+    EYRIE_CHECK(out.dtype == in.dtype && out.size() == in.size() * size());
+    group_->Meet(rank_, in.raw, [&](const std::vector<const void*>& all) {
+      const Tensor parts = out.View({size(), in.size()});
+      for (int from = 0; from < size(); ++from) {
+        Copy(At(all, from, in), parts.Rows(from, from + 1));
+      }
+    });
+    return Event();
+  }
+  Event ReduceScatter(const Tensor& in, const Tensor& out) override {
+    EYRIE_CHECK(out.dtype == in.dtype && in.size() == out.size() * size());
+    group_->Meet(rank_, in.raw, [&](const std::vector<const void*>& all) {
+      Reduce(all, rank_ * out.size(), ReduceOp::kSum, out);
+    });
+    return Event();
+  }
+  Event Broadcast(const Tensor& tensor, int root) override {
+    group_->Meet(rank_, tensor.raw, [&](const std::vector<const void*>& all) {
+      if (rank_ != root) Copy(At(all, root, tensor), tensor);
+    });
+    return Event();
+  }
+  void Barrier() override {
+    group_->Meet(rank_, nullptr, [](const std::vector<const void*>&) {});
+  }
+
+  std::unique_ptr<Communicator> Split(int color, int key) override {
+    struct Wish {
+      int color, key, rank;
+      bool operator<(const Wish& other) const {
+        return std::pair(key, rank) < std::pair(other.key, other.rank);
+      }
+    };
+    const Wish wish{color, key, rank_};
+    std::vector<Wish> members;
+    group_->Meet(rank_, &wish, [&](const std::vector<const void*>& all) {
+      for (const void* other : all) {
+        members.push_back(*static_cast<const Wish*>(other));
+        if (members.back().color != color) members.pop_back();
+      }
+    });
+    std::sort(members.begin(), members.end());
+    // The first member of each group makes it, and the others take it from there.
+    std::shared_ptr<FakeGroup> group;
+    if (members[0].rank == rank_) {
+      group = std::make_shared<FakeGroup>(static_cast<int>(members.size()));
+    }
+    const std::shared_ptr<FakeGroup> made = group;
+    group_->Meet(rank_, &made, [&](const std::vector<const void*>& all) {
+      group = *static_cast<const std::shared_ptr<FakeGroup>*>(
+          all[static_cast<size_t>(members[0].rank)]);
+    });
+    const auto me = std::find_if(members.begin(), members.end(),
+                                 [&](const Wish& member) { return member.rank == rank_; });
+    return std::make_unique<FakeCommunicator>(group, static_cast<int>(me - members.begin()));
+  }
+  int RanksOnNode() override { return size(); }
+
+ private:
+  // What rank `from` showed, which is like `mine`.
+  static Tensor At(const std::vector<const void*>& all, int from, const Tensor& mine) {
+    return {const_cast<void*>(all[static_cast<size_t>(from)]), mine.dtype, mine.device, mine.shape};
+  }
+  static void Reduce(const std::vector<const void*>& all, int64_t offset, ReduceOp op,
+                     const Tensor& out) {
+    switch (out.dtype) {
+      case DType::kF32: return ReduceAs<float>(all, offset, op, out);
+      case DType::kF64: return ReduceAs<double>(all, offset, op, out);
+      case DType::kI32: return ReduceAs<int32_t>(all, offset, op, out);
+      case DType::kBF16: break;
+    }
+    ThrowFailure("no reduction of ", Name(out.dtype));
+  }
+  template <class T>
+  static void ReduceAs(const std::vector<const void*>& all, int64_t offset, ReduceOp op,
+                       const Tensor& out) {
+    for (int64_t i = 0; i < out.size(); ++i) {
+      T result = static_cast<const T*>(all[0])[offset + i];
+      for (size_t rank = 1; rank < all.size(); ++rank) {
+        const T other = static_cast<const T*>(all[rank])[offset + i];
+        result = op == ReduceOp::kSum ? result + other : std::max(result, other);
+      }
+      out.data<T>()[i] = result;
+    }
+  }
+
+  std::shared_ptr<FakeGroup> group_;
+  int rank_;
+};
+
+// Runs body(world) on `ranks` threads at once and waits for them. An exception that leaves a body
+// ends the test program.
+inline void RunRanks(int ranks,
+                     const std::function<void(std::unique_ptr<Communicator> world)>& body) {
+  const auto group = std::make_shared<FakeGroup>(ranks);
+  std::vector<std::thread> threads;
+  for (int rank = 0; rank < ranks; ++rank) {
+    threads.emplace_back([=] { body(std::make_unique<FakeCommunicator>(group, rank)); });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+}  // namespace eyrie
