@@ -17,7 +17,7 @@
 #include <string>
 #include <vector>
 
-#include "launcher/mapped_file.h"
+#include "core/mapped_file.h"
 
 namespace eyrie {
 

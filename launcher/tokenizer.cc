@@ -3,7 +3,7 @@
 #include <sentencepiece_processor.h>
 
 #include "core/error.h"
-#include "launcher/mapped_file.h"
+#include "core/mapped_file.h"
 
 namespace eyrie {
 namespace {
