@@ -1,0 +1,166 @@
+// Every layout trains as one rank does, under a real mpirun: losses, gradient norms, checkpoints.
+#include <gtest/gtest.h>
+
+#include <map>
+
+#include "tests/support/eyrie_process.h"
+
+namespace eyrie {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Layout {
+  const char* name;
+  int tensor, data, ranks;
+};
+constexpr Layout kOne = {"1", 1, 1, 1}, kT4 = {"t4", 4, 1, 4}, kT2D2 = {"t2d2", 2, 2, 4};
+
+class LayoutsTest : public testing::Test {
+ protected:
+  LayoutsTest() { WriteTokenFile((directory_ / "data").string(), 200, 64, 1); }
+
+  // Trains in directory `name` and returns its metrics.
+  std::vector<nlohmann::json> Train(const std::string& name, const Layout& layout,
+                                    const std::vector<std::string>& settings = {}) {
+    const fs::path run = directory_ / name;
+    const std::string config = WriteText(directory_ / (name + ".textproto"),
+                                         SmallTrainingConfig(directory_ / "data", run));
+    std::vector<std::string> arguments = {"train", "--config", config, "--set",
+                                          "parallel.tensor=" + std::to_string(layout.tensor)};
+    for (const std::string& setting : settings) {
+      arguments.insert(arguments.end(), {"--set", setting});
+    }
+    const ProcessResult result = RunEyrie(layout.ranks, arguments);
+    EXPECT_EQ(result.code, 0) << name << ": " << result.err << result.out;
+    return ReadMetrics(run);
+  }
+
+  static void ExpectSame(const std::vector<nlohmann::json>& a, const std::vector<nlohmann::json>& b,
+                         double tolerance, const std::string& name) {
+    ASSERT_EQ(a.size(), b.size()) << name;
+    for (size_t i = 0; i < a.size(); ++i) {
+      EXPECT_EQ(a[i]["step"], b[i]["step"]);
+      EXPECT_EQ(a[i]["tokens"], b[i]["tokens"]);
+      EXPECT_EQ(a[i]["learning_rate"], b[i]["learning_rate"]);
+      EXPECT_EQ(a[i].contains("validation_loss"), b[i].contains("validation_loss"));
+      for (const char* key : {"loss", "grad_norm", "validation_loss"}) {
+        if (!b[i].contains(key)) continue;
+        const double x = a[i].at(key), y = b[i].at(key);
+        EXPECT_LE(std::abs(x - y), tolerance * y) << name << " step " << i + 1 << " " << key;
+      }
+    }
+  }
+
+  TestDirectory directory_;
+};
+
+TEST_F(LayoutsTest, TwentyStepsEqualOneRank) {
+  const auto one = Train("one", kOne);
+  ASSERT_EQ(one.size(), 20u);
+  // It learns: otherwise equality says little.
+  EXPECT_LT(one.back()["loss"].get<double>(), 0.9 * one.front()["loss"].get<double>());
+  for (const Layout& layout :
+       {Layout{"t2", 2, 1, 2}, Layout{"d2", 1, 2, 2}, kT4, kT2D2}) {
+    ExpectSame(Train(layout.name, layout), one, 1e-5, layout.name);
+  }
+  // Another microbatch size cuts the same global batch differently.
+  ExpectSame(Train("micro", kOne, {"train.micro_batch_size=8"}), one, 1e-5, "micro");
+  ExpectSame(Train("micro1", kT2D2, {"train.micro_batch_size=1"}), one, 1e-5, "micro1");
+  ExpectSame(Train("recompute", kT2D2, {"train.recompute=BLOCKS"}), one, 1e-5, "recompute");
+}
+
+TEST_F(LayoutsTest, TheSameLayoutTwiceIsBitwiseEqual) {
+  for (const Layout& layout : {kOne, kT2D2}) {
+    const auto first = Train(std::string("a") + layout.name, layout);
+    const auto second = Train(std::string("b") + layout.name, layout);
+    ExpectSame(first, second, 0.0, layout.name);
+    for (const auto& entry : fs::directory_iterator(
+             directory_ / (std::string("a") + layout.name) / "checkpoints" / "step-00000020")) {
+      if (entry.path().extension() != ".safetensors") continue;
+      const fs::path other = directory_ / (std::string("b") + layout.name) / "checkpoints" /
+                             "step-00000020" / entry.path().filename();
+      EXPECT_EQ(ReadFile(entry.path()), ReadFile(other)) << entry.path();
+    }
+  }
+}
+
+TEST_F(LayoutsTest, ResumedOnAnotherLayoutContinuesTheSameRun) {
+  const auto whole = Train("whole", kT2D2);
+  Train("first", kT2D2, {"train.stop_after=10"});
+  const fs::path saved = directory_ / "first" / "checkpoints" / "step-00000010";
+  ASSERT_TRUE(fs::exists(saved / "manifest.textproto"));
+
+  // Through reshard, then continued in a directory of its own.
+  const std::vector<nlohmann::json> tail(whole.begin() + 10, whole.end());
+  for (const Layout& layout : {kT4, kOne}) {
+    const fs::path resharded = directory_ / (std::string("resharded-") + layout.name);
+    const ProcessResult result =
+        RunEyrie(0, {"checkpoint", "reshard", saved.string(), "--output", resharded.string(),
+                     "--set", "parallel.tensor=" + std::to_string(layout.tensor), "--set",
+                     "parallel.data=" + std::to_string(layout.data)});
+    ASSERT_EQ(result.code, 0) << result.err;
+    ExpectSame(Train(std::string("continued-") + layout.name, layout,
+                     {"checkpoint.resume=" + resharded.string()}),
+               tail, 1e-5, layout.name);
+  }
+  // Directly, in the same directory: the metrics join up.
+  ExpectSame(Train("first", Layout{"d2", 1, 2, 2}), whole, 1e-5, "in place");
+}
+
+TEST_F(LayoutsTest, ResumedOnTheSameLayoutIsBitwiseTheSameRun) {
+  const auto whole = Train("whole", kT2D2);
+  Train("parts", kT2D2, {"train.stop_after=7"});
+  Train("parts", kT2D2, {"train.stop_after=6"});
+  ExpectSame(Train("parts", kT2D2), whole, 0.0, "parts");
+}
+
+// Decoding through the state, in any layout, gives the logits of the training forward pass.
+TEST_F(LayoutsTest, LogitsAndEvalAgreeAcrossLayouts) {
+  Train("run", kT2D2);
+  const std::string run = (directory_ / "run").string();
+  std::string tokens;
+  for (int i = 0; i < 70; ++i) tokens += std::to_string((i * 37 + i * i) % 64) + " ";
+  std::map<std::string, std::string> files;
+  for (const auto& [name, ranks, prefill] :
+       {std::tuple{"all", 0, "70"}, {"steps", 0, "0"}, {"some", 1, "33"}, {"t4", 4, "33"}}) {
+    files[name] = (directory_ / (std::string(name) + ".safetensors")).string();
+    const ProcessResult result = RunEyrie(ranks, {"logits", "--checkpoint", run, "--tokens", tokens,
+                                                  "--output", files[name], "--prefill", prefill});
+    ASSERT_EQ(result.code, 0) << result.err;
+  }
+  const std::string all = ReadFile(files["all"]);
+  const auto values = [](const std::string& bytes) {
+    uint64_t header = 0;
+    std::memcpy(&header, bytes.data(), 8);
+    std::vector<float> result(70 * 64);
+    EXPECT_EQ(bytes.size(), 8 + header + result.size() * sizeof(float));
+    std::memcpy(result.data(), bytes.data() + 8 + header, result.size() * sizeof(float));
+    return result;
+  };
+  const std::vector<float> expected = values(all);
+  for (const auto& [name, file] : files) {
+    const std::vector<float> actual = values(ReadFile(file));
+    for (size_t i = 0; i < expected.size(); ++i) {
+      ASSERT_NEAR(actual[i], expected[i], 1e-4) << name << " element " << i;
+    }
+  }
+
+  const auto eval = [&](int ranks, const std::vector<std::string>& more) {
+    std::vector<std::string> arguments = {"eval", "--checkpoint", run, "--data",
+                                          (directory_ / "data").string()};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    const ProcessResult result = RunEyrie(ranks, arguments);
+    EXPECT_EQ(result.code, 0) << result.err;
+    return nlohmann::json::parse(result.out)["loss"].get<double>();
+  };
+  const double loss = eval(0, {});
+  EXPECT_NEAR(eval(3, {}), loss, 1e-5 * loss);
+  EXPECT_NEAR(eval(2, {"--set", "parallel.tensor=2"}), loss, 1e-5 * loss);
+  // The first sequences of the file are the run's own validation set.
+  const double validation = ReadMetrics(directory_ / "run").back()["validation_loss"];
+  EXPECT_NEAR(eval(0, {"--sequences", "10"}), validation, 1e-5 * validation);
+}
+
+}  // namespace
+}  // namespace eyrie

@@ -1,0 +1,158 @@
+// Runs the eyrie binary, alone or under mpirun, as a user would.
+#pragma once
+
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "launcher/indexed_dataset.h"
+
+namespace eyrie {
+
+struct ProcessResult {
+  int code = -1;  // exit status; 128 + n when killed by signal n
+  std::string out, err;
+  double seconds = 0.0;
+};
+
+inline std::string ReadFile(const std::filesystem::path& file) {
+  std::ifstream in(file, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+// A directory of its own for each test, removed at the end.
+class TestDirectory {
+ public:
+  TestDirectory() {
+    std::string pattern = (std::filesystem::temp_directory_path() / "eyrie-test-XXXXXX").string();
+    path_ = mkdtemp(pattern.data());
+  }
+  ~TestDirectory() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  TestDirectory(const TestDirectory&) = delete;
+  TestDirectory& operator=(const TestDirectory&) = delete;
+  std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
+
+ private:
+  std::filesystem::path path_;
+};
+
+// The command line of `ranks` ranks of eyrie; 0: without mpirun.
+inline std::vector<std::string> EyrieCommand(int ranks, const std::vector<std::string>& arguments) {
+  std::vector<std::string> command;
+  if (ranks > 0) {
+    command = {"mpirun", "-n", std::to_string(ranks), "--oversubscribe", "--bind-to", "none"};
+  }
+  command.push_back(EYRIE_BINARY);
+  command.insert(command.end(), arguments.begin(), arguments.end());
+  return command;
+}
+
+// Starts a process with its output in files `log`.out and `log`.err.
+inline pid_t Start(const std::vector<std::string>& command, const std::string& log) {
+  const pid_t child = fork();
+  if (child != 0) return child;
+  // mpirun refuses to run as root unless told twice; ranks here outnumber cores.
+  setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
+  setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
+  setenv("OMPI_MCA_btl_vader_single_copy_mechanism", "none", 1);
+  setenv("OMPI_MCA_odls_base_sigkill_timeout", "60", 1);
+  setenv("OMP_NUM_THREADS", "1", 1);
+  if (freopen((log + ".out").c_str(), "w", stdout) == nullptr ||
+      freopen((log + ".err").c_str(), "w", stderr) == nullptr ||
+      freopen("/dev/null", "r", stdin) == nullptr) {
+    _exit(126);
+  }
+  std::vector<char*> arguments;
+  for (const std::string& word : command) arguments.push_back(const_cast<char*>(word.c_str()));
+  arguments.push_back(nullptr);
+  execvp(arguments[0], arguments.data());
+  _exit(127);
+}
+
+inline ProcessResult Finish(pid_t child, const std::string& log) {
+  const auto start = std::chrono::steady_clock::now();
+  int status = 0;
+  waitpid(child, &status, 0);
+  ProcessResult result;
+  result.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  result.out = ReadFile(log + ".out");
+  result.err = ReadFile(log + ".err");
+  result.seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  return result;
+}
+
+inline ProcessResult RunEyrie(int ranks, const std::vector<std::string>& arguments) {
+  const TestDirectory directory;
+  const std::string log = (directory / "log").string();
+  std::vector<std::string> command = EyrieCommand(ranks, arguments);
+  // A hang must not hang the tests.
+  command.insert(command.begin(), {"timeout", "--kill-after=5", "300"});
+  return Finish(Start(command, log), log);
+}
+
+inline std::vector<nlohmann::json> ReadMetrics(const std::filesystem::path& run) {
+  std::vector<nlohmann::json> lines;
+  std::ifstream in(run / "metrics.jsonl");
+  for (std::string line; std::getline(in, line);) lines.push_back(nlohmann::json::parse(line));
+  return lines;
+}
+
+// A token file that can be learnt from: each token mostly follows from the one before it.
+inline void WriteTokenFile(const std::string& prefix, int64_t documents, int32_t vocab,
+                           uint32_t seed) {
+  IndexedDatasetWriter writer(prefix, vocab);
+  uint32_t state = seed;
+  const auto next = [&] { return state = state * 1664525u + 1013904223u, state >> 8; };
+  for (int64_t d = 0; d < documents; ++d) {
+    std::vector<int32_t> tokens(30 + next() % 90);
+    int32_t token = static_cast<int32_t>(next() % static_cast<uint32_t>(vocab));
+    for (int32_t& out : tokens) {
+      out = token;
+      token = next() % 4 == 0 ? static_cast<int32_t>(next() % static_cast<uint32_t>(vocab))
+                              : (token * 5 + 3) % vocab;
+    }
+    writer.AddDocument(tokens);
+  }
+  writer.Finish();
+}
+
+// A Griffin whose every width divides by 4, and a training recipe of seconds.
+inline std::string SmallTrainingConfig(const std::filesystem::path& data,
+                                       const std::filesystem::path& run) {
+  return R"(
+    model {
+      vocab_size: 64 width: 32 depth: 3
+      pattern: ["recurrent+geglu", "recurrent+geglu", "local_attention+geglu"]
+      recurrent { width: 48 gate_blocks: 4 }
+      attention { heads: 4 head_width: 8 window: 12 }
+      mlp { width: 64 }
+    }
+    train {
+      steps: 20 sequence_length: 32 global_batch_size: 8 micro_batch_size: 2 seed: 7
+      validation_interval: 10 validation_sequences: 10
+    }
+    optimizer { learning_rate: 3e-3 warmup_steps: 4 }
+    data { train: ")" + data.string() + R"(" validation: ")" + data.string() + R"(" }
+    run { directory: ")" + run.string() + R"(" threads: 1 }
+  )";
+}
+
+inline std::string WriteText(const std::filesystem::path& file, const std::string& text) {
+  std::ofstream(file) << text;
+  return file.string();
+}
+
+}  // namespace eyrie
