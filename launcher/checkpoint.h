@@ -1,0 +1,72 @@
+// Checkpoints (docs/checkpoints.md): global tensors cut into the pieces that ranks hold. A
+// checkpoint is written beside its place and renamed whole, so one that exists is complete; any
+// layout loads any checkpoint.
+//
+// On the CPU, float32 parameters are their own master weights: the group "" is all there is of
+// them. A tensor is stored in the type it has in memory.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "configs/schema/config.pb.h"
+#include "launcher/manifest.h"
+#include "parallel/mesh.h"
+#include "parallel/param_store.h"
+
+namespace eyrie {
+
+// How far training has come.
+struct Position {
+  int64_t step = 0;     // optimiser steps done
+  int64_t samples = 0;  // sequences drawn
+  int64_t tokens = 0;   // tokens trained on
+};
+
+// A flat buffer laid out like the ParamStore. Its tensors are stored under the parameters' names
+// with `prefix` before them: {"", store.flat_values()}, {"adamw.m/", m}, {"adamw.v/", v}.
+struct NamedFlat {
+  std::string prefix;
+  Tensor flat;
+};
+
+// Writes the checkpoint of `position.step` into `directory` (the run's checkpoints/), replacing
+// one of the same step. Collective over mesh.world(), not to be called inside Collectively. Throws
+// on every rank if any failed (kFailed: disk full, ...); then `directory` holds what it held.
+// `config` must be the same on all ranks.
+void SaveCheckpoint(const std::filesystem::path& directory, const config::Config& config,
+                    const Mesh& mesh, const ParamStore& store,
+                    const std::vector<NamedFlat>& groups, const Position& position);
+
+// Fills `groups` of a store of any layout; inference passes the group "" alone. Reads and checks
+// only what this rank needs. Call inside Collectively. Throws kBadInput naming the file that is
+// missing or damaged, or the tensor that does not fit the store.
+Position LoadCheckpoint(const std::filesystem::path& checkpoint, const config::Manifest& manifest,
+                        const ParamStore& store, const std::vector<NamedFlat>& groups);
+
+// "step-00000100"
+std::string CheckpointName(int64_t step);
+
+// Removes the oldest checkpoints beyond `keep` (0: keeps all), and what interrupted saves left.
+// Call on one rank, while no save is under way.
+void PruneCheckpoints(const std::filesystem::path& directory, int64_t keep);
+
+// The complete checkpoint of the highest step, if `directory` (a checkpoints/) holds or is any.
+std::optional<std::filesystem::path> NewestCheckpoint(const std::filesystem::path& directory);
+
+// What a user means by `path`: a checkpoint itself, or the newest one of a run directory or of a
+// checkpoints folder. Throws kBadInput naming `path` if there is none.
+std::filesystem::path FindCheckpoint(const std::filesystem::path& path);
+
+struct CheckpointSize {
+  int64_t files = 0;  // the manifest included
+  int64_t tensors = 0;
+  int64_t bytes = 0;  // of all files
+};
+// Reads every byte. Throws kBadInput naming the first file that is not as it was written.
+CheckpointSize VerifyCheckpoint(const std::filesystem::path& checkpoint);
+
+}  // namespace eyrie

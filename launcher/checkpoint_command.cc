@@ -1,0 +1,199 @@
+#include "launcher/checkpoint_command.h"
+
+#include <CLI/App.hpp>
+#include <algorithm>
+#include <array>
+#include <iomanip>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <system_error>
+#include <vector>
+
+#include "launcher/checkpoint.h"
+#include "launcher/config.h"
+#include "launcher/manifest.h"
+#include "launcher/reshard.h"
+
+namespace eyrie {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Columns as wide as they need to be, all but the last, flush left.
+class Table {
+ public:
+  using Row = std::array<std::string, 4>;
+  void Add(Row row) { rows_.push_back(std::move(row)); }
+  void Print(std::ostream& out) const {
+    std::array<size_t, 4> widths{};
+    for (const Row& row : rows_) {
+      for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
+    }
+    for (const Row& row : rows_) {
+      std::string line = " ";
+      for (size_t i = 0; i < row.size(); ++i) {
+        line += " " + row[i] + std::string(widths[i] - row[i].size() + 1, ' ');
+      }
+      line.erase(line.find_last_not_of(' ') + 1);
+      out << line << '\n';
+    }
+  }
+
+ private:
+  std::vector<Row> rows_;
+};
+
+std::string Bytes(int64_t bytes) {
+  if (bytes < 1000) return StrCat(bytes, " B");
+  double value = static_cast<double>(bytes);
+  const char* unit = "";
+  for (const char* larger : {"kB", "MB", "GB", "TB"}) {
+    if (value < 1000) break;
+    value /= 1000;
+    unit = larger;
+  }
+  return StrCat(std::fixed, std::setprecision(value < 10 ? 2 : value < 100 ? 1 : 0), value, " ",
+                unit);
+}
+
+std::string ShapeText(const google::protobuf::RepeatedField<int64_t>& extents) {
+  std::string text = "[";
+  for (int axis = 0; axis < extents.size(); ++axis) {
+    text += (axis == 0 ? "" : ", ") + std::to_string(extents.Get(axis));
+  }
+  return text + "]";
+}
+
+// "3 pieces along axis 1", "1 piece"
+std::string PiecesText(const config::StoredTensor& tensor) {
+  if (tensor.piece_size() == 1) return "1 piece";
+  std::string text = StrCat(tensor.piece_size(), " pieces");
+  for (int axis = 0; axis < tensor.shape_size(); ++axis) {
+    if (tensor.piece_size() > 0 && tensor.piece(0).shape(axis) != tensor.shape(axis)) {
+      text += StrCat(" along axis ", axis);
+    }
+  }
+  return text;
+}
+
+void PrintModel(const config::ModelConfig& model, std::ostream& out) {
+  out << "  model       depth " << model.depth() << ", width " << model.width() << ", vocabulary "
+      << model.vocab_size() << ", pattern";
+  for (const std::string& entry : model.pattern()) out << ' ' << entry;
+  out << '\n';
+}
+
+void Verify(const std::string& directory) {
+  const fs::path checkpoint = FindCheckpoint(directory);
+  const CheckpointSize size = VerifyCheckpoint(checkpoint);
+  std::cout << checkpoint.string() << ": " << size.files << " files, " << size.tensors
+            << " tensors, " << size.bytes << " bytes: good" << std::endl;
+}
+
+void Reshard(const std::string& directory, const std::string& output,
+             const std::vector<std::string>& settings) {
+  for (const std::string& setting : settings) {
+    if (!setting.starts_with("parallel.")) {
+      ThrowBadInput("--set ", setting, ": only fields of parallel can change here");
+    }
+  }
+  const fs::path checkpoint = FindCheckpoint(directory);
+  config::Config config = ReadManifest(checkpoint).config();
+  ApplySettings(settings, config);
+  ReshardCheckpoint(checkpoint, output, config.parallel());
+  std::cout << output << ": " << checkpoint.string() << " for tensor "
+            << config.parallel().tensor() << " x data " << std::max(config.parallel().data(), 1)
+            << " x sequence " << config.parallel().sequence() << std::endl;
+}
+
+}  // namespace
+
+void PrintCheckpoint(const fs::path& checkpoint, std::ostream& out) {
+  const config::Manifest manifest = ReadManifest(checkpoint);
+  const config::ParallelConfig& parallel = manifest.config().parallel();
+  int64_t parameters = 0, bytes = 0;
+  Table tensors, files;
+  for (const auto& tensor : manifest.tensor()) {
+    if (tensor.name().find('/') == std::string::npos) parameters += WholeOf(tensor).extent.size();
+    tensors.Add({tensor.name(), ShapeText(tensor.shape()), tensor.dtype(), PiecesText(tensor)});
+  }
+  for (const auto& file : manifest.file()) {
+    bytes += file.size();
+    std::error_code error;
+    const auto size = fs::file_size(checkpoint / file.name(), error);
+    std::string remark;
+    if (error) {
+      remark = "MISSING";
+    } else if (size != static_cast<uintmax_t>(file.size())) {
+      remark = StrCat("DAMAGED: has ", size, " bytes");
+    }
+    files.Add({file.name(), Bytes(file.size()), remark, ""});
+  }
+  out << checkpoint.string() << '\n'
+      << "  format      " << manifest.format_version() << '\n'
+      << "  step        " << manifest.step() << '\n'
+      << "  samples     " << manifest.samples() << '\n'
+      << "  tokens      " << manifest.tokens() << '\n'
+      << "  layout      data " << parallel.data() << " x sequence " << parallel.sequence()
+      << " x tensor " << parallel.tensor() << '\n';
+  PrintModel(manifest.config().model(), out);
+  out << "  tokenizer   " << TokenizerOf(checkpoint, manifest) << '\n'
+      << "  parameters  " << parameters << '\n'
+      << "\ntensors: " << manifest.tensor_size() << '\n';
+  tensors.Print(out);
+  out << "\nfiles: " << manifest.file_size() << " beside " << kManifestName << ", " << Bytes(bytes)
+      << '\n';
+  files.Print(out);
+}
+
+void AddCheckpointCommand(CLI::App& app) {
+  CLI::App* command =
+      app.add_subcommand("checkpoint", "Look at a checkpoint, check it, or change its layout");
+  command->require_subcommand(1);
+  command->footer(
+      "A checkpoint is a directory such as RUN/checkpoints/step-00000100. Where DIR is a run's\n"
+      "directory, or its checkpoints folder, the newest checkpoint in it is meant.");
+
+  struct Arguments {
+    std::string directory, output;
+    std::vector<std::string> settings;
+  };
+  auto arguments = std::make_shared<Arguments>();
+  const auto add = [&](const char* name, const char* summary) {
+    CLI::App* added = command->add_subcommand(name, summary);
+    added->add_option("directory", arguments->directory, "a checkpoint, or a run's directory")
+        ->required()
+        ->option_text("DIR");
+    return added;
+  };
+
+  CLI::App* inspect = add("inspect", "Print its position, layout, model, tensors and files");
+  inspect->footer("Reads the manifest alone; use verify to check the files.");
+  inspect->callback(
+      [arguments] { PrintCheckpoint(FindCheckpoint(arguments->directory), std::cout); });
+
+  CLI::App* verify = add("verify", "Read every byte of every file and compare the checksums");
+  verify->footer("Ends with exit code 2 and the name of the first damaged file, if there is one.");
+  verify->callback([arguments] { Verify(arguments->directory); });
+
+  CLI::App* reshard = add("reshard", "Write it again, cut for another number of ranks");
+  reshard->footer(
+      "Training, eval and generate load a checkpoint of any layout as it is; resharding spares\n"
+      "each rank from reading pieces larger than its own. One process does it, in little memory.\n"
+      "The output is a checkpoint: give it as checkpoint.resume or --checkpoint.\n\n"
+      "Example:\n"
+      "  eyrie checkpoint reshard runs/a --output a-tensor4 --set parallel.tensor=4");
+  reshard->add_option("--output", arguments->output, "the new checkpoint; must not exist")
+      ->required()
+      ->option_text("DIR");
+  reshard
+      ->add_option("--set", arguments->settings,
+                   "the new layout; fields of parallel that are not set stay as they were")
+      ->allow_extra_args(false)
+      ->option_text("parallel.FIELD=N ...");
+  reshard->callback(
+      [arguments] { Reshard(arguments->directory, arguments->output, arguments->settings); });
+}
+
+}  // namespace eyrie
