@@ -24,14 +24,11 @@ struct GenerateOptions {
   uint64_t seed = 0;
 };
 
-// The tokeniser a checkpoint carries, unless the command names another.
+// The tokenizer a checkpoint carries, unless the command names another.
 std::unique_ptr<Tokenizer> OpenTokenizer(const GenerateOptions& options,
                                          const Inference& inference) {
-  if (!options.tokenizer.empty()) return MakeTokenizer(options.tokenizer);
-  const auto carried = inference.checkpoint() / "tokenizer.model";
-  if (std::filesystem::exists(carried)) return MakeTokenizer("sentencepiece:" + carried.string());
-  const std::string& spec = inference.config().data().tokenizer();
-  if (spec.empty()) ThrowBadInput("the checkpoint names no data.tokenizer: give --tokenizer");
+  const std::string& spec = options.tokenizer.empty() ? inference.tokenizer() : options.tokenizer;
+  if (spec.empty()) ThrowBadInput("the checkpoint has no data.tokenizer: give --tokenizer");
   return MakeTokenizer(spec);
 }
 

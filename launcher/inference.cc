@@ -2,11 +2,13 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <filesystem>
 #include <utility>
 
 #include "launcher/agree.h"
 #include "launcher/checkpoint.h"
 #include "launcher/config.h"
+#include "launcher/manifest.h"
 
 namespace eyrie {
 namespace {
@@ -26,27 +28,29 @@ void AddInferenceOptions(CLI::App& command, InferenceOptions& options) {
       .add_option("--set", options.settings,
                   "set a field of the checkpoint's configuration, e.g. --set run.threads=4")
       ->type_name("PATH=VALUE")
-      ->expected(1);
+      ->allow_extra_args(false);
 }
 
 Inference::Inference(const InferenceOptions& options, Layout layout, Job& job) {
+  std::filesystem::path checkpoint;
   config::Manifest manifest;
   Collectively(job.world(), [&] {
-    checkpoint_ = FindCheckpoint(options.checkpoint);
-    manifest = ReadManifest(checkpoint_);
+    checkpoint = FindCheckpoint(options.checkpoint);
+    manifest = ReadManifest(checkpoint);
+    tokenizer_ = TokenizerOf(checkpoint, manifest);
     config_ = manifest.config();
     config_.clear_parallel();
     if (layout == Layout::kTensor) config_.mutable_parallel()->set_tensor(job.world().size());
     ApplySettings(options.settings, config_);
     Resolve(config_, job.world().size());
-    RequireSameModel(manifest.config().model(), config_.model(), checkpoint_.string());
+    RequireSameModel(manifest.config().model(), config_.model(), checkpoint.string());
   });
   mesh_ = std::make_unique<Mesh>(job.MakeMesh(config_));
   model_ = std::make_unique<Model>(config_.model(), mesh_->shape().tensor, /*recompute=*/false);
   Collectively(job.world(), [&] {
     params_ = std::make_unique<ParamStore>(model_->params(), *mesh_, DType::kF32,
                                            /*with_gradients=*/false);
-    LoadCheckpoint(checkpoint_, manifest, *params_, {{"", params_->flat_values()}});
+    LoadCheckpoint(checkpoint, manifest, *params_, {{"", params_->flat_values()}});
   });
   run_ = std::make_unique<Run>(Run{*mesh_, *params_, arena_});
 }

@@ -1,13 +1,12 @@
 // What eval, generate and logits share: a model loaded from a checkpoint, on this job's ranks.
 #pragma once
 
-#include <filesystem>
 #include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "configs/schema/manifest.pb.h"
+#include "configs/schema/config.pb.h"
 #include "launcher/job.h"
 #include "layers/model.h"
 
@@ -36,14 +35,15 @@ class Inference {
   Inference(const InferenceOptions& options, Layout layout, Job& job);
 
   const config::Config& config() const { return config_; }
-  const std::filesystem::path& checkpoint() const { return checkpoint_; }
+  // For MakeTokenizer: the checkpoint's own; empty if it names none.
+  const std::string& tokenizer() const { return tokenizer_; }
   const Mesh& mesh() const { return *mesh_; }
   const Model& model() const { return *model_; }
   Run& run() { return *run_; }
 
  private:
   config::Config config_;
-  std::filesystem::path checkpoint_;
+  std::string tokenizer_;
   std::unique_ptr<Mesh> mesh_;
   std::unique_ptr<Model> model_;
   std::unique_ptr<ParamStore> params_;

@@ -1,6 +1,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <charconv>
+#include <filesystem>
 #include <memory>
 
 #include "core/safetensors.h"
@@ -36,6 +37,16 @@ std::vector<int32_t> ParseTokens(const std::string& text, int64_t vocab_size) {
   return tokens;
 }
 
+void WriteLogits(const std::filesystem::path& output, const Tensor& logits) {
+  std::filesystem::path partial = output;
+  partial += ".partial";
+  std::filesystem::remove(partial);
+  SafetensorsWriter writer(partial, {{"logits", logits.dtype, logits.shape}});
+  writer.Write(logits.raw);
+  writer.Finish();
+  std::filesystem::rename(partial, output);
+}
+
 ExitCode Logits(const LogitsOptions& options, Job& job) {
   Inference inference(options.inference, Inference::Layout::kTensor, job);
   const int64_t vocab = inference.config().model().vocab_size();
@@ -56,7 +67,7 @@ ExitCode Logits(const LogitsOptions& options, Job& job) {
     decoder.Feed({tokens[static_cast<size_t>(i)]}, keep);
   }
   Collectively(job.world(), [&] {
-    if (inference.mesh().is_root()) WriteSafetensors(options.output, {{"logits", logits.tensor}});
+    if (inference.mesh().is_root()) WriteLogits(options.output, logits.tensor);
   });
   return ExitCode::kOk;
 }

@@ -62,7 +62,7 @@ void AddTrainCommand(CLI::App& app, ExitCode& code) {
   command->add_option("--set", options->settings,
                       "set one field, e.g. --set train.steps=200; may be repeated")
       ->type_name("PATH=VALUE")
-      ->expected(1);
+      ->allow_extra_args(false);
   command->callback([options, &code] {
     code = RunJob([&](Job& job) { return Train(*options, job); });
   });

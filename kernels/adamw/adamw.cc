@@ -7,7 +7,7 @@ namespace eyrie {
 
 void AdamW(const AdamWArgs& args) {
   constexpr const char* kKernel = "adamw";
-  EYRIE_CHECK(args.param.defined() && args.param.shape.rank() == 1, kKernel, ": param must be [n]");
+  EYRIE_CHECK(args.param.defined(), kKernel, ": param is absent");
   CheckShape(kKernel, "grad", args.grad, args.param.shape);
   CheckShape(kKernel, "m", args.m, args.param.shape);
   CheckShape(kKernel, "v", args.v, args.param.shape);

@@ -1,5 +1,5 @@
 // AdamW (Loshchilov and Hutter, arXiv:1711.05101, with decoupled decay scaled by the rate), one
-// step over a flat range of float32 parameters:
+// step over one range of parameters:
 //
 //   g = grad * grad_scale    m = b1 m + (1-b1) g    v = b2 v + (1-b2) g^2
 //   p -= rate * ( (m / (1-b1^step)) / (sqrt(v / (1-b2^step)) + epsilon) + weight_decay * p )
@@ -10,7 +10,7 @@
 namespace eyrie {
 
 struct AdamWArgs {
-  Tensor param, grad, m, v;  // [n] each; float32 or float64
+  Tensor param, grad, m, v;  // any shape, the same for all; float32 or float64
   double rate = 0.0, beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, weight_decay = 0.0;
   double grad_scale = 1.0;  // gradient clipping
   int64_t step = 1;         // counts from 1

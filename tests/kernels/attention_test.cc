@@ -1,5 +1,6 @@
 #include "kernels/attention/attention.h"
 
+#include "kernels/attention/attention_blocks.h"
 #include "tests/kernels/attention_problem.h"
 
 namespace eyrie {
@@ -114,6 +115,35 @@ TEST(Attention, ManyScoresAreCutIntoBlocks) {
       Set(all.positions.tensor, t, static_cast<double>(all.past + t));
     }
     ExpectNear(Solve(all), Reference(all), 1e-12);
+  }
+}
+
+TEST(Attention, BlocksCoverAllRowsAndStayBounded) {
+  TestRandom random;
+  for (int64_t heads : {1, 8, 700}) {
+    for (int64_t window : {0, 5, 2048}) {
+      const OwnedTensor positions = Documents(2, 3000, 2048, random.Int(1, 20000), random);
+      const AttentionExtents extents{.sequences = 2,
+                                     .tokens = 3000,
+                                     .heads = heads,
+                                     .width = 4,
+                                     .past = 2048,
+                                     .window = window,
+                                     .positions = positions.tensor.data<int32_t>()};
+      int64_t next = 0;
+      for (const QueryBlock& block : CutIntoBlocks(extents)) {
+        EXPECT_EQ(block.sequence * 3000 * heads + block.row_begin, next);
+        next += block.rows();
+        EXPECT_LE(block.scores(), int64_t{1} << 20);
+        if (window > 0) EXPECT_LE(block.keys(), window + 64);
+        for (int64_t row = block.row_begin; row < block.row_end; ++row) {
+          const int64_t t = row / heads;
+          EXPECT_LE(block.key_begin, extents.FirstKey(block.sequence, t));
+          EXPECT_GT(block.key_end, t);
+        }
+      }
+      EXPECT_EQ(next, 2 * 3000 * heads);
+    }
   }
 }
 

@@ -40,7 +40,7 @@ void PasteColumns(const Tensor& part, const Tensor& whole, int64_t begin) {
 
 // The kernels over shards of columns [cuts[i], cuts[i + 1]), reduced between steps as ranks do.
 Result Solve(const Tensor& logits, const Tensor& labels, double cap, double scale,
-           const std::vector<int64_t>& cuts) {
+             const std::vector<int64_t>& cuts) {
   const int64_t tokens = logits.dim(0);
   const size_t shards = cuts.size() - 1;
   const OwnedTensor row_max(logits.dtype, {tokens});
@@ -110,11 +110,12 @@ Result Reference(const Tensor& logits, const Tensor& labels, double cap, double 
   return result;
 }
 
-void ExpectNear(const Result& a, const Result& b, double tolerance) {
+void ExpectNear(const Result& a, const Result& b, double scale, double tolerance) {
   EXPECT_EQ(a.valid, b.valid);
   EXPECT_LE(std::abs(a.loss - b.loss), tolerance * (1 + b.loss));
   EXPECT_LT(RelativeError(a.z.tensor, b.z.tensor), tolerance);
-  EXPECT_LT(RelativeError(a.du.tensor, b.du.tensor), tolerance);
+  // Against the scale: a label of probability near 1 leaves a gradient of rounding errors.
+  EXPECT_LT(RelativeError(a.du.tensor, b.du.tensor, scale), tolerance);
 }
 
 TEST(CrossEntropy, MatchesTheDefinition) {
@@ -128,8 +129,10 @@ TEST(CrossEntropy, MatchesTheDefinition) {
         const OwnedTensor labels = RandomLabels(tokens, columns, random);
         const double scale = random.Uniform(0.01, 1);
         const Result expected = Reference(logits.tensor, labels.tensor, cap, scale);
-        ExpectNear(Solve(logits.tensor, labels.tensor, cap, scale, {0, columns}), expected, 1e-12);
-        ExpectNear(Solve(narrow.tensor, labels.tensor, cap, scale, {0, columns}), expected, 1e-5);
+        ExpectNear(Solve(logits.tensor, labels.tensor, cap, scale, {0, columns}), expected, scale,
+                   1e-12);
+        ExpectNear(Solve(narrow.tensor, labels.tensor, cap, scale, {0, columns}), expected, scale,
+                   1e-5);
       }
     }
   }
@@ -148,7 +151,7 @@ TEST(CrossEntropy, ShardsEqualTheWhole) {
     const OwnedTensor logits = RandomTensor(DType::kF64, {33, columns}, random, 4);
     const OwnedTensor labels = RandomLabels(33, columns, random);
     const Result whole = Solve(logits.tensor, labels.tensor, 30, 0.1, {0, columns});
-    ExpectNear(Solve(logits.tensor, labels.tensor, 30, 0.1, cuts), whole, 1e-13);
+    ExpectNear(Solve(logits.tensor, labels.tensor, 30, 0.1, cuts), whole, 0.1, 1e-13);
   }
 }
 

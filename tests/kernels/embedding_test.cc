@@ -18,7 +18,7 @@ OwnedTensor RandomTokens(Shape shape, int64_t vocabulary, TestRandom& random) {
 TEST(Embedding, MatchesTheDefinition) {
   TestRandom random;
   for (DType dtype : {DType::kF32, DType::kF64}) {
-    const double tolerance = dtype == DType::kF32 ? 1e-6 : 1e-14;
+    const double tolerance = dtype == DType::kF32 ? 1e-5 : 1e-13;
     for (int64_t width : {1, 7, 64, 130, 200}) {
       for (int64_t time : {1, 7, 130}) {
         const int64_t rows = random.Int(1, 20);
@@ -50,7 +50,7 @@ TEST(Embedding, MatchesTheDefinition) {
                            .dy = dy.tensor,
                            .dtable = dtable.tensor});
         EXPECT_LT(RelativeError(y.tensor, expected_y.tensor), tolerance);
-        EXPECT_LT(RelativeError(dtable.tensor, expected_dtable.tensor), tolerance);
+        EXPECT_LT(RelativeError(dtable.tensor, expected_dtable.tensor, scale), tolerance);
       }
     }
   }

@@ -42,11 +42,11 @@ TEST(Glu, ForwardMatchesReference) {
     SCOPED_TRACE(StrCat("size ", size));
     Case c(DType::kF64, {size}, random);
     c.Forward();
-    OwnedTensor expected(DType::kF64, {size});
+    // Absolute: the reference's 1 + tanh cancels for gates far below zero.
     for (int64_t i = 0; i < size; ++i) {
-      Set(expected.tensor, i, GeluTanhReference(Get(c.gate.tensor, i)) * Get(c.value.tensor, i));
+      const double gelu = GeluTanhReference(Get(c.gate.tensor, i));
+      EXPECT_NEAR(Get(c.out.tensor, i), gelu * Get(c.value.tensor, i), 1e-13);
     }
-    EXPECT_LT(RelativeError(c.out.tensor, expected.tensor), 1e-13);
   }
 }
 

@@ -158,9 +158,10 @@ inline double Dot(const Tensor& a, const Tensor& b) {
   return sum;
 }
 
-// |a - b| / |b| in the Euclidean norm; |a| where b is zero. NaN when either holds one, which fails
-// any EXPECT_LT.
-inline double RelativeError(const Tensor& a, const Tensor& b) {
+// |a - b| / max(|b|, floor) in the Euclidean norm; |a| where b is zero. The floor is for results
+// that may vanish and then have no digits to agree on. NaN when either holds one, which fails any
+// EXPECT_LT.
+inline double RelativeError(const Tensor& a, const Tensor& b, double floor = 0) {
   EXPECT_TRUE(a.shape == b.shape) << a.shape.ToString() << " against " << b.shape.ToString();
   double difference = 0;
   double norm = 0;
@@ -169,6 +170,7 @@ inline double RelativeError(const Tensor& a, const Tensor& b) {
     difference += delta * delta;
     norm += Get(b, i) * Get(b, i);
   }
+  norm = std::max(norm, floor * floor);
   return std::sqrt(norm > 0 ? difference / norm : difference);
 }
 

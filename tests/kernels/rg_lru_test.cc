@@ -103,7 +103,7 @@ TEST(RgLru, ForwardMatchesReference) {
   TestRandom random;
   for (int64_t batch : {1, 3}) {
     for (int64_t time : {1, 2, 3, 7, 33}) {
-      for (int64_t channels : {1, 5, 17, 64, 130, 300}) {
+      for (int64_t channels : {1, 5, 17, 64, 130, 1100}) {
         SCOPED_TRACE(StrCat("B ", batch, " T ", time, " R ", channels));
         Case c(DType::kF64, batch, time, channels, random);
         const OwnedTensor expected = ReferenceForward(c);
@@ -118,7 +118,7 @@ TEST(RgLru, ForwardMatchesReference) {
 
 TEST(RgLru, FloatAgreesWithDouble) {
   TestRandom random;
-  for (int64_t channels : {1, 17, 130, 300}) {
+  for (int64_t channels : {17, 130, 1100}) {
     SCOPED_TRACE(StrCat("R ", channels));
     Case wide(DType::kF64, 3, 33, channels, random);
     Case narrow(wide, DType::kF32);
@@ -132,7 +132,7 @@ TEST(RgLru, FloatAgreesWithDouble) {
     EXPECT_LT(RelativeError(narrow.dzi.tensor, wide.dzi.tensor), 5e-6);
     EXPECT_LT(RelativeError(narrow.dzr.tensor, wide.dzr.tensor), 2e-5);
     EXPECT_LT(RelativeError(narrow.dh0.tensor, wide.dh0.tensor), 2e-5);
-    EXPECT_LT(RelativeError(narrow.dlambda.tensor, wide.dlambda.tensor), 2e-5);
+    EXPECT_LT(RelativeError(narrow.dlambda.tensor, wide.dlambda.tensor), 1e-4);
   }
 }
 
@@ -297,25 +297,31 @@ TEST(RgLru, SlopeOfTheSquareRootIsBounded) {
   EXPECT_NEAR(Get(c.dzr.tensor, 0) / dzr, 1, 1e-10);
 }
 
+// Widths that leave a remainder, cut into blocks in several ways.
 TEST(RgLru, SameBitsWithAnyNumberOfThreads) {
   TestRandom random;
-  Case one(DType::kF32, 2, 33, 700, random);
-  Case two(one, DType::kF32);
-  WithThreads(1, [&] {
-    one.Forward();
-    one.Backward();
-  });
-  WithThreads(2, [&] {
-    two.Forward();
-    two.Backward();
-  });
-  EXPECT_TRUE(BitwiseEqual(one.h.tensor, two.h.tensor));
-  EXPECT_TRUE(BitwiseEqual(one.h_last.tensor, two.h_last.tensor));
-  EXPECT_TRUE(BitwiseEqual(one.du.tensor, two.du.tensor));
-  EXPECT_TRUE(BitwiseEqual(one.dzi.tensor, two.dzi.tensor));
-  EXPECT_TRUE(BitwiseEqual(one.dzr.tensor, two.dzr.tensor));
-  EXPECT_TRUE(BitwiseEqual(one.dh0.tensor, two.dh0.tensor));
-  EXPECT_TRUE(BitwiseEqual(one.dlambda.tensor, two.dlambda.tensor));
+  for (DType dtype : {DType::kF32, DType::kF64}) {
+    for (int64_t channels : {70, 131, 261, 700, 1029}) {
+      for (int threads : {2, 3, 4}) {
+        SCOPED_TRACE(StrCat(Name(dtype), " R ", channels, " threads ", threads));
+        Case one(dtype, 1 + threads % 2, 8192 / channels + 1, channels, random);
+        Case many(one, dtype);
+        for (Case* c : {&one, &many}) {
+          WithThreads(c == &one ? 1 : threads, [&] {
+            c->Forward();
+            c->Backward();
+          });
+        }
+        EXPECT_TRUE(BitwiseEqual(one.h.tensor, many.h.tensor));
+        EXPECT_TRUE(BitwiseEqual(one.h_last.tensor, many.h_last.tensor));
+        EXPECT_TRUE(BitwiseEqual(one.du.tensor, many.du.tensor));
+        EXPECT_TRUE(BitwiseEqual(one.dzi.tensor, many.dzi.tensor));
+        EXPECT_TRUE(BitwiseEqual(one.dzr.tensor, many.dzr.tensor));
+        EXPECT_TRUE(BitwiseEqual(one.dh0.tensor, many.dh0.tensor));
+        EXPECT_TRUE(BitwiseEqual(one.dlambda.tensor, many.dlambda.tensor));
+      }
+    }
+  }
 }
 
 TEST(RgLru, RejectsWrongShapesAndTypes) {
