@@ -67,7 +67,6 @@ inline pid_t Start(const std::vector<std::string>& command, const std::string& l
   setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
   setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
   setenv("OMPI_MCA_btl_vader_single_copy_mechanism", "none", 1);
-  setenv("OMPI_MCA_odls_base_sigkill_timeout", "60", 1);
   setenv("OMP_NUM_THREADS", "1", 1);
   if (freopen((log + ".out").c_str(), "w", stdout) == nullptr ||
       freopen((log + ".err").c_str(), "w", stderr) == nullptr ||
