@@ -165,9 +165,9 @@ void AddCheckpointCommand(CLI::App& app) {
   auto arguments = std::make_shared<Arguments>();
   const auto add = [&](const char* name, const char* summary) {
     CLI::App* added = command->add_subcommand(name, summary);
-    added->add_option("directory", arguments->directory, "a checkpoint, or a run's directory")
+    added->add_option("DIR", arguments->directory, "a checkpoint, or a run's directory")
         ->required()
-        ->option_text("DIR");
+        ->option_text(" ");
     return added;
   };
 
