@@ -71,6 +71,22 @@ TEST_F(CheckpointDamageTest, VerifyFindsFilesThatAreMissingShortOrLong) {
   VerifyCheckpoint(checkpoint);
 }
 
+TEST_F(CheckpointDamageTest, VerifyFindsPaddingThatStillParses) {
+  const fs::path checkpoint = SaveWithTokenizer();
+  int padded = 0;
+  for (const auto& [name, content] : Files(checkpoint)) {
+    const size_t padding = content.find("}} ");  // of a shard's header
+    if (padding == std::string::npos) continue;
+    ++padded;
+    std::string changed = content;
+    changed[padding + 2] = '\t';
+    Overwrite(checkpoint / name, changed);
+    ExpectVerifyNames(checkpoint / name);
+    Overwrite(checkpoint / name, content);
+  }
+  EXPECT_GT(padded, 0);
+}
+
 TEST_F(CheckpointDamageTest, VerifyFindsASwappedShard) {
   const fs::path a = Save({}, 1, 1), b = Save({}, 2, 2);
   fs::copy_file(a / ShardName(0, 1), b / ShardName(0, 1), fs::copy_options::overwrite_existing);
