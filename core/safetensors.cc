@@ -184,9 +184,9 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : file_(path
   }
   data_start_ = kLengthBytes + static_cast<size_t>(length);
 
-  const nlohmann::json header =
-      ParseHeader(file_.path(), {reinterpret_cast<const char*>(bytes.data()) + kLengthBytes,
-                                 static_cast<size_t>(length)});
+  const nlohmann::json header = ParseHeader(
+      file_.path(),
+      {reinterpret_cast<const char*>(bytes.data()) + kLengthBytes, static_cast<size_t>(length)});
   for (const auto& item : header.items()) {
     if (item.key() == kMetadataKey) {
       metadata_ = ParseMetadata(file_.path(), item.value());
@@ -203,8 +203,8 @@ SafetensorsFile::SafetensorsFile(const std::filesystem::path& path) : file_(path
   for (size_t i = 0; i < entries_.size(); ++i) {
     Entry& entry = entries_[i];
     if (entry.offset != end) {
-      ThrowBadInput(file_.path(), ": tensor ", Quote(entry.name), ": starts at byte ",
-                    entry.offset, " of the data instead of ", end);
+      ThrowBadInput(file_.path(), ": tensor ", Quote(entry.name), ": starts at byte ", entry.offset,
+                    " of the data instead of ", end);
     }
     if (entry.bytes > data_bytes - end) {
       ThrowBadInput(file_.path(), ": tensor ", Quote(entry.name),
@@ -225,8 +225,7 @@ const SafetensorsFile::Entry* SafetensorsFile::Find(const std::string& name) con
 }
 
 std::span<const std::byte> SafetensorsFile::Bytes(const Entry& entry) const {
-  return file_.bytes().subspan(static_cast<size_t>(entry.offset),
-                               static_cast<size_t>(entry.bytes));
+  return file_.bytes().subspan(static_cast<size_t>(entry.offset), static_cast<size_t>(entry.bytes));
 }
 
 void SafetensorsFile::Read(const std::string& name, const Tensor& to) const {

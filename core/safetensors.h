@@ -29,9 +29,9 @@ struct SafetensorsSpec {
 
 // What was written, to be found again.
 struct SafetensorsSummary {
-  int64_t size = 0;                // of the file, bytes
-  uint64_t header_checksum = 0;    // of the length and the header
-  std::vector<uint64_t> checksums; // of each tensor's bytes, as declared
+  int64_t size = 0;                 // of the file, bytes
+  uint64_t header_checksum = 0;     // of the length and the header
+  std::vector<uint64_t> checksums;  // of each tensor's bytes, as declared
 };
 
 // Writes a file tensor by tensor. Errors of the disk throw kFailed naming the file.

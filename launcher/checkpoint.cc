@@ -49,8 +49,8 @@ void ShareChecksums(Communicator& world, CheckpointPlan& plan) {
 
 void CheckGroups(const ParamStore& store, const std::vector<NamedFlat>& groups) {
   for (const NamedFlat& group : groups) {
-    EYRIE_CHECK(group.flat.size() == store.elements() && group.flat.device == Device::kCpu,
-                "\"", group.prefix, "\" is not laid out like the parameters");
+    EYRIE_CHECK(group.flat.size() == store.elements() && group.flat.device == Device::kCpu, "\"",
+                group.prefix, "\" is not laid out like the parameters");
   }
 }
 

@@ -38,8 +38,8 @@ struct NamedFlat {
 // on every rank if any failed (kFailed: disk full, ...); then `directory` holds what it held.
 // `config` must be the same on all ranks.
 void SaveCheckpoint(const std::filesystem::path& directory, const config::Config& config,
-                    const Mesh& mesh, const ParamStore& store,
-                    const std::vector<NamedFlat>& groups, const Position& position);
+                    const Mesh& mesh, const ParamStore& store, const std::vector<NamedFlat>& groups,
+                    const Position& position);
 
 // Fills `groups` of a store of any layout; inference passes the group "" alone. Reads and checks
 // only what this rank needs. Call inside Collectively. Throws kBadInput naming the file that is

@@ -53,8 +53,11 @@ std::string Bytes(int64_t bytes) {
     value /= 1000;
     unit = larger;
   }
-  return StrCat(std::fixed, std::setprecision(value < 10 ? 2 : value < 100 ? 1 : 0), value, " ",
-                unit);
+  return StrCat(std::fixed,
+                std::setprecision(value < 10    ? 2
+                                  : value < 100 ? 1
+                                                : 0),
+                value, " ", unit);
 }
 
 std::string ShapeText(const google::protobuf::RepeatedField<int64_t>& extents) {
@@ -102,9 +105,9 @@ void Reshard(const std::string& directory, const std::string& output,
   config::Config config = ReadManifest(checkpoint).config();
   ApplySettings(settings, config);
   ReshardCheckpoint(checkpoint, output, config.parallel());
-  std::cout << output << ": " << checkpoint.string() << " for tensor "
-            << config.parallel().tensor() << " x data " << std::max(config.parallel().data(), 1)
-            << " x sequence " << config.parallel().sequence() << std::endl;
+  std::cout << output << ": " << checkpoint.string() << " for tensor " << config.parallel().tensor()
+            << " x data " << std::max(config.parallel().data(), 1) << " x sequence "
+            << config.parallel().sequence() << std::endl;
 }
 
 }  // namespace
@@ -162,9 +165,9 @@ void AddCheckpointCommand(CLI::App& app) {
   auto arguments = std::make_shared<Arguments>();
   const auto add = [&](const char* name, const char* summary) {
     CLI::App* added = command->add_subcommand(name, summary);
-    added->add_option("directory", arguments->directory, "a checkpoint, or a run's directory")
+    added->add_option("DIR", arguments->directory, "a checkpoint, or a run's directory")
         ->required()
-        ->option_text("DIR");
+        ->option_text(" ");
     return added;
   };
 

@@ -167,8 +167,7 @@ void WriteManifest(const std::filesystem::path& checkpoint, const config::Manife
   file.Finish();
 }
 
-std::string TokenizerOf(const std::filesystem::path& checkpoint,
-                        const config::Manifest& manifest) {
+std::string TokenizerOf(const std::filesystem::path& checkpoint, const config::Manifest& manifest) {
   for (const auto& file : manifest.file()) {
     if (file.name() == kTokenizerName) {
       return "sentencepiece:" + (checkpoint / kTokenizerName).string();

@@ -45,8 +45,8 @@ CheckpointPlan PlanCheckpoint(const ParamTable& table, const std::vector<StoredG
       stored.set_name(groups[group].prefix + spec.name);
       stored.set_dtype(std::string(Name(groups[group].dtype)));
       for (int axis = 0; axis < spec.shape.rank(); ++axis) stored.add_shape(spec.shape[axis]);
-      const int replica = static_cast<int>((static_cast<size_t>(param) + group) %
-                                           static_cast<size_t>(replicas));
+      const int replica =
+          static_cast<int>((static_cast<size_t>(param) + group) % static_cast<size_t>(replicas));
       const int parts = spec.shard_axis < 0 ? 1 : mesh.tensor;
       for (int part = 0; part < parts; ++part) {
         const int rank = replica * mesh.tensor + part;
@@ -193,9 +193,8 @@ const std::byte* ShardReader::Piece(int tensor, int piece) {
   const SafetensorsFile& shard = Open(part.file());
   const SafetensorsFile::Entry* entry = shard.Find(stored.name());
   if (entry == nullptr) ThrowBadInput(shard.path(), ": no tensor ", stored.name());
-  if (entry->type != stored.dtype() ||
-      !std::equal(entry->shape.begin(), entry->shape.end(), part.shape().begin(),
-                  part.shape().end())) {
+  if (entry->type != stored.dtype() || !std::equal(entry->shape.begin(), entry->shape.end(),
+                                                   part.shape().begin(), part.shape().end())) {
     ThrowBadInput(shard.path(), ": tensor ", stored.name(), " is not the ", stored.dtype(), " ",
                   ShapeText(part.shape()), " of the manifest");
   }

@@ -1,12 +1,12 @@
 #include "core/safetensors.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <csignal>
 #include <cstring>
 #include <nlohmann/json.hpp>
 #include <random>
-#include <sys/resource.h>
 
 #include "core/checksum.h"
 #include "core/memory.h"
@@ -119,43 +119,51 @@ TEST_F(SafetensorsTest, RefusesDamagedFraming) {
 }
 
 TEST_F(SafetensorsTest, RefusesBadHeaders) {
-  for (const char* header : {
-           "[]", " {}", "{", "{]", "{\"a\":1}", "{\"a\":{}}", "nonsense", "{} x", "{\"a\":1e999}",
-           "{\"\xff\":1}",
-           // one field wrong
-           R"({"a":{"dtype":"Q5","shape":[2],"data_offsets":[0,8]}})",
-           R"({"a":{"dtype":7,"shape":[2],"data_offsets":[0,8]}})",
-           R"({"a":{"dtype":"F32","shape":2,"data_offsets":[0,8]}})",
-           R"({"a":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}})",
-           R"({"a":{"dtype":"F32","shape":[2.0],"data_offsets":[0,8]}})",
-           R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0]}})",
-           R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}})",
-           R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[-8,0]}})",
-           R"({"a":{"dtype":"F32","shape":[2],"data_offsets":["0","8"]}})",
-           R"({"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}})",
-           R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8],"more":1}})",
-           R"({"a":{"dtype":"F32","shape":[[2]],"data_offsets":[0,8]}})",
-           // sizes that overflow
-           R"({"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]}})",
-           R"({"a":{"dtype":"F32","shape":[18446744073709551615],"data_offsets":[0,8]}})",
-           R"({"a":{"dtype":"U8","shape":[9223372036854775807],"data_offsets":[0,9223372036854775807]}})",
-           // places that do not tile the data
-           R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
-           R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})",
-           R"({"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}})",
-           R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
-           R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})",
-           // metadata
-           R"({"__metadata__":[],"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})",
-           R"({"__metadata__":{"k":1},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})",
-       }) {
+  for (
+      const char* header : {
+          "[]",
+          " {}",
+          "{",
+          "{]",
+          "{\"a\":1}",
+          "{\"a\":{}}",
+          "nonsense",
+          "{} x",
+          "{\"a\":1e999}",
+          "{\"\xff\":1}",
+          // one field wrong
+          R"({"a":{"dtype":"Q5","shape":[2],"data_offsets":[0,8]}})",
+          R"({"a":{"dtype":7,"shape":[2],"data_offsets":[0,8]}})",
+          R"({"a":{"dtype":"F32","shape":2,"data_offsets":[0,8]}})",
+          R"({"a":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}})",
+          R"({"a":{"dtype":"F32","shape":[2.0],"data_offsets":[0,8]}})",
+          R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0]}})",
+          R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[8,0]}})",
+          R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[-8,0]}})",
+          R"({"a":{"dtype":"F32","shape":[2],"data_offsets":["0","8"]}})",
+          R"({"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}})",
+          R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8],"more":1}})",
+          R"({"a":{"dtype":"F32","shape":[[2]],"data_offsets":[0,8]}})",
+          // sizes that overflow
+          R"({"a":{"dtype":"F32","shape":[4611686018427387904,4],"data_offsets":[0,0]}})",
+          R"({"a":{"dtype":"F32","shape":[18446744073709551615],"data_offsets":[0,8]}})",
+          R"({"a":{"dtype":"U8","shape":[9223372036854775807],"data_offsets":[0,9223372036854775807]}})",
+          // places that do not tile the data
+          R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
+          R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})",
+          R"({"a":{"dtype":"F32","shape":[4],"data_offsets":[0,16]}})",
+          R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
+          R"({"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}})",
+          // metadata
+          R"({"__metadata__":[],"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})",
+          R"({"__metadata__":{"k":1},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})",
+      }) {
     SCOPED_TRACE(header);
     RefusedHeader(header);
   }
   // The same, right: so that none of these is refused for another reason.
-  const SafetensorsFile good(
-      Write("good", Compose(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})",
-                            "12345678")));
+  const SafetensorsFile good(Write(
+      "good", Compose(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}})", "12345678")));
   EXPECT_EQ(good.entries()[0].bytes, 8u);
 }
 
@@ -163,10 +171,9 @@ TEST_F(SafetensorsTest, RefusesKeysThatComeTwice) {
   const std::string tensor = R"({"dtype":"F32","shape":[2],"data_offsets":[0,8]})";
   EXPECT_NE(RefusedHeader("{\"a\":" + tensor + ",\"a\":" + tensor + "}").find("twice"),
             std::string::npos);
-  EXPECT_NE(
-      RefusedHeader(R"({"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}})")
-          .find("twice"),
-      std::string::npos);
+  EXPECT_NE(RefusedHeader(R"({"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}})")
+                .find("twice"),
+            std::string::npos);
 }
 
 TEST_F(SafetensorsTest, RefusesDeepNestingAndKeepsNamesOnOneLine) {

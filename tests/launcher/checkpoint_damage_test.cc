@@ -71,6 +71,22 @@ TEST_F(CheckpointDamageTest, VerifyFindsFilesThatAreMissingShortOrLong) {
   VerifyCheckpoint(checkpoint);
 }
 
+TEST_F(CheckpointDamageTest, VerifyFindsPaddingThatStillParses) {
+  const fs::path checkpoint = SaveWithTokenizer();
+  int padded = 0;
+  for (const auto& [name, content] : Files(checkpoint)) {
+    const size_t padding = content.find("}} ");  // of a shard's header
+    if (padding == std::string::npos) continue;
+    ++padded;
+    std::string changed = content;
+    changed[padding + 2] = '\t';
+    Overwrite(checkpoint / name, changed);
+    ExpectVerifyNames(checkpoint / name);
+    Overwrite(checkpoint / name, content);
+  }
+  EXPECT_GT(padded, 0);
+}
+
 TEST_F(CheckpointDamageTest, VerifyFindsASwappedShard) {
   const fs::path a = Save({}, 1, 1), b = Save({}, 2, 2);
   fs::copy_file(a / ShardName(0, 1), b / ShardName(0, 1), fs::copy_options::overwrite_existing);
@@ -123,11 +139,13 @@ TEST_F(CheckpointDamageTest, LoadingNamesTheTensorThatDoesNotFit) {
   };
   EXPECT_NE(refused([](auto& specs) { specs[2].name = "other.g"; }).find("norm.g is not part"),
             std::string::npos);
-  EXPECT_NE(refused([](auto& specs) { specs.push_back({.name = "new", .init = specs[0].init}); })
-                .find("new is missing"),
+  EXPECT_NE(refused([](auto& specs) {
+              specs.push_back({.name = "new", .init = specs[0].init});
+            }).find("new is missing"),
             std::string::npos);
-  EXPECT_NE(refused([](auto& specs) { specs[1].shape = {16, 33}; })
-                .find("blocks.0.in.w is [33, 16], not [16, 33]"),
+  EXPECT_NE(refused([](auto& specs) {
+              specs[1].shape = {16, 33};
+            }).find("blocks.0.in.w is [33, 16], not [16, 33]"),
             std::string::npos);
   EXPECT_NE(BadInput([&] {
               const Mesh mesh;
@@ -156,8 +174,9 @@ TEST_F(CheckpointDamageTest, ManifestsThatMakeNoSenseAreRefused) {
             std::string::npos);
   EXPECT_NE(refused([](auto& m) { m.clear_format_version(); }).find("format_version"),
             std::string::npos);
-  EXPECT_NE(refused([](auto& m) { m.mutable_tensor(0)->mutable_piece()->RemoveLast(); })
-                .find("embedding.w: a piece is missing"),
+  EXPECT_NE(refused([](auto& m) {
+              m.mutable_tensor(0)->mutable_piece()->RemoveLast();
+            }).find("embedding.w: a piece is missing"),
             std::string::npos);
   EXPECT_NE(refused([&](auto& m) { piece(m)->set_offset(0, 0); }).find("overlap"),
             std::string::npos);
@@ -165,22 +184,21 @@ TEST_F(CheckpointDamageTest, ManifestsThatMakeNoSenseAreRefused) {
            [&](auto& m) { piece(m)->set_offset(0, 5); },
            [&](auto& m) { piece(m)->set_offset(0, -1); },
            [&](auto& m) { piece(m)->set_shape(0, -4); },
-           [&](auto& m) { piece(m)->set_shape(0, 3); },
-           [&](auto& m) { piece(m)->add_shape(1); },
-           [&](auto& m) { piece(m)->set_file(2); },
-           [&](auto& m) { piece(m)->set_file(-1); },
+           [&](auto& m) { piece(m)->set_shape(0, 3); }, [&](auto& m) { piece(m)->add_shape(1); },
+           [&](auto& m) { piece(m)->set_file(2); }, [&](auto& m) { piece(m)->set_file(-1); },
            [&](auto& m) { piece(m)->set_file(0); },
            [](auto& m) { m.mutable_tensor(0)->set_dtype("F7"); },
            [](auto& m) { m.mutable_tensor(0)->set_shape(0, -8); },
            [](auto& m) { m.mutable_tensor(0)->set_shape(0, INT64_MAX); },
-           [](auto& m) { for (int i = 0; i < 9; ++i) m.mutable_tensor(0)->add_shape(1); },
+           [](auto& m) {
+             for (int i = 0; i < 9; ++i) m.mutable_tensor(0)->add_shape(1);
+           },
            [](auto& m) { m.mutable_tensor(1)->set_name("embedding.w"); },
            [](auto& m) { m.mutable_file(0)->set_name("../model.safetensors"); },
            [](auto& m) { m.mutable_file(0)->set_name(".."); },
            [](auto& m) { m.mutable_file(0)->set_name(""); },
            [](auto& m) { m.mutable_file(0)->set_name(m.file(1).name()); },
-           [](auto& m) { m.mutable_file(0)->set_size(-1); },
-           [](auto& m) { m.set_step(-1); }}) {
+           [](auto& m) { m.mutable_file(0)->set_size(-1); }, [](auto& m) { m.set_step(-1); }}) {
     refused(change);
   }
 }
@@ -205,12 +223,15 @@ class FullDisk {
 
 TEST_F(CheckpointDamageTest, AFullDiskLeavesThePreviousCheckpoint) {
   const MeshShape shape{2, 1, 1};
-  const fs::path previous = Save(shape, 1);
+  config::Config config = ConfigFor(shape);
+  config.mutable_run()->set_directory(std::string(20000, 'x'));  // the manifest is the largest file
+  ASSERT_EQ(TrySave(shape, 1, 7, config).codes, (std::vector<int>{0, 0}));
+  const fs::path previous = checkpoints_ / "step-00000001";
   const auto files = Files(previous);
   const auto size = [&](const std::string& name) { return files.at(name).size(); };
   const std::string small = ShardName(0, 2), large = ShardName(1, 2);
   ASSERT_LT(size(small) + 1000, size(large));
-  ASSERT_LT(size(small), size(kManifestName));
+  ASSERT_LT(size(large) + 1000, size(kManifestName));
   // No rank can write, or one of them, or the root its manifest when the shards are complete.
   struct Case {
     size_t limit;
@@ -223,7 +244,7 @@ TEST_F(CheckpointDamageTest, AFullDiskLeavesThePreviousCheckpoint) {
       Outcome outcome;
       {
         const FullDisk disk(full.limit);
-        outcome = TrySave(shape, step, 8, ConfigFor(shape));
+        outcome = TrySave(shape, step, 8, config);
       }
       EXPECT_EQ(outcome.codes, (std::vector<int>{3, 3}));
       EXPECT_EQ(outcome.messages, 1);

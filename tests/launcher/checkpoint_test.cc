@@ -120,7 +120,7 @@ TEST_F(CheckpointTest, AChainOfReshardingsChangesNothing) {
   const fs::path start = Save({}, 9);
   fs::path last = start;
   for (const int tensor : {4, 2, 1}) {
-    const fs::path next = Path(StrCat("tensor-", tensor)) / "";  // a slash at the end is fine
+    const fs::path next = Path(StrCat("tensor-", tensor, "/"));  // a slash at the end is fine
     ReshardCheckpoint(last, next, ConfigFor({1, 1, tensor}).parallel(), table_);
     last = next;
   }
@@ -229,14 +229,14 @@ TEST_F(CheckpointCommandTest, ReshardChangesTheLayout) {
 
 TEST_F(CheckpointCommandTest, ReshardRefusesImpossibleLayouts) {
   const std::string command = "checkpoint reshard " + Path("run") + " --output " + Path("out");
-  for (const auto& [setting, named] : std::map<std::string, std::string>{
-           {"parallel.tensor=3", "parallel.tensor"},
-           {"parallel.tensor=0", "parallel"},
-           {"parallel.data=-1", "parallel"},
-           {"parallel.tensor=2000000000", "parallel"},
-           {"parallel.sequence=7", "parallel.sequence"},
-           {"model.width=8", "model.width"},
-           {"parallel.none=8", "none"}}) {
+  for (const auto& [setting, named] :
+       std::map<std::string, std::string>{{"parallel.tensor=3", "parallel.tensor"},
+                                          {"parallel.tensor=0", "parallel"},
+                                          {"parallel.data=-1", "parallel"},
+                                          {"parallel.tensor=2000000000", "parallel"},
+                                          {"parallel.sequence=7", "parallel.sequence"},
+                                          {"model.width=8", "model.width"},
+                                          {"parallel.none=8", "none"}}) {
     const std::string message = BadInput([&] { Output(command + " --set " + setting); });
     EXPECT_NE(message.find(named), std::string::npos) << message;
     EXPECT_FALSE(fs::exists(Path("out")));

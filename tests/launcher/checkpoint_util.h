@@ -40,9 +40,8 @@ struct TestRank {
     v.Initialise(seed + 2000);
   }
   std::vector<NamedFlat> groups() const {
-    return {{"", params.flat_values()},
-            {"adamw.m/", m.flat_values()},
-            {"adamw.v/", v.flat_values()}};
+    return {
+        {"", params.flat_values()}, {"adamw.m/", m.flat_values()}, {"adamw.v/", v.flat_values()}};
   }
   ParamStore params, m, v;
 };
