@@ -10,10 +10,10 @@ namespace eyrie {
 // Process exit codes, part of the command-line contract.
 enum class ExitCode : int {
   kOk = 0,
-  kBadInput = 2,      // a configuration, file or argument is wrong
-  kFailed = 3,        // something broke while running
-  kInterrupted = 130, // stopped by SIGINT after saving
-  kTerminated = 143,  // stopped by SIGTERM after saving
+  kBadInput = 2,       // a configuration, file or argument is wrong
+  kFailed = 3,         // something broke while running
+  kInterrupted = 130,  // stopped by SIGINT after saving
+  kTerminated = 143,   // stopped by SIGTERM after saving
 };
 
 class Error : public std::runtime_error {
@@ -48,10 +48,10 @@ template <class... Parts>
 }  // namespace eyrie
 
 // An invariant of the program itself; a failure is a bug, reported with its place.
-#define EYRIE_CHECK(condition, ...)                                                            \
-  do {                                                                                         \
-    if (!(condition)) [[unlikely]] {                                                           \
-      ::eyrie::ThrowFailure(__FILE__, ":", __LINE__, ": check failed: ", #condition            \
-                            __VA_OPT__(, ": ", ) __VA_ARGS__);                                 \
-    }                                                                                          \
+#define EYRIE_CHECK(condition, ...)                                                           \
+  do {                                                                                        \
+    if (!(condition)) [[unlikely]] {                                                          \
+      ::eyrie::ThrowFailure(__FILE__, ":", __LINE__,                                          \
+                            ": check failed: ", #condition __VA_OPT__(, ": ", ) __VA_ARGS__); \
+    }                                                                                         \
   } while (false)

@@ -29,19 +29,17 @@ uint64_t HashName(std::string_view name) {
 Random::Random(uint64_t seed, std::string_view stream) : seed_(seed), stream_(HashName(stream)) {}
 
 std::array<uint32_t, 4> Random::Bits(uint64_t index) const {
-  std::array<uint32_t, 4> counter = {static_cast<uint32_t>(index),
-                                     static_cast<uint32_t>(index >> 32),
-                                     static_cast<uint32_t>(stream_),
-                                     static_cast<uint32_t>(stream_ >> 32)};
+  std::array<uint32_t, 4> counter = {
+      static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32),
+      static_cast<uint32_t>(stream_), static_cast<uint32_t>(stream_ >> 32)};
   uint32_t key0 = static_cast<uint32_t>(seed_);
   uint32_t key1 = static_cast<uint32_t>(seed_ >> 32);
   for (int round = 0; round < 10; ++round) {
     const uint64_t product0 = uint64_t{kMultiplier0} * counter[0];
     const uint64_t product1 = uint64_t{kMultiplier1} * counter[2];
-    counter = {static_cast<uint32_t>(product1 >> 32) ^ counter[1] ^ key0,
-               static_cast<uint32_t>(product1),
-               static_cast<uint32_t>(product0 >> 32) ^ counter[3] ^ key1,
-               static_cast<uint32_t>(product0)};
+    counter = {
+        static_cast<uint32_t>(product1 >> 32) ^ counter[1] ^ key0, static_cast<uint32_t>(product1),
+        static_cast<uint32_t>(product0 >> 32) ^ counter[3] ^ key1, static_cast<uint32_t>(product0)};
     key0 += kWeyl0;
     key1 += kWeyl1;
   }

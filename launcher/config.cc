@@ -133,8 +133,8 @@ std::string FirstDifference(const Message& a, const Message& b) {
     const Reflection& reflection = *a.GetReflection();
     if (!field->is_repeated() && field->cpp_type() == FieldDescriptor::CPPTYPE_MESSAGE &&
         reflection.HasField(a, field) && reflection.HasField(b, field)) {
-      const std::string inner = FirstDifference(reflection.GetMessage(a, field),
-                                                reflection.GetMessage(b, field));
+      const std::string inner =
+          FirstDifference(reflection.GetMessage(a, field), reflection.GetMessage(b, field));
       if (!inner.empty()) return field->name() + "." + inner;
       continue;
     }

@@ -25,21 +25,20 @@ ExitCode Eval(const EvalOptions& options, Job& job) {
   const auto& config = inference.config();
   const int64_t length =
       options.sequence_length > 0 ? options.sequence_length : config.train().sequence_length();
-  const int64_t micro =
-      options.micro_batch > 0 ? options.micro_batch
-                              : std::max<int64_t>(1, config.train().micro_batch_size());
+  const int64_t micro = options.micro_batch > 0
+                            ? options.micro_batch
+                            : std::max<int64_t>(1, config.train().micro_batch_size());
   std::unique_ptr<BatchReader> reader;
   Collectively(job.world(), [&] {
     if (length <= 0) ThrowBadInput("--sequence-length must be positive");
-    reader = std::make_unique<BatchReader>(options.data, micro, length,
-                                           config.model().vocab_size(), /*seed=*/0,
+    reader = std::make_unique<BatchReader>(options.data, micro, length, config.model().vocab_size(),
+                                           /*seed=*/0,
                                            /*shuffle=*/false);
     reader->CheckPart(job.world().rank(), job.world().size(), int64_t{1} << 26);
   });
   int64_t sequences = reader->sampler().windows();
   if (options.sequences > 0) sequences = std::min(sequences, options.sequences);
-  const Evaluation result =
-      Evaluate(inference.run(), inference.model(), *reader, sequences, micro);
+  const Evaluation result = Evaluate(inference.run(), inference.model(), *reader, sequences, micro);
   if (inference.mesh().is_root()) {
     const nlohmann::ordered_json object = {{"loss", result.loss},
                                            {"perplexity", std::exp(result.loss)},
@@ -65,17 +64,18 @@ void AddEvalCommand(CLI::App& app, ExitCode& code) {
   command->add_option("--data", options->data, "token file: PREFIX.bin and PREFIX.idx")
       ->required()
       ->type_name("PREFIX");
-  command->add_option("--sequence-length", options->sequence_length,
-                      "tokens a sequence (default: the training's)")
+  command
+      ->add_option("--sequence-length", options->sequence_length,
+                   "tokens a sequence (default: the training's)")
       ->check(CLI::PositiveNumber);
   command->add_option("--sequences", options->sequences, "evaluate only so many (default: all)")
       ->check(CLI::PositiveNumber);
-  command->add_option("--micro-batch", options->micro_batch,
-                      "sequences a rank runs at once (default: the training's)")
+  command
+      ->add_option("--micro-batch", options->micro_batch,
+                   "sequences a rank runs at once (default: the training's)")
       ->check(CLI::PositiveNumber);
-  command->callback([options, &code] {
-    code = RunJob([&](Job& job) { return Eval(*options, job); });
-  });
+  command->callback(
+      [options, &code] { code = RunJob([&](Job& job) { return Eval(*options, job); }); });
 }
 
 }  // namespace eyrie

@@ -24,14 +24,6 @@ struct GenerateOptions {
   uint64_t seed = 0;
 };
 
-// The tokenizer a checkpoint carries, unless the command names another.
-std::unique_ptr<Tokenizer> OpenTokenizer(const GenerateOptions& options,
-                                         const Inference& inference) {
-  const std::string& spec = options.tokenizer.empty() ? inference.tokenizer() : options.tokenizer;
-  if (spec.empty()) ThrowBadInput("the checkpoint has no data.tokenizer: give --tokenizer");
-  return MakeTokenizer(spec);
-}
-
 // Draws from softmax(logits / temperature) over the top_k largest (0: all). Temperature 0 takes the
 // largest; ties go to the lower id.
 int32_t Sample(const Tensor& logits, double temperature, int64_t top_k, double uniform) {
@@ -52,8 +44,8 @@ int32_t Sample(const Tensor& logits, double temperature, int64_t top_k, double u
     cumulative.push_back(sum);
   }
   const auto at = std::upper_bound(cumulative.begin(), cumulative.end(), uniform * sum);
-  return ids[static_cast<size_t>(std::min(at - cumulative.begin(),
-                                          static_cast<std::ptrdiff_t>(ids.size()) - 1))];
+  return ids[static_cast<size_t>(
+      std::min(at - cumulative.begin(), static_cast<std::ptrdiff_t>(ids.size()) - 1))];
 }
 
 ExitCode Generate(const GenerateOptions& options, Job& job) {
@@ -62,11 +54,9 @@ ExitCode Generate(const GenerateOptions& options, Job& job) {
   std::unique_ptr<Tokenizer> tokenizer;
   std::vector<int32_t> tokens;
   Collectively(job.world(), [&] {
-    tokenizer = OpenTokenizer(options, inference);
-    if (tokenizer->vocab_size() > vocab) {
-      ThrowBadInput("the tokenizer has ", tokenizer->vocab_size(), " ids, more than model.vocab_size = ",
-                    vocab);
-    }
+    const std::string& spec = options.tokenizer.empty() ? inference.tokenizer() : options.tokenizer;
+    if (spec.empty()) ThrowBadInput("the checkpoint has no data.tokenizer: give --tokenizer");
+    tokenizer = MakeTokenizer(spec, vocab);
     tokens = tokenizer->Encode(options.prompt);
     // An empty prompt begins a document, after the end of another.
     if (tokens.empty()) tokens = {tokenizer->end_of_document()};
@@ -113,18 +103,19 @@ void AddGenerateCommand(CLI::App& app, ExitCode& code) {
   command->add_option("--max-tokens", options->max_tokens, "tokens to add at most")
       ->required()
       ->check(CLI::PositiveNumber);
-  command->add_option("--temperature", options->temperature,
-                      "of sampling; 0 takes the likeliest token (default: 1)")
+  command
+      ->add_option("--temperature", options->temperature,
+                   "of sampling; 0 takes the likeliest token (default: 1)")
       ->check(CLI::NonNegativeNumber);
-  command->add_option("--top-k", options->top_k,
-                      "sample among the k likeliest tokens (default: 0, all)")
+  command
+      ->add_option("--top-k", options->top_k,
+                   "sample among the k likeliest tokens (default: 0, all)")
       ->check(CLI::NonNegativeNumber);
   command->add_option("--seed", options->seed, "of sampling (default: 0)");
   command->add_option("--tokenizer", options->tokenizer,
                       "byte or sentencepiece:MODEL (default: the checkpoint's own)");
-  command->callback([options, &code] {
-    code = RunJob([&](Job& job) { return Generate(*options, job); });
-  });
+  command->callback(
+      [options, &code] { code = RunJob([&](Job& job) { return Generate(*options, job); }); });
 }
 
 }  // namespace eyrie

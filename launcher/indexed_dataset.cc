@@ -35,20 +35,13 @@ T LoadAt(const std::byte* from, int64_t i) {
 template <class Visit>
 void WithType(TokenType type, Visit&& visit) {
   switch (type) {
-    case TokenType::kUint8:
-      return visit(uint8_t{});
-    case TokenType::kInt8:
-      return visit(int8_t{});
-    case TokenType::kInt16:
-      return visit(int16_t{});
-    case TokenType::kInt32:
-      return visit(int32_t{});
-    case TokenType::kInt64:
-      return visit(int64_t{});
-    case TokenType::kUint16:
-      return visit(uint16_t{});
-    default:
-      ThrowFailure("token type ", static_cast<int>(type), " holds no ids");
+    case TokenType::kUint8: return visit(uint8_t{});
+    case TokenType::kInt8: return visit(int8_t{});
+    case TokenType::kInt16: return visit(int16_t{});
+    case TokenType::kInt32: return visit(int32_t{});
+    case TokenType::kInt64: return visit(int64_t{});
+    case TokenType::kUint16: return visit(uint16_t{});
+    default: ThrowFailure("token type ", static_cast<int>(type), " holds no ids");
   }
 }
 

@@ -79,7 +79,8 @@ void AddLogitsCommand(CLI::App& app, ExitCode& code) {
   CLI::App* command = app.add_subcommand(
       "logits",
       "Write the logits of a token sequence, one document, to a safetensors file.\n\n"
-      "Tensor \"logits\", float32 [tokens, vocabulary]; row t predicts token t + 1. The tokens run\n"
+      "Tensor \"logits\", float32 [tokens, vocabulary]; row t predicts token t + 1. The tokens "
+      "run\n"
       "through the model's state as in generation: first --prefill of them in chunks, then one at\n"
       "a time. Either way the result is the same up to rounding.");
   AddInferenceOptions(*command, options->inference);
@@ -89,12 +90,12 @@ void AddLogitsCommand(CLI::App& app, ExitCode& code) {
   command->add_option("--output", options->output, "file to write")
       ->required()
       ->type_name("FILE.safetensors");
-  command->add_option("--prefill", options->prefill,
-                      "tokens to run in chunks, before single steps (default: all)")
+  command
+      ->add_option("--prefill", options->prefill,
+                   "tokens to run in chunks, before single steps (default: all)")
       ->check(CLI::NonNegativeNumber);
-  command->callback([options, &code] {
-    code = RunJob([&](Job& job) { return Logits(*options, job); });
-  });
+  command->callback(
+      [options, &code] { code = RunJob([&](Job& job) { return Logits(*options, job); }); });
 }
 
 }  // namespace eyrie

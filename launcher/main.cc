@@ -32,7 +32,11 @@ int main(int argc, char** argv) {
   } catch (const CLI::Success& success) {  // --help, --version
     return eyrie::SpeaksForJob() ? app.exit(success) : 0;
   } catch (const CLI::ParseError& error) {
-    if (eyrie::SpeaksForJob()) eyrie::PrintError(error.what());
+    std::string message = error.what();
+    if (argc > 1 && app.get_subcommands().empty()) {
+      message = eyrie::StrCat("\"", argv[1], "\" is not a command; see eyrie --help");
+    }
+    if (eyrie::SpeaksForJob()) eyrie::PrintError(message);
     return static_cast<int>(ExitCode::kBadInput);
   } catch (const eyrie::Error& error) {
     eyrie::PrintError(error.what());

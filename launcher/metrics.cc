@@ -52,8 +52,8 @@ void ProgressLine::Show(const StepMetrics& metrics) {
   mean_step_seconds_ = mean_step_seconds_ == 0.0
                            ? metrics.step_seconds
                            : 0.9 * mean_step_seconds_ + 0.1 * metrics.step_seconds;
-  const auto left = static_cast<int64_t>(
-      mean_step_seconds_ * static_cast<double>(steps_ - metrics.step) + 0.5);
+  const auto left =
+      static_cast<int64_t>(mean_step_seconds_ * static_cast<double>(steps_ - metrics.step) + 0.5);
   char validation[32] = "";
   if (validation_loss_) {
     std::snprintf(validation, sizeof validation, "  validation %.4f", *validation_loss_);
@@ -62,8 +62,7 @@ void ProgressLine::Show(const StepMetrics& metrics) {
               style_ == config::RunConfig::LIVE ? "\r\x1b[K" : "",
               static_cast<long long>(metrics.step), static_cast<long long>(steps_), metrics.loss,
               validation, metrics.tokens_per_second, static_cast<long long>(left / 60),
-              static_cast<long long>(left % 60),
-              style_ == config::RunConfig::LIVE ? "" : "\n");
+              static_cast<long long>(left % 60), style_ == config::RunConfig::LIVE ? "" : "\n");
   std::fflush(stdout);
   shown_ = true;
 }

@@ -11,11 +11,11 @@
 namespace eyrie {
 
 struct StepMetrics {
-  int64_t step = 0;     // optimiser steps done
-  double loss = 0.0;    // nats a token, over the global batch
+  int64_t step = 0;   // optimiser steps done
+  double loss = 0.0;  // nats a token, over the global batch
   double grad_norm = 0.0;
   double learning_rate = 0.0;
-  int64_t tokens = 0;   // trained on so far
+  int64_t tokens = 0;  // trained on so far
   double step_seconds = 0.0;
   double tokens_per_second = 0.0;
   std::optional<double> validation_loss;

@@ -86,4 +86,13 @@ std::unique_ptr<Tokenizer> MakeTokenizer(const std::string& spec) {
                 "\" is neither \"byte\" nor \"sentencepiece:MODEL\"");
 }
 
+std::unique_ptr<Tokenizer> MakeTokenizer(const std::string& spec, int64_t model_vocab_size) {
+  auto tokenizer = MakeTokenizer(spec);
+  if (tokenizer->vocab_size() > model_vocab_size) {
+    ThrowBadInput("data.tokenizer / --tokenizer: \"", spec, "\" has ", tokenizer->vocab_size(),
+                  " ids, more than model.vocab_size = ", model_vocab_size);
+  }
+  return tokenizer;
+}
+
 }  // namespace eyrie

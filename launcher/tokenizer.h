@@ -33,5 +33,7 @@ class Tokenizer {
 // as U+FFFD, the replacement character.
 // Throws kBadInput with one line naming the setting, or the model file and what is wrong with it.
 std::unique_ptr<Tokenizer> MakeTokenizer(const std::string& spec);
+// Also refuses a tokenizer with more ids than the model's embedding has rows.
+std::unique_ptr<Tokenizer> MakeTokenizer(const std::string& spec, int64_t model_vocab_size);
 
 }  // namespace eyrie

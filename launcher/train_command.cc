@@ -53,19 +53,21 @@ void AddTrainCommand(CLI::App& app, ExitCode& code) {
       "Train a model as a configuration says, or continue a run.\n\n"
       "  mpirun -n 4 eyrie train --config configs/quickstart.textproto --set parallel.tensor=2\n\n"
       "The run directory (run.directory) receives the resolved configuration, metrics.jsonl, logs\n"
-      "and checkpoints. Started again, a run continues from its newest complete checkpoint, on any\n"
-      "layout. SIGTERM and SIGINT save, then end with 143 and 130. Every field of the configuration\n"
+      "and checkpoints. Started again, a run continues from its newest complete checkpoint, on "
+      "any\n"
+      "layout. SIGTERM and SIGINT save, then end with 143 and 130. Every field of the "
+      "configuration\n"
       "is described in configs/schema/config.proto.");
   command->add_option("--config", options->config, "configuration file (text format)")
       ->required()
       ->type_name("FILE");
-  command->add_option("--set", options->settings,
-                      "set one field, e.g. --set train.steps=200; may be repeated")
+  command
+      ->add_option("--set", options->settings,
+                   "set one field, e.g. --set train.steps=200; may be repeated")
       ->type_name("PATH=VALUE")
       ->allow_extra_args(false);
-  command->callback([options, &code] {
-    code = RunJob([&](Job& job) { return Train(*options, job); });
-  });
+  command->callback(
+      [options, &code] { code = RunJob([&](Job& job) { return Train(*options, job); }); });
 }
 
 }  // namespace eyrie

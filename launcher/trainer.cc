@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cmath>
 #include <csignal>
+#include <cstdio>
 #include <fstream>
 #include <optional>
 
@@ -14,6 +15,7 @@
 #include "launcher/evaluate.h"
 #include "launcher/schedule.h"
 #include "launcher/signals.h"
+#include "launcher/tokenizer.h"
 
 namespace eyrie {
 namespace {
@@ -41,11 +43,14 @@ Trainer::Trainer(const config::Config& config, const Mesh& mesh)
       optimizer_(config.optimizer(), params_, mesh),
       run_{mesh, params_, arena_} {
   Collectively(mesh.world(), [&] {
+    // Checkpoints carry the tokenizer along: it must be there, and fit.
+    const std::string& tokenizer = config.data().tokenizer();
+    if (!tokenizer.empty()) MakeTokenizer(tokenizer, config.model().vocab_size());
     const auto& train = config.train();
     const auto open = [&](const std::string& prefix, bool shuffle) {
-      auto reader = std::make_unique<BatchReader>(prefix, train.micro_batch_size(),
-                                                  train.sequence_length(),
-                                                  config.model().vocab_size(), train.seed(), shuffle);
+      auto reader =
+          std::make_unique<BatchReader>(prefix, train.micro_batch_size(), train.sequence_length(),
+                                        config.model().vocab_size(), train.seed(), shuffle);
       reader->CheckPart(mesh.world().rank(), mesh.world().size(), kCheckedTokens);
       return reader;
     };
@@ -76,10 +81,9 @@ void Trainer::Start() {
     }
     const config::Manifest manifest = ReadManifest(*from);
     RequireSameModel(manifest.config().model(), config_.model(), from->string());
-    position_ = LoadCheckpoint(*from, manifest, params_,
-                               {{"", params_.flat_values()},
-                                {"adamw.m/", optimizer_.m()},
-                                {"adamw.v/", optimizer_.v()}});
+    position_ = LoadCheckpoint(
+        *from, manifest, params_,
+        {{"", params_.flat_values()}, {"adamw.m/", optimizer_.m()}, {"adamw.v/", optimizer_.v()}});
     if (from->parent_path() == checkpoints) saved_step_ = position_.step;
     LOG(INFO) << "resumed from " << from->string() << " at step " << position_.step;
   });
@@ -122,10 +126,10 @@ StepMetrics Trainer::Step() {
   if (!std::isfinite(metrics.loss) || !std::isfinite(metrics.grad_norm)) {
     // Every rank holds the same two numbers.
     throw AgreedError(ExitCode::kFailed,
-                      mesh_.is_root() ? StrCat("step ", metrics.step, ": loss ", metrics.loss,
-                                               ", gradient norm ", metrics.grad_norm,
-                                               ": training has diverged")
-                                      : std::string());
+                      mesh_.is_root()
+                          ? StrCat("step ", metrics.step, ": loss ", metrics.loss,
+                                   ", gradient norm ", metrics.grad_norm, ": training has diverged")
+                          : std::string());
   }
   metrics.learning_rate = LearningRate(config_.optimizer(), train.steps(), metrics.step);
   optimizer_.Step(metrics.step, metrics.learning_rate, metrics.grad_norm);
@@ -148,13 +152,14 @@ double Trainer::Validate() {
 void Trainer::Save() {
   if (saved_step_ == position_.step) return;
   const fs::path checkpoints = directory_ / "checkpoints";
-  SaveCheckpoint(checkpoints, config_, mesh_, params_,
-                 {{"", params_.flat_values()},
-                  {"adamw.m/", optimizer_.m()},
-                  {"adamw.v/", optimizer_.v()}},
-                 position_);
+  SaveCheckpoint(
+      checkpoints, config_, mesh_, params_,
+      {{"", params_.flat_values()}, {"adamw.m/", optimizer_.m()}, {"adamw.v/", optimizer_.v()}},
+      position_);
   saved_step_ = position_.step;
-  if (mesh_.is_root()) PruneCheckpoints(checkpoints, config_.checkpoint().keep());
+  Collectively(mesh_.world(), [&] {
+    if (mesh_.is_root()) PruneCheckpoints(checkpoints, config_.checkpoint().keep());
+  });
   LOG(INFO) << "saved step " << position_.step;
 }
 
@@ -171,6 +176,10 @@ ExitCode Trainer::Run() {
   WatchSignals();
   int64_t last = train.steps();
   if (train.stop_after() > 0) last = std::min(last, position_.step + train.stop_after());
+  if (position_.step >= last && mesh_.is_root()) {
+    std::printf("%s: step %lld of %lld is done already\n", directory_.c_str(),
+                static_cast<long long>(position_.step), static_cast<long long>(train.steps()));
+  }
   int signal = 0;
   while (position_.step < last && signal == 0) {
     StepMetrics metrics = Step();

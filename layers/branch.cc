@@ -19,8 +19,8 @@ void Branch::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
   if (run.pass != Pass::kRecompute) Add(x, y, y);
 }
 
-void Branch::Backward(Run& run, const Tensor& x, const Tensor& d, Stash& stash,
-                      const Carry& carry, const CarryGrad& carry_grad) const {
+void Branch::Backward(Run& run, const Tensor& x, const Tensor& d, Stash& stash, const Carry& carry,
+                      const CarryGrad& carry_grad) const {
   ArenaScope scope(run.arena);
   const Tensor dnormed = run.Scratch(norm_.width());
   mixer_->Backward(run, stash[normed_], d, dnormed, stash, carry, carry_grad);

@@ -88,11 +88,11 @@ Loss Embedding::HeadLoss(Run& run, const Tensor& x, const Tensor& labels, double
                       .scale = scale});
     DispatchCpu("head", x, [&](auto tag) {
       using T = decltype(tag);
-      Gemm(Trans::kNo, Trans::kNo, rows, width, local_vocab_, T(1), logits.data<T>(),
-           local_vocab_, run.params.value(table_).data<T>(), width, T(0),
+      Gemm(Trans::kNo, Trans::kNo, rows, width, local_vocab_, T(1), logits.data<T>(), local_vocab_,
+           run.params.value(table_).data<T>(), width, T(0),
            dx.View({tokens, width}).Rows(begin, end).data<T>(), width);
-      Gemm(Trans::kYes, Trans::kNo, local_vocab_, width, rows, T(1), logits.data<T>(),
-           local_vocab_, piece.data<T>(), width, T(1), run.params.grad(table_).data<T>(), width);
+      Gemm(Trans::kYes, Trans::kNo, local_vocab_, width, rows, T(1), logits.data<T>(), local_vocab_,
+           piece.data<T>(), width, T(1), run.params.grad(table_).data<T>(), width);
     });
   }
   if (dx.defined()) tensor.AllReduce(dx, ReduceOp::kSum).Wait();

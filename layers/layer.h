@@ -73,8 +73,8 @@ class Mixer {
                        const Carry& carry) = 0;
   // dx [B, T, D] := gradient of x, complete on every tensor rank; adds into the parameters'
   // gradients. `carry` is the forward pass's own.
-  virtual void Backward(Run& run, const Tensor& x, const Tensor& dy, const Tensor& dx,
-                        Stash& stash, const Carry& carry, const CarryGrad& carry_grad) = 0;
+  virtual void Backward(Run& run, const Tensor& x, const Tensor& dy, const Tensor& dx, Stash& stash,
+                        const Carry& carry, const CarryGrad& carry_grad) = 0;
 };
 
 // An optional state's tensor: absent where there is no state.

@@ -13,7 +13,9 @@ void Linear::Declare(Declaration& declare) {
   local_in_ = rows ? options_.in / declare.tensor_size : options_.in;
   weight_ = declare.params.Add({.name = declare.prefix + options_.name + ".w",
                                 .shape = {options_.out, options_.in},
-                                .shard_axis = columns ? 0 : rows ? 1 : -1,
+                                .shard_axis = columns ? 0
+                                              : rows  ? 1
+                                                      : -1,
                                 .partial_gradient = options_.cut == Cut::kWholePartialGradient,
                                 .weight_decay = true,
                                 .init = InitNormal(options_.init_std)});

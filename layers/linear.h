@@ -18,7 +18,7 @@ class Linear {
     kWholePartialGradient,
   };
   struct Options {
-    std::string name;  // W is name.w [out, in], b is name.b [out]
+    std::string name;         // W is name.w [out, in], b is name.b [out]
     int64_t in = 0, out = 0;  // global
     Cut cut = Cut::kColumns;
     bool bias = true;

@@ -67,8 +67,9 @@ class MpiCommunicator final : public Communicator {
   Event AllReduce(const Tensor& tensor, ReduceOp op) override {
     const MPI_Op mpi_op = op == ReduceOp::kSum ? MPI_SUM : MPI_MAX;
     return InPieces(tensor, [&](void* data, int count, MPI_Request* request) {
-      Check(MPI_Iallreduce(MPI_IN_PLACE, data, count, Convert(tensor.dtype), mpi_op, comm_, request),
-            "MPI_Iallreduce");
+      Check(
+          MPI_Iallreduce(MPI_IN_PLACE, data, count, Convert(tensor.dtype), mpi_op, comm_, request),
+          "MPI_Iallreduce");
     });
   }
 
@@ -131,7 +132,8 @@ class MpiCommunicator final : public Communicator {
     std::vector<MPI_Request> requests;
     for (int64_t done = 0; done < tensor.size(); done += kMaxCount) {
       const auto count = static_cast<int>(std::min(kMaxCount, tensor.size() - done));
-      char* data = static_cast<char*>(tensor.raw) + static_cast<size_t>(done) * SizeOf(tensor.dtype);
+      char* data =
+          static_cast<char*>(tensor.raw) + static_cast<size_t>(done) * SizeOf(tensor.dtype);
       start(data, count, &requests.emplace_back());
     }
     return Started(std::move(requests));
@@ -152,6 +154,9 @@ bool LaunchedByMpi() {
 }
 
 MpiSession::MpiSession() {
+  // A rank that waits gives up its core: with more ranks than cores, spinning would keep the very
+  // ranks it waits for from running. The user's own setting stands.
+  setenv("OMPI_MCA_mpi_yield_when_idle", "1", /*overwrite=*/0);
   int provided = 0;
   Check(MPI_Init_thread(nullptr, nullptr, MPI_THREAD_FUNNELED, &provided), "MPI_Init_thread");
 }

@@ -23,8 +23,7 @@ std::optional<Slice> Intersect(const Slice& a, const Slice& b) {
   Slice common = a;
   for (int axis = 0; axis < a.extent.rank(); ++axis) {
     const int64_t begin = std::max(a.offset[axis], b.offset[axis]);
-    const int64_t end =
-        std::min(a.offset[axis] + a.extent[axis], b.offset[axis] + b.extent[axis]);
+    const int64_t end = std::min(a.offset[axis] + a.extent[axis], b.offset[axis] + b.extent[axis]);
     if (begin >= end) return std::nullopt;
     common.offset.Set(axis, begin);
     common.extent.Set(axis, end - begin);

@@ -21,8 +21,8 @@ struct SoftCapRowMaxArgs {
 void SoftCapRowMax(const SoftCapRowMaxArgs& args);
 
 struct SoftmaxPartialsArgs {
-  Tensor logits;   // [N, V] z
-  Tensor labels;   // [N] int32, global ids
+  Tensor logits;  // [N, V] z
+  Tensor labels;  // [N] int32, global ids
   int64_t first = 0;
   Tensor row_max;   // [N] global maxima
   Tensor partials;  // [2, N] out: sums of exponentials, then z at the label or 0

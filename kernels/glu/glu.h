@@ -19,7 +19,7 @@ void GluForward(const GluForwardArgs& args);
 
 struct GluBackwardArgs {
   Activation activation = Activation::kGeluTanh;
-  Tensor gate, value;    // as in the forward pass
+  Tensor gate, value;  // as in the forward pass
   Tensor dout;
   Tensor dgate, dvalue;  // out, overwritten; dvalue may be the same memory as dout
 };

@@ -6,7 +6,8 @@
 //   m = sqrt(1 - exp(2 l))              at a document start (position 0): a := 0, m := 1
 //   h_t = a_t h_{t-1} + m_t i_t u_t     h_{-1} = h0
 //
-// B sequences, T tokens, R channels. All tensors share one floating-point type (float32 or float64).
+// B sequences, T tokens, R channels. All tensors share one floating-point type (float32 or
+// float64).
 #pragma once
 
 #include "core/tensor.h"
@@ -27,12 +28,12 @@ void RgLruForward(const RgLruForwardArgs& args);
 // Gradients of the above. The square root's derivative is bounded by 1000, as in the reference.
 struct RgLruBackwardArgs {
   Tensor u, zi, zr, lambda, positions, h0;  // as in the forward pass
-  Tensor h;            // [B, T, R] the forward pass's output
-  Tensor dh;           // [B, T, R]
-  Tensor dh_last;      // [B, R] gradient of the state handed to the next chunk, or absent
-  Tensor du, dzi, dzr; // [B, T, R] out, overwritten; du holds only the recurrence's own share
-  Tensor dh0;          // [B, R] out, overwritten; optional
-  Tensor dlambda;      // [R] out, added to
+  Tensor h;                                 // [B, T, R] the forward pass's output
+  Tensor dh;                                // [B, T, R]
+  Tensor dh_last;       // [B, R] gradient of the state handed to the next chunk, or absent
+  Tensor du, dzi, dzr;  // [B, T, R] out, overwritten; du holds only the recurrence's own share
+  Tensor dh0;           // [B, R] out, overwritten; optional
+  Tensor dlambda;       // [R] out, added to
 };
 void RgLruBackward(const RgLruBackwardArgs& args);
 

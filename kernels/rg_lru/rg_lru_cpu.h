@@ -26,7 +26,7 @@ struct Gates {
 // What a block of channels starts from.
 template <class Real>
 struct Block {
-  Block(const Real *lambda, const Real *h0, int64_t count) {
+  Block(const Real* lambda, const Real* h0, int64_t count) {
 #pragma omp simd
     for (int64_t c = 0; c < count; ++c) rate[c] = Real(-8) * Softplus(lambda[c]);
     if (h0 != nullptr) std::copy_n(h0, count, initial);
@@ -38,21 +38,21 @@ struct Block {
 }  // namespace rg_lru
 
 template <class Real>
-void RgLruForwardCpu(const RgLruForwardArgs &args) {
+void RgLruForwardCpu(const RgLruForwardArgs& args) {
   const int64_t batch = args.u.dim(0), time = args.u.dim(1), channels = args.u.dim(2);
   const Real *u = args.u.data<Real>(), *zi = args.zi.data<Real>(), *zr = args.zr.data<Real>();
   const Real *lambda = args.lambda.data<Real>(), *h0 = args.h0.data<Real>();
-  const int32_t *positions = args.positions.data<int32_t>();
+  const int32_t* positions = args.positions.data<int32_t>();
   Real *h = args.h.data<Real>(), *h_last = args.h_last.data<Real>();
 
   ForChannelBlocks(batch, time, channels, [&](int64_t b, int64_t first, int64_t count) {
     const int64_t state = b * channels + first;
     const rg_lru::Block<Real> block(lambda + first, h0 ? h0 + state : nullptr, count);
-    const Real *before = block.initial;
+    const Real* before = block.initial;
     for (int64_t t = 0; t < time; ++t) {
       const int64_t row = (b * time + t) * channels + first;
       const Real *u_t = u + row, *zi_t = zi + row, *zr_t = zr + row;
-      Real *h_t = h + row;
+      Real* h_t = h + row;
       if (positions[b * time + t] == 0) {
 #pragma omp simd
         for (int64_t c = 0; c < count; ++c) h_t[c] = Sigmoid(zi_t[c]) * u_t[c];
@@ -70,13 +70,13 @@ void RgLruForwardCpu(const RgLruForwardArgs &args) {
 }
 
 template <class Real>
-void RgLruBackwardCpu(const RgLruBackwardArgs &args) {
+void RgLruBackwardCpu(const RgLruBackwardArgs& args) {
   const int64_t batch = args.u.dim(0), time = args.u.dim(1), channels = args.u.dim(2);
   const Real *u = args.u.data<Real>(), *zi = args.zi.data<Real>(), *zr = args.zr.data<Real>();
   const Real *lambda = args.lambda.data<Real>(), *h0 = args.h0.data<Real>();
   const Real *h = args.h.data<Real>(), *dh = args.dh.data<Real>();
-  const Real *dh_last = args.dh_last.data<Real>();
-  const int32_t *positions = args.positions.data<int32_t>();
+  const Real* dh_last = args.dh_last.data<Real>();
+  const int32_t* positions = args.positions.data<int32_t>();
   Real *du = args.du.data<Real>(), *dzi = args.dzi.data<Real>(), *dzr = args.dzr.data<Real>();
   Real *dh0 = args.dh0.data<Real>(), *dlambda = args.dlambda.data<Real>();
 
@@ -93,7 +93,7 @@ void RgLruBackwardCpu(const RgLruBackwardArgs &args) {
     for (int64_t t = time - 1; t >= 0; --t) {
       const int64_t row = (b * time + t) * channels + first;
       const Real *u_t = u + row, *zi_t = zi + row, *zr_t = zr + row, *dh_t = dh + row;
-      const Real *before = t > 0 ? h + row - channels : block.initial;
+      const Real* before = t > 0 ? h + row - channels : block.initial;
       Real *du_t = du + row, *dzi_t = dzi + row, *dzr_t = dzr + row;
       if (positions[b * time + t] == 0) {
 #pragma omp simd

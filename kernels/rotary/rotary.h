@@ -1,5 +1,6 @@
-// Rotary position embedding (Su et al., arXiv:2104.09864) on the first half of each head, split-half
-// pairing, as in the Griffin family: with n = dh / 4 and angle_i = position * base^(-2i / (dh/2)),
+// Rotary position embedding (Su et al., arXiv:2104.09864) on the first half of each head,
+// split-half pairing, as in the Griffin family: with n = dh / 4 and angle_i = position * base^(-2i
+// / (dh/2)),
 //
 //   y[i] = x[i] cos - x[i+n] sin      y[i+n] = x[i+n] cos + x[i] sin      i < n
 //

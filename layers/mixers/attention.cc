@@ -87,8 +87,7 @@ void AttentionMixer::Declare(Declaration& declare) {
 }
 
 void AttentionMixer::DeclareState(StateTable& table) const {
-  const int64_t rows =
-      window_ == 0 ? table.capacity() : std::min(window_, table.capacity());
+  const int64_t rows = window_ == 0 ? table.capacity() : std::min(window_, table.capacity());
   table.Add("k", rows, head_width_);
   table.Add("v", rows, head_width_);
 }
@@ -185,8 +184,7 @@ void Validate(const config::ModelConfig& model, int64_t tensor, ConfigErrors& er
 }  // namespace
 
 MixerEntry GlobalAttentionMixerEntry() {
-  return {"attention", Validate,
-          [](const config::ModelConfig& model) -> std::unique_ptr<Mixer> {
+  return {"attention", Validate, [](const config::ModelConfig& model) -> std::unique_ptr<Mixer> {
             return std::make_unique<AttentionMixer>(model, 0);
           }};
 }

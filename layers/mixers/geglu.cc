@@ -36,8 +36,7 @@ void GegluMixer::Declare(Declaration& declare) {
   product_ = declare.stash.Add("product", down_.local_in());
 }
 
-void GegluMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
-                         const Carry&) {
+void GegluMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash, const Carry&) {
   gate_.Forward(run, x, stash[gate_out_]);
   up_.Forward(run, x, stash[up_out_]);
   GluForward({.gate = stash[gate_out_], .value = stash[up_out_], .out = stash[product_]});

@@ -43,8 +43,8 @@ RecurrentMixer::RecurrentMixer(const config::ModelConfig& model)
             .in = global_width_,
             .out = model.width(),
             .cut = Linear::Cut::kRows,
-            .init_std =
-                std::sqrt(2.0 / static_cast<double>(model.depth()) / static_cast<double>(global_width_))}) {}
+            .init_std = std::sqrt(2.0 / static_cast<double>(model.depth()) /
+                                  static_cast<double>(global_width_))}) {}
 
 void RecurrentMixer::Declare(Declaration& declare) {
   const int64_t r = global_width_, g = global_blocks_, block = r / g;
@@ -109,8 +109,8 @@ void RecurrentMixer::GateBackward(Run& run, ParamId weight, ParamId bias, const 
       const T* dz_g = dz.data<T>() + g * block;
       Gemm(Trans::kNo, Trans::kNo, rows, block, block, T(1), dz_g, width_, w + g * block * block,
            block, T(1), du.data<T>() + g * block, width_);
-      Gemm(Trans::kYes, Trans::kNo, block, block, rows, T(1), dz_g, width_,
-           u.data<T>() + g * block, width_, T(1), dw + g * block * block, block);
+      Gemm(Trans::kYes, Trans::kNo, block, block, rows, T(1), dz_g, width_, u.data<T>() + g * block,
+           width_, T(1), dw + g * block * block, block);
     }
   });
   SumRows(dz, run.params.grad(bias).View({width_}));
@@ -154,11 +154,7 @@ void RecurrentMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const
 
   out_.BackwardInput(run, dy, dh, /*accumulate=*/false);
   out_.BackwardWeight(run, stash[product_], dy);
-  GluBackward({.gate = stash[gate_],
-               .value = stash[h_],
-               .dout = dh,
-               .dgate = dgate,
-               .dvalue = dh});
+  GluBackward({.gate = stash[gate_], .value = stash[h_], .dout = dh, .dgate = dgate, .dvalue = dh});
 
   RgLruBackwardArgs scan{.u = stash[u_],
                          .zi = stash[zi_],
@@ -200,18 +196,17 @@ void RecurrentMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const
 }
 
 MixerEntry RecurrentMixerEntry() {
-  return {
-      "recurrent",
-      [](const config::ModelConfig& model, int64_t tensor, ConfigErrors& errors) {
-        const auto& own = model.recurrent();
-        errors.RequireDivisible("model.recurrent.width", own.width(),
-                                "model.recurrent.gate_blocks", own.gate_blocks());
-        errors.RequireDivisible("model.recurrent.gate_blocks", own.gate_blocks(),
-                                "parallel.tensor", tensor);
-      },
-      [](const config::ModelConfig& model) -> std::unique_ptr<Mixer> {
-        return std::make_unique<RecurrentMixer>(model);
-      }};
+  return {"recurrent",
+          [](const config::ModelConfig& model, int64_t tensor, ConfigErrors& errors) {
+            const auto& own = model.recurrent();
+            errors.RequireDivisible("model.recurrent.width", own.width(),
+                                    "model.recurrent.gate_blocks", own.gate_blocks());
+            errors.RequireDivisible("model.recurrent.gate_blocks", own.gate_blocks(),
+                                    "parallel.tensor", tensor);
+          },
+          [](const config::ModelConfig& model) -> std::unique_ptr<Mixer> {
+            return std::make_unique<RecurrentMixer>(model);
+          }};
 }
 
 }  // namespace eyrie

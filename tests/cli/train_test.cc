@@ -73,10 +73,14 @@ TEST_F(TrainTest, ConfigurationErrorsNameTheField) {
   ExpectBadInput(Train(2, {"train.steps=0", "data.train=", "optimizer.beta1=1.5"}),
                  {"train.steps", "data.train", "optimizer.beta1"});
 
-  const std::string text = ReadFile(config_);
-  WriteText(config_, text + "\ntrain { stepz: 3 }");
+  const auto replace = [&](const std::string& from, const std::string& to) {
+    std::string text = SmallTrainingConfig(directory_ / "data", directory_ / "run");
+    text.replace(text.find(from), from.size(), to);
+    WriteText(config_, text);
+  };
+  replace("steps: 20", "stepz: 20");
   ExpectBadInput(Train(2, {}), {config_ + ":", "stepz"});
-  WriteText(config_, text + "\ntrain { seed: \"x\" }");
+  replace("steps: 20", "steps: \"x\"");
   ExpectBadInput(Train(2, {}), {config_ + ":", "integer"});
   fs::remove(config_);
   ExpectBadInput(Train(2, {}), {config_});
@@ -101,6 +105,9 @@ TEST_F(TrainTest, TokenFileErrorsNameTheFile) {
   fs::resize_file(data + ".idx", 20);
   ExpectBadInput(Train(4, {}), {data + ".idx"});
 
+  WriteTokenFile(data, 100, 64, 3);
+  ExpectBadInput(Train(2, {"data.tokenizer=sentencepiece:" + data}), {data});
+  ExpectBadInput(Train(2, {"data.tokenizer=byte"}), {"data.tokenizer", "257", "model.vocab_size"});
   WriteTokenFile(data, 100, 65, 3);
   ExpectBadInput(Train(4, {"parallel.tensor=2"}), {data + ".bin", "64", "model.vocab_size"});
   WriteTokenFile(data, 1, 64, 3);
@@ -154,10 +161,10 @@ TEST_F(TrainTest, SignalsSaveAndEnd) {
     for (const int ranks : {0, 2}) {
       const fs::path run = directory_ / ("signal-" + std::to_string(number * 10 + ranks));
       const std::string log = run.string() + "-log";
-      const pid_t child = Start(EyrieCommand(ranks, {"train", "--config", config_, "--set",
-                                                     "train.steps=1000000", "--set",
-                                                     "run.directory=" + run.string()}),
-                                log);
+      const pid_t child =
+          Start(EyrieCommand(ranks, {"train", "--config", config_, "--set", "train.steps=1000000",
+                                     "--set", "run.directory=" + run.string()}),
+                log);
       // Let it train a little first.
       for (int i = 0; i < 300 && ReadMetrics(run).size() < 5; ++i) {
         std::this_thread::sleep_for(std::chrono::milliseconds(100));
@@ -212,8 +219,8 @@ TEST_F(TrainTest, WritesWhatTheContractSays) {
   EXPECT_NE(result.out.find("step 20/20"), std::string::npos) << result.out;
   // The resolved configuration is a configuration.
   const ProcessResult again =
-      RunEyrie(2, {"train", "--config", (directory_ / "run" / "config.textproto").string(),
-                   "--set", "run.directory=" + (directory_ / "again").string()});
+      RunEyrie(2, {"train", "--config", (directory_ / "run" / "config.textproto").string(), "--set",
+                   "run.directory=" + (directory_ / "again").string()});
   EXPECT_EQ(again.code, 0) << again.err;
 }
 
@@ -223,27 +230,37 @@ TEST_F(TrainTest, OtherCommandsRefuseBadArguments) {
   const std::string output = (directory_ / "out.safetensors").string();
   ExpectBadInput(RunEyrie(0, {"eval", "--checkpoint", data, "--data", data}), {data});
   ExpectBadInput(RunEyrie(2, {"eval", "--checkpoint", run, "--data", run}), {run});
-  ExpectBadInput(RunEyrie(2, {"eval", "--checkpoint", run, "--data", data, "--set", "parallel.tensor=3"}),
-                 {"parallel"});
-  ExpectBadInput(RunEyrie(2, {"logits", "--checkpoint", run, "--tokens", "1 2 64", "--output", output}),
-                 {"--tokens", "64"});
-  ExpectBadInput(RunEyrie(0, {"logits", "--checkpoint", run, "--tokens", "1 x", "--output", output}),
-                 {"--tokens", "\"x\""});
-  ExpectBadInput(RunEyrie(2, {"generate", "--checkpoint", run, "--prompt", "a", "--max-tokens", "3"}),
-                 {"data.tokenizer"});
+  ExpectBadInput(
+      RunEyrie(2, {"eval", "--checkpoint", run, "--data", data, "--set", "parallel.tensor=3"}),
+      {"parallel"});
+  ExpectBadInput(
+      RunEyrie(2, {"logits", "--checkpoint", run, "--tokens", "1 2 64", "--output", output}),
+      {"--tokens", "64"});
+  ExpectBadInput(
+      RunEyrie(0, {"logits", "--checkpoint", run, "--tokens", "1 x", "--output", output}),
+      {"--tokens", "\"x\""});
+  ExpectBadInput(
+      RunEyrie(2, {"generate", "--checkpoint", run, "--prompt", "a", "--max-tokens", "3"}),
+      {"data.tokenizer"});
   ExpectBadInput(RunEyrie(2, {"generate", "--checkpoint", run, "--prompt", "a", "--max-tokens", "3",
                               "--tokenizer", "byte"}),
-                 {"tokenizer", "257", "model.vocab_size"});
+                 {"--tokenizer", "257", "model.vocab_size"});
   ExpectBadInput(RunEyrie(2, {"generate", "--checkpoint", run}), {"--prompt"});
   ExpectBadInput(RunEyrie(4, {"evaluate"}), {"evaluate"});
   EXPECT_FALSE(fs::exists(output));
 }
 
 TEST(HelpTest, EveryCommandExplainsItself) {
-  for (const std::vector<std::string>& command :
-       {std::vector<std::string>{}, {"train"}, {"eval"}, {"generate"}, {"logits"}, {"tokenize"},
-        {"checkpoint"}, {"checkpoint", "inspect"}, {"checkpoint", "verify"},
-        {"checkpoint", "reshard"}}) {
+  for (const std::vector<std::string>& command : {std::vector<std::string>{},
+                                                  {"train"},
+                                                  {"eval"},
+                                                  {"generate"},
+                                                  {"logits"},
+                                                  {"tokenize"},
+                                                  {"checkpoint"},
+                                                  {"checkpoint", "inspect"},
+                                                  {"checkpoint", "verify"},
+                                                  {"checkpoint", "reshard"}}) {
     std::vector<std::string> arguments = command;
     arguments.push_back("--help");
     const ProcessResult result = RunEyrie(0, arguments);
@@ -251,7 +268,7 @@ TEST(HelpTest, EveryCommandExplainsItself) {
     EXPECT_EQ(result.err, "");
     EXPECT_GT(result.out.size(), 150u) << result.out;
   }
-  EXPECT_EQ(RunEyrie(0, {"--version"}).out, "0.1.0\n");
+  EXPECT_EQ(RunEyrie(0, {"--version"}).out, "eyrie 0.1.0\n");
 }
 
 }  // namespace

@@ -60,8 +60,7 @@ TEST_F(LayoutsTest, TwentyStepsEqualOneRank) {
   ASSERT_EQ(one.size(), 20u);
   // It learns: otherwise equality says little.
   EXPECT_LT(one.back()["loss"].get<double>(), 0.9 * one.front()["loss"].get<double>());
-  for (const Layout& layout :
-       {Layout{"t2", 2, 1, 2}, Layout{"d2", 1, 2, 2}, kT4, kT2D2}) {
+  for (const Layout& layout : {Layout{"t2", 2, 1, 2}, Layout{"d2", 1, 2, 2}, kT4, kT2D2}) {
     ExpectSame(Train(layout.name, layout), one, 1e-5, layout.name);
   }
   // Another microbatch size cuts the same global batch differently.
@@ -75,8 +74,8 @@ TEST_F(LayoutsTest, TheSameLayoutTwiceIsBitwiseEqual) {
     const auto first = Train(std::string("a") + layout.name, layout);
     const auto second = Train(std::string("b") + layout.name, layout);
     ExpectSame(first, second, 0.0, layout.name);
-    for (const auto& entry : fs::directory_iterator(
-             directory_ / (std::string("a") + layout.name) / "checkpoints" / "step-00000020")) {
+    for (const auto& entry : fs::directory_iterator(directory_ / (std::string("a") + layout.name) /
+                                                    "checkpoints" / "step-00000020")) {
       if (entry.path().extension() != ".safetensors") continue;
       const fs::path other = directory_ / (std::string("b") + layout.name) / "checkpoints" /
                              "step-00000020" / entry.path().filename();

@@ -52,31 +52,19 @@ class TestRandom {
 // Element access as double, for any element type.
 inline double Get(const Tensor& tensor, int64_t i) {
   switch (tensor.dtype) {
-    case DType::kF32:
-      return static_cast<double>(tensor.data<float>()[i]);
-    case DType::kF64:
-      return tensor.data<double>()[i];
-    case DType::kBF16:
-      return static_cast<double>(static_cast<float>(tensor.data<BFloat16>()[i]));
-    case DType::kI32:
-      return tensor.data<int32_t>()[i];
+    case DType::kF32: return static_cast<double>(tensor.data<float>()[i]);
+    case DType::kF64: return tensor.data<double>()[i];
+    case DType::kBF16: return static_cast<double>(static_cast<float>(tensor.data<BFloat16>()[i]));
+    case DType::kI32: return tensor.data<int32_t>()[i];
   }
   return 0;
 }
 inline void Set(const Tensor& tensor, int64_t i, double value) {
   switch (tensor.dtype) {
-    case DType::kF32:
-      tensor.data<float>()[i] = static_cast<float>(value);
-      break;
-    case DType::kF64:
-      tensor.data<double>()[i] = value;
-      break;
-    case DType::kBF16:
-      tensor.data<BFloat16>()[i] = BFloat16(static_cast<float>(value));
-      break;
-    case DType::kI32:
-      tensor.data<int32_t>()[i] = static_cast<int32_t>(value);
-      break;
+    case DType::kF32: tensor.data<float>()[i] = static_cast<float>(value); break;
+    case DType::kF64: tensor.data<double>()[i] = value; break;
+    case DType::kBF16: tensor.data<BFloat16>()[i] = BFloat16(static_cast<float>(value)); break;
+    case DType::kI32: tensor.data<int32_t>()[i] = static_cast<int32_t>(value); break;
   }
 }
 

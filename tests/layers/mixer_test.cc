@@ -122,8 +122,8 @@ TEST_P(MixerTest, AnySplitIntoChunksEqualsTheWhole) {
     std::vector<Piece> pieces;
     OwnedTensor y(DType::kF64, x.tensor.shape), dx(DType::kF64, x.tensor.shape);
     for (size_t i = 0; i + 1 < cuts.size(); ++i) {
-      pieces.push_back(Forward(x.tensor, positions.tensor, cuts[i], cuts[i + 1], &states[i],
-                               &states[i + 1]));
+      pieces.push_back(
+          Forward(x.tensor, positions.tensor, cuts[i], cuts[i + 1], &states[i], &states[i + 1]));
       PasteTime(pieces.back().y.tensor, y.tensor, cuts[i]);
     }
     store_->ZeroGrads();

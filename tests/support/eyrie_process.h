@@ -88,8 +88,7 @@ inline ProcessResult Finish(pid_t child, const std::string& log) {
   result.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   result.out = ReadFile(log + ".out");
   result.err = ReadFile(log + ".err");
-  result.seconds =
-      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return result;
 }
 
@@ -144,8 +143,10 @@ inline std::string SmallTrainingConfig(const std::filesystem::path& data,
       validation_interval: 10 validation_sequences: 10
     }
     optimizer { learning_rate: 3e-3 warmup_steps: 4 }
-    data { train: ")" + data.string() + R"(" validation: ")" + data.string() + R"(" }
-    run { directory: ")" + run.string() + R"(" threads: 1 }
+    data { train: ")" +
+         data.string() + R"(" validation: ")" + data.string() + R"(" }
+    run { directory: ")" +
+         run.string() + R"(" threads: 1 }
   )";
 }
 
