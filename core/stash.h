@@ -2,7 +2,9 @@
 // next one. Layers declare both before any memory is taken.
 #pragma once
 
+#include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "core/memory.h"
@@ -12,36 +14,64 @@ namespace eyrie {
 
 using SlotId = int;
 
-// Activations a layer saves: `width` numbers a token.
+// Activations a layer saves: `width` numbers a token; or, for what has crossed a time boundary,
+// rows of its own.
 class StashTable {
  public:
-  SlotId Add(std::string name, int64_t width) {
-    slots_.push_back({std::move(name), width});
-    return static_cast<SlotId>(slots_.size()) - 1;
+  // The rows of a kept slot, when chunks of `tokens` tokens are spread over ranks and this is the
+  // one with number `chunk`.
+  using Rows = std::function<int64_t(int64_t tokens, int64_t chunk)>;
+
+  SlotId Add(std::string name, int64_t width) { return Add({std::move(name), width, nullptr}); }
+  // A slot that outlives recomputation: what came from another rank is not sent twice.
+  SlotId AddKept(std::string name, int64_t width, Rows rows) {
+    return Add({std::move(name), width, std::move(rows)});
   }
   struct Slot {
     std::string name;
     int64_t width;
+    Rows rows;  // null: one a token, and not kept
+    bool kept() const { return rows != nullptr; }
   };
   const std::vector<Slot>& slots() const { return slots_; }
 
  private:
+  SlotId Add(Slot slot) {
+    slots_.push_back(std::move(slot));
+    return static_cast<SlotId>(slots_.size()) - 1;
+  }
   std::vector<Slot> slots_;
 };
 
-// The memory of a StashTable for B sequences of T tokens.
+// The memory of a StashTable for B sequences of T tokens, taken in two parts: kept slots once, the
+// others again for each recomputation.
 class Stash {
  public:
   Stash() = default;
-  Stash(const StashTable& table, DType dtype, int64_t batch, int64_t tokens, Arena& arena) {
-    for (const auto& slot : table.slots()) {
-      tensors_.push_back(arena.Allocate(dtype, {batch, tokens, slot.width}));
-    }
+  Stash(const StashTable& table, DType dtype, int64_t batch, int64_t tokens, int64_t chunk)
+      : table_(&table), dtype_(dtype), batch_(batch), tokens_(tokens), chunk_(chunk) {
+    tensors_.resize(table.slots().size());
   }
-  // [B, T, width]
+
+  void TakeKept(Arena& arena) { Take(arena, /*kept=*/true); }
+  void TakeRest(Arena& arena) { Take(arena, /*kept=*/false); }
+
+  // [B, T, width], or [B, rows, width] for a kept slot.
   const Tensor& operator[](SlotId id) const { return tensors_[static_cast<size_t>(id)]; }
 
  private:
+  void Take(Arena& arena, bool kept) {
+    for (size_t i = 0; i < tensors_.size(); ++i) {
+      const StashTable::Slot& slot = table_->slots()[i];
+      if (slot.kept() != kept) continue;
+      const int64_t rows = kept ? slot.rows(tokens_, chunk_) : tokens_;
+      tensors_[i] = arena.Allocate(dtype_, {batch_, rows, slot.width});
+    }
+  }
+
+  const StashTable* table_ = nullptr;
+  DType dtype_ = DType::kF32;
+  int64_t batch_ = 0, tokens_ = 0, chunk_ = 0;
   std::vector<Tensor> tensors_;
 };
 

@@ -33,4 +33,13 @@ void FillZero(const Tensor& tensor) {
   if (tensor.bytes() > 0) std::memset(tensor.raw, 0, tensor.bytes());
 }
 
+void CopyRows(const Tensor& from, int64_t from_row, const Tensor& to, int64_t to_row,
+              int64_t rows) {
+  for (int64_t b = 0; b < from.dim(0); ++b) {
+    const Tensor source = from.Rows(b, b + 1).View({from.dim(1), from.dim(2)});
+    const Tensor target = to.Rows(b, b + 1).View({to.dim(1), to.dim(2)});
+    Copy(source.Rows(from_row, from_row + rows), target.Rows(to_row, to_row + rows));
+  }
+}
+
 }  // namespace eyrie

@@ -84,5 +84,8 @@ struct Tensor {
 // Host memory operations on tensors of equal dtype and size.
 void Copy(const Tensor& from, const Tensor& to);
 void FillZero(const Tensor& tensor);
+// Copies `rows` rows of each sequence: from [B, N, C], starting at from_row, to [B, M, C], starting
+// at to_row.
+void CopyRows(const Tensor& from, int64_t from_row, const Tensor& to, int64_t to_row, int64_t rows);
 
 }  // namespace eyrie

@@ -1,20 +1,31 @@
 #include "launcher/batches.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace eyrie {
 
-BatchReader::BatchReader(const std::string& prefix, int64_t max_batch, int64_t tokens,
-                         int64_t vocab_size, uint64_t seed, bool shuffle)
-    : dataset_(prefix),
-      sampler_(dataset_, tokens, seed, shuffle),
-      vocab_size_(vocab_size),
-      window_(DType::kI32, {tokens + 1}),
-      tokens_(DType::kI32, {max_batch, tokens}),
-      labels_(DType::kI32, {max_batch, tokens}),
-      positions_(DType::kI32, {max_batch, tokens}) {
-  for (int64_t i = 0; i < max_batch * tokens; ++i) {
-    positions_.tensor.data<int32_t>()[i] = static_cast<int32_t>(i % tokens);
+BatchReader::BatchReader(const Options& options)
+    : options_(options),
+      dataset_(options.prefix),
+      sampler_(dataset_, options.length, options.seed, options.shuffle),
+      window_(DType::kI32, {options.length + 1}),
+      window_positions_(DType::kI32, {options.length}) {
+  const int64_t tokens = options.length / options.chunks;
+  for (OwnedTensor* tensor : {&tokens_, &labels_, &positions_}) {
+    *tensor = OwnedTensor(DType::kI32, {options.max_batch, tokens});
+  }
+}
+
+void BatchReader::FillPositions(int64_t first) {
+  int32_t* positions = window_positions_.tensor.data<int32_t>();
+  std::iota(positions, positions + options_.length, 0);
+  if (options_.packing == config::DataConfig::CONTINUOUS) return;
+  // Walks back from the last token, document by document.
+  for (int64_t end = first + options_.length; end > first;) {
+    const int64_t start = std::max(first, dataset_.DocumentStartAtOrBefore(end - 1));
+    std::iota(positions + (start - first), positions + (end - first), 0);
+    end = start;
   }
 }
 
@@ -22,17 +33,22 @@ void BatchReader::CheckPart(int part, int parts, int64_t limit) const {
   const int64_t share = (dataset_.total_tokens() + parts - 1) / parts;
   const int64_t first = std::min(part * share, dataset_.total_tokens());
   const int64_t count = std::min({share, dataset_.total_tokens() - first, limit});
-  dataset_.CheckTokens(vocab_size_ - 1, first, count);
+  dataset_.CheckTokens(options_.vocab_size - 1, first, count);
 }
 
 Model::Batch BatchReader::Read(int64_t first, int64_t count) {
   const int64_t length = tokens_.tensor.dim(1);
   int32_t* window = window_.tensor.data<int32_t>();
+  const int32_t* mine = window + options_.chunk * length;
   for (int64_t i = 0; i < count; ++i) {
-    dataset_.CheckTokens(vocab_size_ - 1, sampler_.FirstToken(first + i), length + 1);
+    dataset_.CheckTokens(options_.vocab_size - 1, sampler_.FirstToken(first + i),
+                         options_.length + 1);
     sampler_.Read(first + i, window);
-    std::copy_n(window, length, tokens_.tensor.data<int32_t>() + i * length);
-    std::copy_n(window + 1, length, labels_.tensor.data<int32_t>() + i * length);
+    FillPositions(sampler_.FirstToken(first + i));
+    std::copy_n(mine, length, tokens_.tensor.data<int32_t>() + i * length);
+    std::copy_n(mine + 1, length, labels_.tensor.data<int32_t>() + i * length);
+    std::copy_n(window_positions_.tensor.data<int32_t>() + options_.chunk * length, length,
+                positions_.tensor.data<int32_t>() + i * length);
   }
   return {.tokens = tokens_.tensor.Rows(0, count), .labels = labels_.tensor.Rows(0, count)};
 }

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "configs/schema/config.pb.h"
 #include "core/memory.h"
 #include "launcher/indexed_dataset.h"
 #include "launcher/sampler.h"
@@ -12,25 +13,36 @@ namespace eyrie {
 
 class BatchReader {
  public:
-  // Up to `max_batch` sequences of `tokens` tokens at a time, with ids below `vocab_size`.
-  BatchReader(const std::string& prefix, int64_t max_batch, int64_t tokens, int64_t vocab_size,
-              uint64_t seed, bool shuffle);
+  struct Options {
+    std::string prefix;
+    int64_t max_batch = 1;      // sequences at a time
+    int64_t length = 0;         // tokens of a sequence
+    int64_t vocab_size = 0;     // ids are below
+    int chunk = 0, chunks = 1;  // this rank's part of each sequence: [chunk, chunk + 1) of chunks
+    config::DataConfig::Packing packing = config::DataConfig::DOCUMENTS;
+    uint64_t seed = 0;
+    bool shuffle = false;
+  };
+  explicit BatchReader(const Options& options);
 
   const Sampler& sampler() const { return sampler_; }
   // Checks up to `limit` tokens of this part of the token file against the vocabulary, so that a
   // mismatch shows before training begins.
   void CheckPart(int part, int parts, int64_t limit) const;
-  // Fills tokens and labels with the samples first, first+1, ..., first+count-1. The tensors stay
-  // valid until the next call.
+  // The samples first, first+1, ..., first+count-1. The tensors stay valid until the next call.
   Model::Batch Read(int64_t first, int64_t count);
-  // [count, T]: each sequence is one document.
+  // [count, T]: where each token of the samples last read stands in its document, or in the
+  // sequence if its document began before that; T = length / chunks tokens are this rank's.
   Tensor positions(int64_t count) const { return positions_.tensor.Rows(0, count); }
 
  private:
+  // The positions of the `length` tokens from `first` on.
+  void FillPositions(int64_t first);
+
+  Options options_;
   IndexedDataset dataset_;
   Sampler sampler_;
-  int64_t vocab_size_;
-  OwnedTensor window_, tokens_, labels_, positions_;
+  OwnedTensor window_, window_positions_, tokens_, labels_, positions_;
 };
 
 }  // namespace eyrie

@@ -117,15 +117,6 @@ void WriteDefaults(Message& message) {
   }
 }
 
-void ThrowIfAny(const ConfigErrors& errors) {
-  if (errors.messages().empty()) return;
-  std::string line;
-  for (const std::string& message : errors.messages()) {
-    line += (line.empty() ? "" : "; ") + message;
-  }
-  throw Error(ExitCode::kBadInput, line);
-}
-
 // The path of the first field in which two messages differ, or empty.
 std::string FirstDifference(const Message& a, const Message& b) {
   for (int i = 0; i < a.GetDescriptor()->field_count(); ++i) {
@@ -209,9 +200,6 @@ void Resolve(config::Config& config, int ranks) {
   errors.RequirePositive("parallel.tensor", parallel.tensor());
   errors.RequirePositive("parallel.sequence", parallel.sequence());
   if (parallel.data() < 0) errors.Add("parallel.data must not be negative");
-  if (parallel.sequence() > 1) {
-    errors.Add("parallel.sequence = ", parallel.sequence(), ": only 1 is supported yet");
-  }
   if (errors.messages().empty()) {
     const int64_t others = int64_t{parallel.tensor()} * parallel.sequence();
     if (parallel.data() == 0 && ranks % others == 0) {
@@ -236,11 +224,16 @@ void ValidateForTraining(const config::Config& config) {
   ConfigErrors errors;
   const auto& train = config.train();
   errors.RequirePositive("train.steps", train.steps());
-  errors.RequirePositive("train.sequence_length", train.sequence_length());
+  ValidateSequence(config.model(), "train.sequence_length", train.sequence_length(),
+                   config.parallel().sequence(), errors);
   errors.RequirePositive("train.micro_batch_size", train.micro_batch_size());
   const int64_t sequences = config.parallel().data() * train.micro_batch_size();
   errors.RequireDivisible("train.global_batch_size", train.global_batch_size(),
                           "parallel.data x train.micro_batch_size", sequences);
+  if (train.chunk_length() < 0) errors.Add("train.chunk_length must not be negative");
+  if (train.chunk_length() > 0 && config.parallel().sequence() > 1) {
+    errors.Add("train.chunk_length needs parallel.sequence = 1, is ", config.parallel().sequence());
+  }
   if (train.stop_after() < 0) errors.Add("train.stop_after must not be negative");
   if (train.validation_interval() < 0) errors.Add("train.validation_interval must not be negative");
   if (train.validation_interval() > 0) {
@@ -274,6 +267,15 @@ void ValidateForTraining(const config::Config& config) {
   if (config.checkpoint().interval() < 0) errors.Add("checkpoint.interval must not be negative");
   if (config.checkpoint().keep() < 0) errors.Add("checkpoint.keep must not be negative");
   ThrowIfAny(errors);
+}
+
+void ThrowIfAny(const ConfigErrors& errors) {
+  if (errors.messages().empty()) return;
+  std::string line;
+  for (const std::string& message : errors.messages()) {
+    line += (line.empty() ? "" : "; ") + message;
+  }
+  throw Error(ExitCode::kBadInput, line);
 }
 
 MeshShape MeshShapeOf(const config::ParallelConfig& parallel) {

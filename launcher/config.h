@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "configs/schema/config.pb.h"
+#include "layers/registry.h"
 #include "parallel/mesh.h"
 
 namespace eyrie {
@@ -22,6 +23,9 @@ void ApplySettings(const std::vector<std::string>& settings, config::Config& con
 void Resolve(config::Config& config, int ranks);
 // Likewise for the fields that only training needs. Call after Resolve.
 void ValidateForTraining(const config::Config& config);
+
+// Throws kBadInput with all of them in one line, if there are any.
+void ThrowIfAny(const ConfigErrors& errors);
 
 MeshShape MeshShapeOf(const config::ParallelConfig& parallel);
 

@@ -6,6 +6,7 @@
 
 #include "launcher/agree.h"
 #include "launcher/commands.h"
+#include "launcher/config.h"
 #include "launcher/evaluate.h"
 #include "launcher/inference.h"
 
@@ -30,10 +31,18 @@ ExitCode Eval(const EvalOptions& options, Job& job) {
                             : std::max<int64_t>(1, config.train().micro_batch_size());
   std::unique_ptr<BatchReader> reader;
   Collectively(job.world(), [&] {
-    if (length <= 0) ThrowBadInput("--sequence-length must be positive");
-    reader = std::make_unique<BatchReader>(options.data, micro, length, config.model().vocab_size(),
-                                           /*seed=*/0,
-                                           /*shuffle=*/false);
+    ConfigErrors errors;
+    ValidateSequence(config.model(), "--sequence-length", length, config.parallel().sequence(),
+                     errors);
+    ThrowIfAny(errors);
+    reader = std::make_unique<BatchReader>(
+        BatchReader::Options{.prefix = options.data,
+                             .max_batch = micro,
+                             .length = length,
+                             .vocab_size = config.model().vocab_size(),
+                             .chunk = inference.mesh().sequence().rank(),
+                             .chunks = inference.mesh().sequence().size(),
+                             .packing = config.data().packing()});
     reader->CheckPart(job.world().rank(), job.world().size(), int64_t{1} << 26);
   });
   int64_t sequences = reader->sampler().windows();

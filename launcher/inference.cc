@@ -43,6 +43,10 @@ Inference::Inference(const InferenceOptions& options, Layout layout, Job& job) {
     if (layout == Layout::kTensor) config_.mutable_parallel()->set_tensor(job.world().size());
     ApplySettings(options.settings, config_);
     Resolve(config_, job.world().size());
+    if (layout == Layout::kTensor && config_.parallel().sequence() > 1) {
+      ThrowBadInput("parallel.sequence = ", config_.parallel().sequence(),
+                    ": decoding runs one token at a time, use parallel.tensor");
+    }
     RequireSameModel(manifest.config().model(), config_.model(), checkpoint.string());
   });
   mesh_ = std::make_unique<Mesh>(job.MakeMesh(config_));

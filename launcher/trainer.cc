@@ -16,6 +16,7 @@
 #include "launcher/schedule.h"
 #include "launcher/signals.h"
 #include "launcher/tokenizer.h"
+#include "layers/chunked.h"
 
 namespace eyrie {
 namespace {
@@ -48,9 +49,16 @@ Trainer::Trainer(const config::Config& config, const Mesh& mesh)
     if (!tokenizer.empty()) MakeTokenizer(tokenizer, config.model().vocab_size());
     const auto& train = config.train();
     const auto open = [&](const std::string& prefix, bool shuffle) {
-      auto reader =
-          std::make_unique<BatchReader>(prefix, train.micro_batch_size(), train.sequence_length(),
-                                        config.model().vocab_size(), train.seed(), shuffle);
+      auto reader = std::make_unique<BatchReader>(
+          BatchReader::Options{.prefix = prefix,
+                               .max_batch = train.micro_batch_size(),
+                               .length = train.sequence_length(),
+                               .vocab_size = config.model().vocab_size(),
+                               .chunk = mesh.sequence().rank(),
+                               .chunks = mesh.sequence().size(),
+                               .packing = config.data().packing(),
+                               .seed = train.seed(),
+                               .shuffle = shuffle});
       reader->CheckPart(mesh.world().rank(), mesh.world().size(), kCheckedTokens);
       return reader;
     };
@@ -111,10 +119,7 @@ StepMetrics Trainer::Step() {
     Model::Batch batch = train_->Read(first, micro);
     batch.scale = 1.0 / static_cast<double>(tokens);
     run_.positions = train_->positions(micro);
-    ArenaScope scope(arena_);
-    Model::Activations saved;
-    loss_sum += model_.Forward(run_, batch, nullptr, nullptr, saved).sum;
-    model_.Backward(run_, batch, saved, nullptr, nullptr, nullptr);
+    loss_sum += ForwardBackward(model_, run_, batch, train.chunk_length()).sum;
   }
   params_.ReduceGrads();
 

@@ -15,7 +15,11 @@ class Branch {
 
   void Declare(const Declaration& declare);
   void DeclareState(StateTable& table) const { mixer_->DeclareState(table); }
-  const StashTable& stash_table() const { return stash_table_; }
+  // For a pass over run.positions' batch; no memory is taken yet.
+  Stash MakeStash(const Run& run) const {
+    return Stash(stash_table_, run.params.dtype(), run.batch(), run.tokens(),
+                 run.mesh.sequence().rank());
+  }
 
   // y := x + mixer(norm(x)). In a recompute pass y is absent. y must not be x.
   void Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash, const Carry& carry) const;

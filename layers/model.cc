@@ -68,15 +68,13 @@ Loss Model::Forward(Run& run, const Batch& batch, const ModelState* before, Mode
   embedding_.LookUp(run, batch.tokens, x);
   for (size_t i = 0; i < branches_.size(); ++i) {
     const Tensor y = run.Scratch(width_);
+    Stash stash = branches_[i].MakeStash(run);
+    stash.TakeKept(run.arena);
     const Arena::Mark mark = run.arena.mark();
-    Stash stash(branches_[i].stash_table(), run.params.dtype(), run.batch(), run.tokens(),
-                run.arena);
+    stash.TakeRest(run.arena);
     branches_[i].Forward(run, x, y, stash, CarryOf(i, before, after));
-    if (recompute_) {
-      run.arena.Rewind(mark);
-    } else {
-      saved.stashes.push_back(std::move(stash));
-    }
+    if (recompute_) run.arena.Rewind(mark);
+    saved.stashes.push_back(std::move(stash));
     saved.inputs.push_back(x);
     x = y;
   }
@@ -99,16 +97,14 @@ void Model::Backward(Run& run, const Batch& batch, Activations& saved, const Mod
     const Carry carry = CarryOf(i, before, nullptr);
     const CarryGrad carry_grad{grad_after == nullptr ? nullptr : &(*grad_after)[i],
                                grad_before == nullptr ? nullptr : &(*grad_before)[i]};
-    Stash refilled;
+    Stash& stash = saved.stashes[i];
     if (recompute_) {
-      refilled = Stash(branches_[i].stash_table(), run.params.dtype(), run.batch(), run.tokens(),
-                       run.arena);
+      stash.TakeRest(run.arena);
       run.pass = Pass::kRecompute;
-      branches_[i].Forward(run, saved.inputs[i], {}, refilled, carry);
+      branches_[i].Forward(run, saved.inputs[i], {}, stash, carry);
     }
     run.pass = Pass::kTrain;
-    branches_[i].Backward(run, saved.inputs[i], saved.gradient,
-                          recompute_ ? refilled : saved.stashes[i], carry, carry_grad);
+    branches_[i].Backward(run, saved.inputs[i], saved.gradient, stash, carry, carry_grad);
   }
   embedding_.LookUpBackward(run, batch.tokens, saved.gradient);
 }
@@ -120,13 +116,20 @@ Tensor Model::Infer(Run& run, const Tensor& tokens, const ModelState* before,
   embedding_.LookUp(run, tokens, x);
   for (size_t i = 0; i < branches_.size(); ++i) {
     ArenaScope scope(run.arena);
-    Stash stash(branches_[i].stash_table(), run.params.dtype(), run.batch(), run.tokens(),
-                run.arena);
+    Stash stash = branches_[i].MakeStash(run);
+    stash.TakeKept(run.arena);
+    stash.TakeRest(run.arena);
     branches_[i].Forward(run, x, y, stash, CarryOf(i, before, after));
     std::swap(x, y);
   }
   norm_f_.Forward(run, x, y, run.Scratch(1));
   return y;
+}
+
+void Model::Advance(Run& run, const Tensor& tokens, const ModelState& before,
+                    ModelState& after) const {
+  ArenaScope scope(run.arena);
+  Infer(run, tokens, &before, &after);
 }
 
 Loss Model::Evaluate(Run& run, const Batch& batch) const {
@@ -143,10 +146,7 @@ void Model::Logits(Run& run, const Tensor& tokens, const ModelState* before, Mod
   EYRIE_CHECK(wanted == run.tokens() || wanted == 1);
   if (wanted != run.tokens()) {
     const Tensor last = run.arena.Allocate(x.dtype, {run.batch(), 1, width_});
-    for (int64_t b = 0; b < run.batch(); ++b) {
-      const Tensor sequence = x.Rows(b, b + 1).View({run.tokens(), width_});
-      Copy(sequence.Rows(run.tokens() - 1, run.tokens()), last.Rows(b, b + 1));
-    }
+    CopyRows(x, run.tokens() - 1, last, 0, 1);
     x = last;
   }
   embedding_.Logits(run, x, logits);

@@ -31,7 +31,7 @@ class Model {
   // What Forward leaves for Backward, in the arena of the Run.
   struct Activations {
     std::vector<Tensor> inputs;  // of each branch, [B, T, D]
-    std::vector<Stash> stashes;  // of each branch; empty when recomputing
+    std::vector<Stash> stashes;  // of each branch; kept slots alone when recomputing
     Tensor rstd;                 // of the final norm
     Tensor gradient;             // [B, T, D] of the final norm's input
   };
@@ -45,6 +45,8 @@ class Model {
   void Backward(Run& run, const Batch& batch, Activations& saved, const ModelState* before,
                 const ModelState* grad_after, ModelState* grad_before) const;
 
+  // The state after a chunk from that before it, and nothing else.
+  void Advance(Run& run, const Tensor& tokens, const ModelState& before, ModelState& after) const;
   // The loss alone.
   Loss Evaluate(Run& run, const Batch& batch) const;
   // logits [B, T, vocab] for every token, or [B, 1, vocab] for the last one.

@@ -73,4 +73,20 @@ void ValidateModel(const config::ModelConfig& model, int64_t tensor, ConfigError
   }
 }
 
+void ValidateSequence(const config::ModelConfig& model, const std::string& field, int64_t length,
+                      int64_t sequence, ConfigErrors& errors) {
+  errors.RequireDivisible(field, length, "parallel.sequence", sequence);
+  if (sequence <= 1) return;
+  for (const std::string& pattern : model.pattern()) {
+    for (const std::string& name : SplitPatternEntry(pattern)) {
+      const MixerEntry* entry = FindMixer(name);
+      if (entry == nullptr || length / sequence >= entry->min_chunk) continue;
+      errors.Add(field, " = ", length, " on parallel.sequence = ", sequence, " gives a rank ",
+                 length / sequence, " tokens, fewer than the halo of ", entry->min_chunk,
+                 " that mixer \"", name, "\" needs");
+      return;
+    }
+  }
+}
+
 }  // namespace eyrie

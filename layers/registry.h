@@ -34,6 +34,8 @@ struct MixerEntry {
   // Reports what in `model` would stop this mixer from being built on `tensor` ranks.
   void (*validate)(const config::ModelConfig& model, int64_t tensor, ConfigErrors& errors);
   std::unique_ptr<Mixer> (*make)(const config::ModelConfig& model);
+  // The fewest tokens that a rank of the sequence axis may hold.
+  int64_t min_chunk = 1;
 };
 
 const std::vector<MixerEntry>& MixerRegistry();
@@ -44,5 +46,8 @@ std::vector<std::string> SplitPatternEntry(const std::string& entry);
 
 // Everything wrong with a model on `tensor` tensor ranks.
 void ValidateModel(const config::ModelConfig& model, int64_t tensor, ConfigErrors& errors);
+// What is wrong with cutting sequences of `length` tokens (of `field`) over `sequence` ranks.
+void ValidateSequence(const config::ModelConfig& model, const std::string& field, int64_t length,
+                      int64_t sequence, ConfigErrors& errors);
 
 }  // namespace eyrie

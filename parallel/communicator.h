@@ -52,6 +52,10 @@ class Communicator {
   // out [n] receives this rank's part of the sum of all in [size * n].
   virtual Event ReduceScatter(const Tensor& in, const Tensor& out) = 0;
   virtual Event Broadcast(const Tensor& tensor, int root) = 0;
+  // Point to point. Messages between two ranks arrive in the order they were sent; a send may
+  // wait for its receive.
+  virtual Event Send(const Tensor& tensor, int to) = 0;
+  virtual Event Receive(const Tensor& tensor, int from) = 0;
   virtual void Barrier() = 0;
 
   // The ranks of equal `color` form a group, ordered by `key`.

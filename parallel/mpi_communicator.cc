@@ -97,6 +97,20 @@ class MpiCommunicator final : public Communicator {
     });
   }
 
+  Event Send(const Tensor& tensor, int to) override {
+    return InPieces(tensor, [&](void* data, int count, MPI_Request* request) {
+      Check(MPI_Isend(data, count, Convert(tensor.dtype), to, /*tag=*/0, comm_, request),
+            "MPI_Isend");
+    });
+  }
+
+  Event Receive(const Tensor& tensor, int from) override {
+    return InPieces(tensor, [&](void* data, int count, MPI_Request* request) {
+      Check(MPI_Irecv(data, count, Convert(tensor.dtype), from, /*tag=*/0, comm_, request),
+            "MPI_Irecv");
+    });
+  }
+
   void Barrier() override { Check(MPI_Barrier(comm_), "MPI_Barrier"); }
 
   std::unique_ptr<Communicator> Split(int color, int key) override {

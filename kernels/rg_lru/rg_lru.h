@@ -37,4 +37,19 @@ struct RgLruBackwardArgs {
 };
 void RgLruBackward(const RgLruBackwardArgs& args);
 
+// The recurrence over a whole chunk is an affine map of the state before it, h_last = decay * h0 +
+// increment, channel by channel: what ranks that hold other chunks of the sequence exchange.
+struct RgLruSummaryArgs {
+  Tensor u, zi, zr, lambda, positions;  // as in the forward pass
+  Tensor decay, increment;              // [B, R] out
+};
+void RgLruSummary(const RgLruSummaryArgs& args);
+
+// The same of the backward pass: dh0 = decay * dh_last + increment.
+struct RgLruGradSummaryArgs {
+  Tensor zr, lambda, positions, dh;  // as in the backward pass
+  Tensor decay, increment;           // [B, R] out
+};
+void RgLruGradSummary(const RgLruGradSummaryArgs& args);
+
 }  // namespace eyrie

@@ -131,4 +131,67 @@ void RgLruBackwardCpu(const RgLruBackwardArgs& args) {
             [&](int64_t c) { return Real(-8) * Sigmoid(lambda[c]); });
 }
 
+template <class Real>
+void RgLruSummaryCpu(const RgLruSummaryArgs& args) {
+  const int64_t batch = args.u.dim(0), time = args.u.dim(1), channels = args.u.dim(2);
+  const Real *u = args.u.data<Real>(), *zi = args.zi.data<Real>(), *zr = args.zr.data<Real>();
+  const Real* lambda = args.lambda.data<Real>();
+  const int32_t* positions = args.positions.data<int32_t>();
+  Real *decay = args.decay.data<Real>(), *increment = args.increment.data<Real>();
+
+  ForChannelBlocks(batch, time, channels, [&](int64_t b, int64_t first, int64_t count) {
+    const rg_lru::Block<Real> block(lambda + first, nullptr, count);
+    Real *a = decay + b * channels + first, *h = increment + b * channels + first;
+    std::fill_n(a, count, Real(1));
+    std::fill_n(h, count, Real(0));
+    for (int64_t t = 0; t < time; ++t) {
+      const int64_t row = (b * time + t) * channels + first;
+      const Real *u_t = u + row, *zi_t = zi + row, *zr_t = zr + row;
+      if (positions[b * time + t] == 0) {
+        std::fill_n(a, count, Real(0));
+#pragma omp simd
+        for (int64_t c = 0; c < count; ++c) h[c] = Sigmoid(zi_t[c]) * u_t[c];
+        continue;
+      }
+#pragma omp simd
+      for (int64_t c = 0; c < count; ++c) {
+        const rg_lru::Gates<Real> g(zi_t[c], zr_t[c], block.rate[c]);
+        h[c] = g.a * h[c] + g.m * g.i * u_t[c];
+        a[c] *= g.a;
+      }
+    }
+  });
+}
+
+template <class Real>
+void RgLruGradSummaryCpu(const RgLruGradSummaryArgs& args) {
+  const int64_t batch = args.dh.dim(0), time = args.dh.dim(1), channels = args.dh.dim(2);
+  const Real *zr = args.zr.data<Real>(), *dh = args.dh.data<Real>();
+  const Real* lambda = args.lambda.data<Real>();
+  const int32_t* positions = args.positions.data<int32_t>();
+  Real *decay = args.decay.data<Real>(), *increment = args.increment.data<Real>();
+
+  ForChannelBlocks(batch, time, channels, [&](int64_t b, int64_t first, int64_t count) {
+    const rg_lru::Block<Real> block(lambda + first, nullptr, count);
+    Real *a = decay + b * channels + first, *carry = increment + b * channels + first;
+    std::fill_n(a, count, Real(1));
+    std::fill_n(carry, count, Real(0));
+    for (int64_t t = time - 1; t >= 0; --t) {
+      const int64_t row = (b * time + t) * channels + first;
+      if (positions[b * time + t] == 0) {
+        std::fill_n(a, count, Real(0));
+        std::fill_n(carry, count, Real(0));
+        continue;
+      }
+      const Real *zr_t = zr + row, *dh_t = dh + row;
+#pragma omp simd
+      for (int64_t c = 0; c < count; ++c) {
+        const Real a_t = Real(1) + Expm1(block.rate[c] * Sigmoid(zr_t[c]));
+        carry[c] = a_t * (dh_t[c] + carry[c]);
+        a[c] *= a_t;
+      }
+    }
+  });
+}
+
 }  // namespace eyrie

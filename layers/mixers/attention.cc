@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
 
 #include "kernels/attention/attention.h"
 #include "kernels/dispatch.h"
@@ -79,6 +80,11 @@ void AttentionMixer::Declare(Declaration& declare) {
   v_.Declare(declare);
   out_.Declare(declare);
   heads_ = q_.local_out() / head_width_;
+  const auto halo_rows = [reach = Reach()](int64_t tokens, int64_t chunk) {
+    return HaloRows(tokens, chunk, reach);
+  };
+  halo_k_ = declare.stash.AddKept("halo_k", head_width_, halo_rows);
+  halo_v_ = declare.stash.AddKept("halo_v", head_width_, halo_rows);
   q_out_ = declare.stash.Add("q", q_.local_out());
   k_out_ = declare.stash.Add("k", head_width_);
   v_out_ = declare.stash.Add("v", head_width_);
@@ -101,21 +107,36 @@ void AttentionMixer::Rotate(Run& run, const Tensor& heads, int64_t count, bool i
 
 void AttentionMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
                              const Carry& carry) {
-  q_.Forward(run, x, stash[q_out_]);
+  ArenaScope scope(run.arena);
+  Communicator& sequence = run.mesh.sequence();
+  const bool split = sequence.size() > 1;
+  EYRIE_CHECK(!split || (carry.before == nullptr && carry.after == nullptr));
+
+  // Keys and values go first: those that later ranks see travel under the queries' projection.
   k_.Forward(run, x, stash[k_out_]);
   v_.Forward(run, x, stash[v_out_]);
-  Rotate(run, stash[q_out_], heads_, /*inverse=*/false);
   Rotate(run, stash[k_out_], 1, /*inverse=*/false);
+  std::optional<HaloExchange> halo_k, halo_v;
+  if (split && run.pass != Pass::kRecompute) {
+    halo_k.emplace(sequence, run.arena, stash[k_out_], run.tokens(), Reach(), stash[halo_k_]);
+    halo_v.emplace(sequence, run.arena, stash[v_out_], run.tokens(), Reach(), stash[halo_v_]);
+  }
+  q_.Forward(run, x, stash[q_out_]);
+  Rotate(run, stash[q_out_], heads_, /*inverse=*/false);
+  if (halo_k) halo_k->Wait();
+  if (halo_v) halo_v->Wait();
+
   const Shape heads{run.batch(), run.tokens(), heads_, head_width_};
-  AttentionForward({.q = stash[q_out_].View(heads),
-                    .k = stash[k_out_],
-                    .v = stash[v_out_],
-                    .past_k = StateSlot(carry.before, kKeyState),
-                    .past_v = StateSlot(carry.before, kValueState),
-                    .positions = run.positions,
-                    .window = window_,
-                    .o = stash[o_].View(heads),
-                    .lse = stash[lse_]});
+  AttentionForward(
+      {.q = stash[q_out_].View(heads),
+       .k = stash[k_out_],
+       .v = stash[v_out_],
+       .past_k = split ? IfAnyRows(stash[halo_k_]) : StateSlot(carry.before, kKeyState),
+       .past_v = split ? IfAnyRows(stash[halo_v_]) : StateSlot(carry.before, kValueState),
+       .positions = run.positions,
+       .window = window_,
+       .o = stash[o_].View(heads),
+       .lse = stash[lse_]});
   if (carry.after != nullptr) {
     Remember(StateSlot(carry.before, kKeyState), stash[k_out_], (*carry.after)[kKeyState]);
     Remember(StateSlot(carry.before, kValueState), stash[v_out_], (*carry.after)[kValueState]);
@@ -128,19 +149,25 @@ void AttentionMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& 
 void AttentionMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const Tensor& dx,
                               Stash& stash, const Carry& carry, const CarryGrad& carry_grad) {
   ArenaScope scope(run.arena);
+  Communicator& sequence = run.mesh.sequence();
+  const bool split = sequence.size() > 1;
   const Shape heads{run.batch(), run.tokens(), heads_, head_width_};
   const Tensor dout = run.Scratch(q_.local_out()), dq = run.Scratch(q_.local_out());
   const Tensor dk = run.Scratch(head_width_), dv = run.Scratch(head_width_);
-  const Tensor dpast_k = StateSlot(carry_grad.before, kKeyState);
-  const Tensor dpast_v = StateSlot(carry_grad.before, kValueState);
+  const Tensor halo_k = IfAnyRows(stash[halo_k_]), halo_v = IfAnyRows(stash[halo_v_]);
+  Tensor dpast_k = StateSlot(carry_grad.before, kKeyState);
+  Tensor dpast_v = StateSlot(carry_grad.before, kValueState);
+  if (halo_k.defined()) {
+    dpast_k = run.arena.Allocate(x.dtype, halo_k.shape);
+    dpast_v = run.arena.Allocate(x.dtype, halo_v.shape);
+  }
 
   out_.BackwardInput(run, dy, dout, /*accumulate=*/false);
-  out_.BackwardWeight(run, stash[o_], dy);
   AttentionBackward({.q = stash[q_out_].View(heads),
                      .k = stash[k_out_],
                      .v = stash[v_out_],
-                     .past_k = StateSlot(carry.before, kKeyState),
-                     .past_v = StateSlot(carry.before, kValueState),
+                     .past_k = split ? halo_k : StateSlot(carry.before, kKeyState),
+                     .past_v = split ? halo_v : StateSlot(carry.before, kValueState),
                      .positions = run.positions,
                      .window = window_,
                      .o = stash[o_].View(heads),
@@ -155,10 +182,18 @@ void AttentionMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const
     RememberBackward((*carry_grad.after)[kKeyState], dk, dpast_k);
     RememberBackward((*carry_grad.after)[kValueState], dv, dpast_v);
   }
+  std::optional<HaloGradExchange> halo_grad_k, halo_grad_v;
+  if (split) {
+    halo_grad_k.emplace(sequence, run.arena, dpast_k, run.tokens(), Reach(), dk);
+    halo_grad_v.emplace(sequence, run.arena, dpast_v, run.tokens(), Reach(), dv);
+  }
+  out_.BackwardWeight(run, stash[o_], dy);
   Rotate(run, dq, heads_, /*inverse=*/true);
+  q_.BackwardInput(run, dq, dx, /*accumulate=*/false);
+  if (halo_grad_k) halo_grad_k->Wait();
+  if (halo_grad_v) halo_grad_v->Wait();
   Rotate(run, dk, 1, /*inverse=*/true);
 
-  q_.BackwardInput(run, dq, dx, /*accumulate=*/false);
   k_.BackwardInput(run, dk, dx, /*accumulate=*/true);
   v_.BackwardInput(run, dv, dx, /*accumulate=*/true);
   Event reduced = run.mesh.tensor().AllReduce(dx, ReduceOp::kSum);

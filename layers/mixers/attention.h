@@ -1,11 +1,12 @@
 // Multi-query attention with rotary positions, global or local (De et al., arXiv:2402.19427,
 // section 2.3): H query heads of width dh cut over the tensor axis; every tensor rank computes the
 // one key and value head for itself. State: the last keys (rotated) and values the next tokens may
-// see, "k" and "v" [W, dh], newest last.
+// see, "k" and "v" [W, dh], newest last; over the sequence axis they are a halo.
 #pragma once
 
 #include "layers/linear.h"
 #include "layers/registry.h"
+#include "parallel/sequence_exchange.h"
 
 namespace eyrie {
 
@@ -24,10 +25,14 @@ class AttentionMixer final : public Mixer {
  private:
   void Rotate(Run& run, const Tensor& heads, int64_t count, bool inverse) const;
 
+  // Rows before a chunk that its tokens may see.
+  int64_t Reach() const { return window_ == 0 ? kAllRows : window_; }
+
   int64_t window_, head_width_;
   double rotary_base_;
   int64_t heads_ = 0;  // local
   Linear q_, k_, v_, out_;
+  SlotId halo_k_ = -1, halo_v_ = -1;  // what came from the ranks of earlier chunks
   SlotId q_out_ = -1, k_out_ = -1, v_out_ = -1, o_ = -1, lse_ = -1;
 };
 

@@ -1,6 +1,7 @@
 #include "layers/mixers/recurrent.h"
 
 #include <cmath>
+#include <optional>
 
 #include "core/blas.h"
 #include "kernels/causal_conv1d/causal_conv1d.h"
@@ -8,6 +9,7 @@
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/glu/glu.h"
 #include "kernels/rg_lru/rg_lru.h"
+#include "parallel/sequence_exchange.h"
 
 namespace eyrie {
 namespace {
@@ -70,6 +72,10 @@ void RecurrentMixer::Declare(Declaration& declare) {
   lambda_ = add("lambda", {r}, 0, false, DrawLambda);
   out_.Declare(declare);
 
+  conv_halo_ = declare.stash.AddKept("conv_halo", width_, [](int64_t tokens, int64_t chunk) {
+    return HaloRows(tokens, chunk, kTaps - 1);
+  });
+  h0_ = declare.stash.AddKept("h0", width_, [](int64_t, int64_t) { return 1; });
   gate_ = declare.stash.Add("gate", width_);
   conv_in_ = declare.stash.Add("conv_in", width_);
   u_ = declare.stash.Add("u", width_);
@@ -98,19 +104,28 @@ void RecurrentMixer::Gate(Run& run, ParamId weight, ParamId bias, const Tensor& 
   });
 }
 
-void RecurrentMixer::GateBackward(Run& run, ParamId weight, ParamId bias, const Tensor& u,
-                                  const Tensor& dz, const Tensor& du) const {
+void RecurrentMixer::GateBackwardInput(Run& run, ParamId weight, const Tensor& dz,
+                                       const Tensor& du) const {
+  const int64_t rows = dz.size() / width_, block = width_ / blocks_;
+  DispatchCpu("rg_lru gates", dz, [&](auto tag) {
+    using T = decltype(tag);
+    const T* w = run.params.value(weight).data<T>();
+    for (int64_t g = 0; g < blocks_; ++g) {
+      Gemm(Trans::kNo, Trans::kNo, rows, block, block, T(1), dz.data<T>() + g * block, width_,
+           w + g * block * block, block, T(1), du.data<T>() + g * block, width_);
+    }
+  });
+}
+
+void RecurrentMixer::GateBackwardWeight(Run& run, ParamId weight, ParamId bias, const Tensor& u,
+                                        const Tensor& dz) const {
   const int64_t rows = u.size() / width_, block = width_ / blocks_;
   DispatchCpu("rg_lru gates", u, [&](auto tag) {
     using T = decltype(tag);
-    const T* w = run.params.value(weight).data<T>();
     T* dw = run.params.grad(weight).data<T>();
     for (int64_t g = 0; g < blocks_; ++g) {
-      const T* dz_g = dz.data<T>() + g * block;
-      Gemm(Trans::kNo, Trans::kNo, rows, block, block, T(1), dz_g, width_, w + g * block * block,
-           block, T(1), du.data<T>() + g * block, width_);
-      Gemm(Trans::kYes, Trans::kNo, block, block, rows, T(1), dz_g, width_, u.data<T>() + g * block,
-           width_, T(1), dw + g * block * block, block);
+      Gemm(Trans::kYes, Trans::kNo, block, block, rows, T(1), dz.data<T>() + g * block, width_,
+           u.data<T>() + g * block, width_, T(1), dw + g * block * block, block);
     }
   });
   SumRows(dz, run.params.grad(bias).View({width_}));
@@ -118,27 +133,60 @@ void RecurrentMixer::GateBackward(Run& run, ParamId weight, ParamId bias, const 
 
 void RecurrentMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
                              const Carry& carry) {
+  ArenaScope scope(run.arena);
+  Communicator& sequence = run.mesh.sequence();
+  const bool split = sequence.size() > 1;
+  const bool exchanges = split && run.pass != Pass::kRecompute;
+  EYRIE_CHECK(!split || (carry.before == nullptr && carry.after == nullptr));
+
+  // The last rows' projection goes first: it travels under the projection of all.
+  std::optional<HaloExchange> halo;
+  if (exchanges) {
+    const Tensor tail_x = run.arena.Allocate(x.dtype, {run.batch(), kTaps - 1, x.dim(2)});
+    const Tensor tail = run.arena.Allocate(x.dtype, {run.batch(), kTaps - 1, width_});
+    CopyRows(x, run.tokens() - (kTaps - 1), tail_x, 0, kTaps - 1);
+    in_x_.Forward(run, tail_x, tail);
+    halo.emplace(sequence, run.arena, tail, run.tokens(), kTaps - 1, stash[conv_halo_]);
+  }
   in_x_.Forward(run, x, stash[conv_in_]);
-  CausalConv1dForward({.x = stash[conv_in_],
-                       .weight = run.params.value(conv_w_),
-                       .bias = run.params.value(conv_b_),
-                       .positions = run.positions,
-                       .x0 = StateSlot(carry.before, kConvState),
-                       .y = stash[u_],
-                       .x_last = StateSlot(carry.after, kConvState)});
+  if (halo) halo->Wait();
+  CausalConv1dForward(
+      {.x = stash[conv_in_],
+       .weight = run.params.value(conv_w_),
+       .bias = run.params.value(conv_b_),
+       .positions = run.positions,
+       .x0 = split ? IfAnyRows(stash[conv_halo_]) : StateSlot(carry.before, kConvState),
+       .y = stash[u_],
+       .x_last = StateSlot(carry.after, kConvState)});
   Gate(run, gate_i_w_, gate_i_b_, stash[u_], stash[zi_]);
   Gate(run, gate_r_w_, gate_r_b_, stash[u_], stash[zr_]);
-  RgLruForwardArgs scan{.u = stash[u_],
-                        .zi = stash[zi_],
-                        .zr = stash[zr_],
-                        .lambda = run.params.value(lambda_),
-                        .positions = run.positions,
-                        .h = stash[h_]};
+
+  // What this chunk does to the state travels under the gate branch's projection.
   const Shape state{run.batch(), width_};
-  if (carry.before != nullptr) scan.h0 = (*carry.before)[kHiddenState].View(state);
-  if (carry.after != nullptr) scan.h_last = (*carry.after)[kHiddenState].View(state);
-  RgLruForward(scan);
+  std::optional<CarryScan> scan;
+  if (exchanges) {
+    const Tensor decay = run.arena.Allocate(x.dtype, state);
+    const Tensor increment = run.arena.Allocate(x.dtype, state);
+    RgLruSummary({.u = stash[u_],
+                  .zi = stash[zi_],
+                  .zr = stash[zr_],
+                  .lambda = run.params.value(lambda_),
+                  .positions = run.positions,
+                  .decay = decay,
+                  .increment = increment});
+    scan.emplace(sequence, run.arena, decay, increment, stash[h0_], CarryScan::Direction::kForward);
+  }
   in_y_.Forward(run, x, stash[gate_]);
+  if (scan) scan->Wait();
+  RgLruForward(
+      {.u = stash[u_],
+       .zi = stash[zi_],
+       .zr = stash[zr_],
+       .lambda = run.params.value(lambda_),
+       .positions = run.positions,
+       .h0 = InitialState(run, stash, carry),
+       .h = stash[h_],
+       .h_last = carry.after == nullptr ? Tensor{} : (*carry.after)[kHiddenState].View(state)});
   GluForward({.gate = stash[gate_], .value = stash[h_], .out = stash[product_]});
   if (run.pass == Pass::kRecompute) return;
   out_.Forward(run, stash[product_], y);
@@ -148,51 +196,85 @@ void RecurrentMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& 
 void RecurrentMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const Tensor& dx,
                               Stash& stash, const Carry& carry, const CarryGrad& carry_grad) {
   ArenaScope scope(run.arena);
+  Communicator& sequence = run.mesh.sequence();
+  const bool split = sequence.size() > 1;
   const Tensor dh = run.Scratch(width_), dgate = run.Scratch(width_);
   const Tensor du = run.Scratch(width_), dzi = run.Scratch(width_), dzr = run.Scratch(width_);
   const Tensor dconv_in = run.Scratch(width_);
 
   out_.BackwardInput(run, dy, dh, /*accumulate=*/false);
-  out_.BackwardWeight(run, stash[product_], dy);
   GluBackward({.gate = stash[gate_], .value = stash[h_], .dout = dh, .dgate = dgate, .dvalue = dh});
 
-  RgLruBackwardArgs scan{.u = stash[u_],
-                         .zi = stash[zi_],
-                         .zr = stash[zr_],
-                         .lambda = run.params.value(lambda_),
-                         .positions = run.positions,
-                         .h = stash[h_],
-                         .dh = dh,
-                         .du = du,
-                         .dzi = dzi,
-                         .dzr = dzr,
-                         .dlambda = run.params.grad(lambda_)};
   const Shape state{run.batch(), width_};
-  if (carry.before != nullptr) scan.h0 = (*carry.before)[kHiddenState].View(state);
-  if (carry_grad.after != nullptr) scan.dh_last = (*carry_grad.after)[kHiddenState].View(state);
-  if (carry_grad.before != nullptr) scan.dh0 = (*carry_grad.before)[kHiddenState].View(state);
-  RgLruBackward(scan);
-  GateBackward(run, gate_i_w_, gate_i_b_, stash[u_], dzi, du);
-  GateBackward(run, gate_r_w_, gate_r_b_, stash[u_], dzr, du);
+  Tensor dh_last, dh0;
+  if (carry_grad.after != nullptr) dh_last = (*carry_grad.after)[kHiddenState].View(state);
+  if (carry_grad.before != nullptr) dh0 = (*carry_grad.before)[kHiddenState].View(state);
+  std::optional<CarryScan> scan;
+  if (split) {
+    const Tensor decay = run.arena.Allocate(x.dtype, state);
+    const Tensor increment = run.arena.Allocate(x.dtype, state);
+    dh_last = run.arena.Allocate(x.dtype, state);
+    RgLruGradSummary({.zr = stash[zr_],
+                      .lambda = run.params.value(lambda_),
+                      .positions = run.positions,
+                      .dh = dh,
+                      .decay = decay,
+                      .increment = increment});
+    scan.emplace(sequence, run.arena, decay, increment, dh_last, CarryScan::Direction::kBackward);
+  }
+  out_.BackwardWeight(run, stash[product_], dy);
+  in_y_.BackwardInput(run, dgate, dx, /*accumulate=*/false);
+  if (scan) scan->Wait();
+  RgLruBackward({.u = stash[u_],
+                 .zi = stash[zi_],
+                 .zr = stash[zr_],
+                 .lambda = run.params.value(lambda_),
+                 .positions = run.positions,
+                 .h0 = InitialState(run, stash, carry),
+                 .h = stash[h_],
+                 .dh = dh,
+                 .dh_last = dh_last,
+                 .du = du,
+                 .dzi = dzi,
+                 .dzr = dzr,
+                 .dh0 = dh0,
+                 .dlambda = run.params.grad(lambda_)});
+  GateBackwardInput(run, gate_i_w_, dzi, du);
+  GateBackwardInput(run, gate_r_w_, dzr, du);
 
+  const Tensor halo = IfAnyRows(stash[conv_halo_]);
+  Tensor dhalo;
+  if (halo.defined()) dhalo = run.arena.Allocate(x.dtype, halo.shape);
   CausalConv1dBackward({.x = stash[conv_in_],
                         .weight = run.params.value(conv_w_),
                         .positions = run.positions,
-                        .x0 = StateSlot(carry.before, kConvState),
+                        .x0 = split ? halo : StateSlot(carry.before, kConvState),
                         .dy = du,
                         .dx_last = StateSlot(carry_grad.after, kConvState),
                         .dx = dconv_in,
-                        .dx0 = StateSlot(carry_grad.before, kConvState),
+                        .dx0 = split ? dhalo : StateSlot(carry_grad.before, kConvState),
                         .dweight = run.params.grad(conv_w_),
                         .dbias = run.params.grad(conv_b_)});
+  std::optional<HaloGradExchange> halo_grad;
+  if (split) {
+    halo_grad.emplace(sequence, run.arena, dhalo, run.tokens(), kTaps - 1, dconv_in);
+  }
+  GateBackwardWeight(run, gate_i_w_, gate_i_b_, stash[u_], dzi);
+  GateBackwardWeight(run, gate_r_w_, gate_r_b_, stash[u_], dzr);
+  if (halo_grad) halo_grad->Wait();
 
   // The sum of dx over tensor ranks travels while the weights' gradients are computed.
-  in_x_.BackwardInput(run, dconv_in, dx, /*accumulate=*/false);
-  in_y_.BackwardInput(run, dgate, dx, /*accumulate=*/true);
+  in_x_.BackwardInput(run, dconv_in, dx, /*accumulate=*/true);
   Event reduced = run.mesh.tensor().AllReduce(dx, ReduceOp::kSum);
   in_x_.BackwardWeight(run, x, dconv_in);
   in_y_.BackwardWeight(run, x, dgate);
   reduced.Wait();
+}
+
+Tensor RecurrentMixer::InitialState(const Run& run, const Stash& stash, const Carry& carry) const {
+  const Shape state{run.batch(), width_};
+  if (run.mesh.sequence().size() > 1) return stash[h0_].View(state);
+  return carry.before == nullptr ? Tensor{} : (*carry.before)[kHiddenState].View(state);
 }
 
 MixerEntry RecurrentMixerEntry() {
@@ -206,7 +288,8 @@ MixerEntry RecurrentMixerEntry() {
           },
           [](const config::ModelConfig& model) -> std::unique_ptr<Mixer> {
             return std::make_unique<RecurrentMixer>(model);
-          }};
+          },
+          /*min_chunk=*/kTaps - 1};
 }
 
 }  // namespace eyrie

@@ -3,7 +3,8 @@
 //   g = gelu(x W_y^T + b_y)     u = conv4(x W_x^T + b_x)     out = (rg_lru(u) * g) W_o^T + b_o
 //
 // R channels, whose gates are block-diagonal in G blocks, cut over the tensor axis by blocks.
-// State: the convolution's last inputs "conv" [3, R] and the recurrence's "h" [1, R].
+// State: the convolution's last inputs "conv" [3, R] and the recurrence's "h" [1, R]. Over the
+// sequence axis the first is a halo, the second an associative carry.
 #pragma once
 
 #include "layers/linear.h"
@@ -25,15 +26,21 @@ class RecurrentMixer final : public Mixer {
  private:
   // z [B, T, R] := u W^T + b, block by block.
   void Gate(Run& run, ParamId weight, ParamId bias, const Tensor& u, const Tensor& z) const;
-  // du += dz W; adds the gradients of W and b.
-  void GateBackward(Run& run, ParamId weight, ParamId bias, const Tensor& u, const Tensor& dz,
-                    const Tensor& du) const;
+  // du += dz W
+  void GateBackwardInput(Run& run, ParamId weight, const Tensor& dz, const Tensor& du) const;
+  // Adds the gradients of W and b.
+  void GateBackwardWeight(Run& run, ParamId weight, ParamId bias, const Tensor& u,
+                          const Tensor& dz) const;
+
+  // The state that enters the chunk: from the rank before, or carried.
+  Tensor InitialState(const Run& run, const Stash& stash, const Carry& carry) const;
 
   int64_t global_width_, global_blocks_;
   int64_t width_ = 0, blocks_ = 0;  // local
   Linear in_y_, in_x_, out_;
   ParamId conv_w_ = -1, conv_b_ = -1, lambda_ = -1;
   ParamId gate_i_w_ = -1, gate_i_b_ = -1, gate_r_w_ = -1, gate_r_b_ = -1;
+  SlotId conv_halo_ = -1, h0_ = -1;  // what came from the rank of the chunk before
   SlotId gate_ = -1, conv_in_ = -1, u_ = -1, zi_ = -1, zr_ = -1, h_ = -1, product_ = -1;
 };
 

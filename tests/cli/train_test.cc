@@ -94,6 +94,11 @@ TEST_F(TrainTest, LayoutErrorsNameTheWidths) {
                  {"data 4 x sequence 1 x tensor 2", "4 ranks"});
   ExpectBadInput(Train(3, {"parallel.tensor=2"}), {"tensor 2", "3 ranks"});
   ExpectBadInput(Train(3, {}), {"train.global_batch_size = 8"});
+  ExpectBadInput(Train(3, {"parallel.sequence=3"}),
+                 {"train.sequence_length = 32", "parallel.sequence"});
+  ExpectBadInput(Train(4, {"parallel.sequence=4", "train.sequence_length=8"}),
+                 {"train.sequence_length = 8", "2 tokens", "halo of 3", "recurrent"});
+  ExpectBadInput(Train(2, {"parallel.sequence=2", "train.chunk_length=8"}), {"train.chunk_length"});
   ExpectBadInput(Train(0, {"run.device=cuda"}), {"run.device"});
 }
 

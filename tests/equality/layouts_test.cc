@@ -13,6 +13,7 @@ namespace fs = std::filesystem;
 struct Layout {
   const char* name;
   int tensor, data, ranks;
+  int sequence = 1;
 };
 constexpr Layout kOne = {"1", 1, 1, 1}, kT4 = {"t4", 4, 1, 4}, kT2D2 = {"t2d2", 2, 2, 4};
 
@@ -26,8 +27,13 @@ class LayoutsTest : public testing::Test {
     const fs::path run = directory_ / name;
     const std::string config = WriteText(directory_ / (name + ".textproto"),
                                          SmallTrainingConfig(directory_ / "data", run));
-    std::vector<std::string> arguments = {"train", "--config", config, "--set",
-                                          "parallel.tensor=" + std::to_string(layout.tensor)};
+    std::vector<std::string> arguments = {"train",
+                                          "--config",
+                                          config,
+                                          "--set",
+                                          "parallel.tensor=" + std::to_string(layout.tensor),
+                                          "--set",
+                                          "parallel.sequence=" + std::to_string(layout.sequence)};
     for (const std::string& setting : settings) {
       arguments.insert(arguments.end(), {"--set", setting});
     }
@@ -39,6 +45,7 @@ class LayoutsTest : public testing::Test {
   static void ExpectSame(const std::vector<nlohmann::json>& a, const std::vector<nlohmann::json>& b,
                          double tolerance, const std::string& name) {
     ASSERT_EQ(a.size(), b.size()) << name;
+    double largest = 0.0;
     for (size_t i = 0; i < a.size(); ++i) {
       EXPECT_EQ(a[i]["step"], b[i]["step"]);
       EXPECT_EQ(a[i]["tokens"], b[i]["tokens"]);
@@ -47,9 +54,11 @@ class LayoutsTest : public testing::Test {
       for (const char* key : {"loss", "grad_norm", "validation_loss"}) {
         if (!b[i].contains(key)) continue;
         const double x = a[i].at(key), y = b[i].at(key);
+        largest = std::max(largest, std::abs(x - y) / y);
         EXPECT_LE(std::abs(x - y), tolerance * y) << name << " step " << i + 1 << " " << key;
       }
     }
+    std::printf("%s: largest relative difference %.1e\n", name.c_str(), largest);
   }
 
   TestDirectory directory_;
@@ -60,13 +69,19 @@ TEST_F(LayoutsTest, TwentyStepsEqualOneRank) {
   ASSERT_EQ(one.size(), 20u);
   // It learns: otherwise equality says little.
   EXPECT_LT(one.back()["loss"].get<double>(), 0.9 * one.front()["loss"].get<double>());
-  for (const Layout& layout : {Layout{"t2", 2, 1, 2}, Layout{"d2", 1, 2, 2}, kT4, kT2D2}) {
+  for (const Layout& layout :
+       {Layout{"t2", 2, 1, 2}, Layout{"d2", 1, 2, 2}, kT4, kT2D2, Layout{"s2", 1, 1, 2, 2},
+        Layout{"s4", 1, 1, 4, 4}, Layout{"t2s2", 2, 1, 4, 2}, Layout{"d2s2", 1, 2, 4, 2},
+        Layout{"t2d2s2", 2, 2, 8, 2}}) {
     ExpectSame(Train(layout.name, layout), one, 1e-5, layout.name);
   }
   // Another microbatch size cuts the same global batch differently.
   ExpectSame(Train("micro", kOne, {"train.micro_batch_size=8"}), one, 1e-5, "micro");
   ExpectSame(Train("micro1", kT2D2, {"train.micro_batch_size=1"}), one, 1e-5, "micro1");
   ExpectSame(Train("recompute", kT2D2, {"train.recompute=BLOCKS"}), one, 1e-5, "recompute");
+  ExpectSame(Train("chunks", kT2D2, {"train.chunk_length=5"}), one, 1e-5, "chunks");
+  ExpectSame(Train("recompute-s4", Layout{"s4", 1, 1, 4, 4}, {"train.recompute=BLOCKS"}), one, 1e-5,
+             "recompute s4");
 }
 
 TEST_F(LayoutsTest, TheSameLayoutTwiceIsBitwiseEqual) {
@@ -104,6 +119,9 @@ TEST_F(LayoutsTest, ResumedOnAnotherLayoutContinuesTheSameRun) {
                tail, 1e-5, layout.name);
   }
   // Directly, in the same directory: the metrics join up.
+  ExpectSame(
+      Train("continued-s4", Layout{"s4", 1, 1, 4, 4}, {"checkpoint.resume=" + saved.string()}),
+      tail, 1e-5, "s4");
   ExpectSame(Train("first", Layout{"d2", 1, 2, 2}), whole, 1e-5, "in place");
 }
 

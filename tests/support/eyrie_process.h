@@ -132,7 +132,7 @@ inline std::string SmallTrainingConfig(const std::filesystem::path& data,
                                        const std::filesystem::path& run) {
   return R"(
     model {
-      vocab_size: 64 width: 32 depth: 3
+      vocab_size: 64 width: 48 depth: 3
       pattern: ["recurrent+geglu", "recurrent+geglu", "local_attention+geglu"]
       recurrent { width: 48 gate_blocks: 4 }
       attention { heads: 4 head_width: 8 window: 12 }
@@ -142,7 +142,7 @@ inline std::string SmallTrainingConfig(const std::filesystem::path& data,
       steps: 20 sequence_length: 32 global_batch_size: 8 micro_batch_size: 2 seed: 7
       validation_interval: 10 validation_sequences: 10
     }
-    optimizer { learning_rate: 3e-3 warmup_steps: 4 }
+    optimizer { learning_rate: 2e-3 warmup_steps: 4 }
     data { train: ")" +
          data.string() + R"(" validation: ")" + data.string() + R"(" }
     run { directory: ")" +

@@ -3,8 +3,11 @@
 
 #include <algorithm>
 #include <barrier>
+#include <condition_variable>
+#include <deque>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -14,10 +17,12 @@
 
 namespace eyrie {
 
-// What the ranks of one group share: a place to show each other what they hold.
+// What the ranks of one group share: a place to show each other what they hold, and a mailbox for
+// each pair of ranks.
 class FakeGroup {
  public:
-  explicit FakeGroup(int size) : shown_(static_cast<size_t>(size)), barrier_(size) {}
+  explicit FakeGroup(int size)
+      : shown_(static_cast<size_t>(size)), barrier_(size), mail_(shown_.size() * shown_.size()) {}
 
   int size() const { return static_cast<int>(shown_.size()); }
   // Calls read(all) once every rank has come with its `mine`; nobody leaves before all have read.
@@ -28,10 +33,29 @@ class FakeGroup {
     read(std::as_const(shown_));
     barrier_.arrive_and_wait();
   }
+  void Post(int from, int to, std::vector<char> bytes) {
+    const std::lock_guard lock(mutex_);
+    Mailbox(from, to).push_back(std::move(bytes));
+    posted_.notify_all();
+  }
+  std::vector<char> Take(int from, int to) {
+    std::unique_lock lock(mutex_);
+    posted_.wait(lock, [&] { return !Mailbox(from, to).empty(); });
+    std::vector<char> bytes = std::move(Mailbox(from, to).front());
+    Mailbox(from, to).pop_front();
+    return bytes;
+  }
 
  private:
+  std::deque<std::vector<char>>& Mailbox(int from, int to) {
+    return mail_[static_cast<size_t>(from * size() + to)];
+  }
+
   std::vector<const void*> shown_;
   std::barrier<> barrier_;
+  std::mutex mutex_;
+  std::condition_variable posted_;
+  std::vector<std::deque<std::vector<char>>> mail_;
 };
 
 // One rank's end of a group. Operations are complete when they return; sums run in rank order, so
@@ -73,6 +97,30 @@ class FakeCommunicator final : public Communicator {
       if (rank_ != root) Copy(At(all, root, tensor), tensor);
     });
     return Event();
+  }
+  Event Send(const Tensor& tensor, int to) override {
+    const char* bytes = static_cast<const char*>(tensor.raw);
+    group_->Post(rank_, to, {bytes, bytes + tensor.bytes()});
+    return Event();
+  }
+  // Arrives in Wait, so that a rank can receive before it sends.
+  Event Receive(const Tensor& tensor, int from) override {
+    class Pending final : public Event::Pending {
+     public:
+      Pending(std::shared_ptr<FakeGroup> group, Tensor tensor, int from, int to)
+          : group_(std::move(group)), tensor_(tensor), from_(from), to_(to) {}
+      void Wait() override {
+        const std::vector<char> bytes = group_->Take(from_, to_);
+        EYRIE_CHECK(bytes.size() == tensor_.bytes());
+        std::copy(bytes.begin(), bytes.end(), static_cast<char*>(tensor_.raw));
+      }
+
+     private:
+      std::shared_ptr<FakeGroup> group_;
+      Tensor tensor_;
+      int from_, to_;
+    };
+    return Event(std::make_unique<Pending>(group_, tensor, from, rank_));
   }
   void Barrier() override {
     group_->Meet(rank_, nullptr, [](const std::vector<const void*>&) {});

@@ -1,0 +1,72 @@
+#include "layers/chunked.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace eyrie {
+namespace {
+
+// Columns [begin, end) of a [B, T] tensor, as a tensor of its own.
+Tensor Columns(Arena& arena, const Tensor& from, int64_t begin, int64_t end) {
+  const int64_t batch = from.dim(0), tokens = from.dim(1);
+  const Tensor part = arena.Allocate(from.dtype, {batch, end - begin});
+  CopyRows(from.View({batch, tokens, 1}), begin, part.View({batch, end - begin, 1}), 0,
+           end - begin);
+  return part;
+}
+
+}  // namespace
+
+Loss ForwardBackward(const Model& model, Run& run, const Model::Batch& batch,
+                     int64_t chunk_length) {
+  ArenaScope scope(run.arena);
+  const int64_t tokens = run.tokens();
+  if (chunk_length <= 0 || chunk_length >= tokens) {
+    Model::Activations saved;
+    const Loss loss = model.Forward(run, batch, nullptr, nullptr, saved);
+    model.Backward(run, batch, saved, nullptr, nullptr, nullptr);
+    return loss;
+  }
+
+  const Tensor positions = run.positions;
+  const int64_t chunks = (tokens + chunk_length - 1) / chunk_length;
+  const auto begin = [&](int64_t chunk) { return chunk * chunk_length; };
+  const auto end = [&](int64_t chunk) { return std::min(tokens, (chunk + 1) * chunk_length); };
+  const auto make_state = [&] {
+    return model.MakeState(run.params.dtype(), batch.tokens.dim(0), tokens);
+  };
+
+  // entering[c] is the state before chunk c.
+  std::vector<ModelState> entering;
+  entering.push_back(make_state());
+  for (int64_t chunk = 0; chunk + 1 < chunks; ++chunk) {
+    ArenaScope chunk_scope(run.arena);
+    run.positions = Columns(run.arena, positions, begin(chunk), end(chunk));
+    entering.push_back(make_state());
+    model.Advance(run, Columns(run.arena, batch.tokens, begin(chunk), end(chunk)),
+                  entering[static_cast<size_t>(chunk)], entering.back());
+  }
+
+  Loss total;
+  ModelState grad_after = make_state(), grad_before = make_state();
+  for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
+    ArenaScope chunk_scope(run.arena);
+    run.positions = Columns(run.arena, positions, begin(chunk), end(chunk));
+    const Model::Batch part{Columns(run.arena, batch.tokens, begin(chunk), end(chunk)),
+                            Columns(run.arena, batch.labels, begin(chunk), end(chunk)),
+                            batch.scale};
+    const ModelState& before = entering.back();
+    Model::Activations saved;
+    const Loss loss = model.Forward(run, part, &before, nullptr, saved);
+    const bool last = chunk == chunks - 1;
+    model.Backward(run, part, saved, &before, last ? nullptr : &grad_after, &grad_before);
+    std::swap(grad_after, grad_before);
+    entering.pop_back();
+    total.sum += loss.sum;
+    total.valid += loss.valid;
+  }
+  run.positions = positions;
+  return total;
+}
+
+}  // namespace eyrie

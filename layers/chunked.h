@@ -1,0 +1,17 @@
+// A training pass that runs its sequences chunk by chunk on one device, with exact gradients, so
+// that the memory of activations follows the chunk and not the sequence.
+#pragma once
+
+#include "layers/model.h"
+
+namespace eyrie {
+
+// The loss of `batch` and, added, its gradients; run.positions is [B, T] as for Model::Forward.
+// With chunk_length 0 or at least T: the whole at once. Otherwise a first sweep keeps only the
+// state that enters each chunk, and a second one, from the last chunk to the first, recomputes the
+// chunk and takes its backward step: one more forward pass, for memory. Global attention's states
+// hold all earlier keys and values, so with it memory still grows with the sequence.
+Loss ForwardBackward(const Model& model, Run& run, const Model::Batch& batch,
+                     int64_t chunk_length);
+
+}  // namespace eyrie

@@ -1,0 +1,75 @@
+// Chunked execution on one device: the same loss and gradients, with memory that follows the chunk.
+#include <gtest/gtest.h>
+
+#include <map>
+
+#include "layers/chunked.h"
+#include "tests/layers/layer_test_util.h"
+
+namespace eyrie {
+namespace {
+
+struct Outcome {
+  double loss;
+  OwnedTensor gradients;
+  size_t peak_bytes;
+};
+
+Outcome Train(const config::ModelConfig& config, int64_t tokens, int64_t chunk_length,
+              bool recompute, uint64_t seed) {
+  const Mesh mesh;
+  const Model model(config, 1, recompute);
+  ParamStore store(model.params(), mesh, DType::kF64, /*with_gradients=*/true);
+  store.Initialise(seed);
+  OwnedTensor ids(DType::kI32, {1, tokens + 1}), positions(DType::kI32, {1, tokens});
+  const Random random(seed, "tokens");
+  int32_t position = 0;
+  for (int64_t i = 0; i <= tokens; ++i) {
+    const auto bits = random.Bits(static_cast<uint64_t>(i));
+    ids.tensor.data<int32_t>()[i] =
+        static_cast<int32_t>(bits[0] % static_cast<uint32_t>(config.vocab_size()));
+    if (i == tokens) break;
+    positions.tensor.data<int32_t>()[i] = position;
+    position = bits[1] % 97 == 0 ? 0 : position + 1;
+  }
+  const OwnedTensor labels = TimeSlice(ids.tensor, 1, tokens + 1);
+  const OwnedTensor inputs = TimeSlice(ids.tensor, 0, tokens);
+  Arena arena;
+  eyrie::Run run{mesh, store, arena};
+  run.positions = positions.tensor;
+  const Loss loss =
+      ForwardBackward(model, run, {inputs.tensor, labels.tensor, 1.0 / static_cast<double>(tokens)},
+                      chunk_length);
+  EXPECT_EQ(loss.valid, tokens);
+  return {loss.sum / static_cast<double>(tokens), Clone(store.flat_grads()), arena.peak_bytes()};
+}
+
+TEST(ChunkedTest, EqualsTheWhole) {
+  TestRandom random;
+  for (const auto& config : {SmallGriffin(), SmallModel({"attention+geglu"}, 1)}) {
+    const Outcome whole = Train(config, 1100, 0, false, random.seed());
+    for (const auto& [chunk, recompute] :
+         {std::pair<int64_t, bool>{64, false}, {100, true}, {1000, false}, {1100, false}}) {
+      const Outcome chunked = Train(config, 1100, chunk, recompute, random.seed());
+      EXPECT_NEAR(chunked.loss, whole.loss, 1e-10 * whole.loss) << chunk;
+      EXPECT_LT(RelativeError(chunked.gradients.tensor, whole.gradients.tensor), 1e-10) << chunk;
+    }
+  }
+}
+
+TEST(ChunkedTest, MemoryFollowsTheChunkAndNotTheSequence) {
+  TestRandom random;
+  const config::ModelConfig config = SmallGriffin();
+  std::map<int64_t, size_t> peaks;
+  for (const int64_t chunk : {64, 256}) {
+    const size_t short_peak = Train(config, 1024, chunk, false, random.seed()).peak_bytes;
+    const size_t long_peak = Train(config, 4096, chunk, false, random.seed()).peak_bytes;
+    EXPECT_EQ(long_peak, short_peak) << chunk;
+    peaks[chunk] = short_peak;
+  }
+  EXPECT_LT(peaks[64], peaks[256]);
+  EXPECT_LT(4 * peaks[256], Train(config, 4096, 0, false, random.seed()).peak_bytes);
+}
+
+}  // namespace
+}  // namespace eyrie
