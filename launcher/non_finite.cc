@@ -61,7 +61,7 @@ std::string NonFiniteSearch::Report() const {
   const bool level = found_at_ && -static_cast<double>(*found_at_) == earliest;
   const double speaker = largest(level ? -world.rank() : never);
   if (speaker == never) {
-    return run_.mesh.is_root() ? "none of it seen when the step was run again" : "";
+    return run_.mesh.is_root() ? "nothing, when the step was run once more" : "";
   }
   return speaker == -world.rank() ? found_ : "";
 }

@@ -37,6 +37,7 @@ void StartLogging(const config::Config& config, int rank) {
   std::filesystem::create_directories(folder, error);
   if (error) ThrowBadInput("run.directory: cannot create ", folder.string(), ": ", error.message());
   StartQuietLogging();
+  google::SetLogSymlink(google::INFO, "");  // ranks would fight over it
   google::SetLogDestination(google::INFO, (folder / StrCat("rank-", rank, ".")).c_str());
 }
 
@@ -83,11 +84,10 @@ void AddTrainCommand(CLI::App& app, ExitCode& code) {
                    "set one field, e.g. --set train.steps=200; may be repeated")
       ->type_name("PATH=VALUE")
       ->allow_extra_args(false);
-  command->add_flag(
-      "--dry-run", options->dry_run,
-      "check everything that a run checks before its first step (configuration,\n"
-      "layout, token files, tokenizer, the checkpoint to resume from, run directory),\n"
-      "say what it would do, and leave no files behind");
+  command->add_flag("--dry-run", options->dry_run,
+                    "check what a run checks before its first step: configuration, layout,\n"
+                    "token files, tokenizer, the checkpoint it resumes from, run directory;\n"
+                    "then say in one line what it would do. Leaves no files behind");
   command->callback(
       [options, &code] { code = RunJob([&](Job& job) { return Train(*options, job); }); });
 }

@@ -188,10 +188,12 @@ void Trainer::StopDiverged(const StepMetrics& metrics) {
     RunMicrobatch(FirstSample(round));
     search.End();
   }
+  // Printing would tell apart the signs of NaNs.
+  const auto text = [](double value) { return std::isnan(value) ? "nan" : StrCat(value); };
   std::string found = search.Report();
   if (!found.empty()) {
-    found = StrCat("step ", metrics.step, ": loss ", metrics.loss, ", gradient norm ",
-                   metrics.grad_norm, ": training has diverged; first not finite: ", found);
+    found = StrCat("step ", metrics.step, ": loss ", text(metrics.loss), ", gradient norm ",
+                   text(metrics.grad_norm), ": training has diverged; first not finite: ", found);
   }
   throw AgreedError(ExitCode::kFailed, found);
 }
@@ -218,6 +220,7 @@ void Trainer::Save() {
 
 ExitCode Trainer::Run() {
   const auto& train = config_.train();
+  const int64_t last = LastStep();
   LOG(INFO) << Summary();
   std::optional<MetricsWriter> writer;
   std::optional<TensorboardWriter> events;
@@ -226,12 +229,13 @@ ExitCode Trainer::Run() {
     if (!mesh_.is_root()) return;
     WriteConfig();
     writer.emplace(directory_, position_.step);
-    if (config_.run().tensorboard()) events.emplace(directory_, position_.step);
+    if (config_.run().tensorboard() && position_.step < last) {
+      events.emplace(directory_, position_.step);
+    }
     progress.emplace(config_.run().progress(), train.steps());
   });
 
   WatchSignals();
-  const int64_t last = LastStep();
   if (position_.step >= last && mesh_.is_root()) {
     std::printf("%s: step %lld of %lld is done already\n", directory_.c_str(),
                 static_cast<long long>(position_.step), static_cast<long long>(train.steps()));

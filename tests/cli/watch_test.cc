@@ -165,7 +165,8 @@ TEST_F(WatchTest, NanStopsWithStepLayerAndSamples) {
       EXPECT_EQ(result.code, 3) << result.err;
       EXPECT_LT(result.seconds, 60.0);
       // Two steps of eight samples came before; the first microbatch has two.
-      ExpectParts(OnlyLine(result), {"step 3:", layer, "samples 16 to 17", "data rank 0"});
+      ExpectParts(OnlyLine(result),
+                  {"step 3: loss nan, ", layer, "samples 16 to 17", "data rank 0"});
       EXPECT_EQ(RunEyrie(0, {"checkpoint", "verify", checkpoint.string()}).code, 0);
       EXPECT_FALSE(fs::exists(run_ / "checkpoints" / "step-00000003"));
     }
@@ -184,6 +185,24 @@ TEST_F(WatchTest, DivergenceStopsAndKeepsTheCheckpointBefore) {
   const ProcessResult resumed = Train(2, {"train.stop_after=1"});
   EXPECT_EQ(resumed.code, 0) << resumed.err;
   EXPECT_EQ(ReadMetrics(run_).back()["step"], 3);
+}
+
+TEST_F(WatchTest, EventFilesAreAChoice) {
+  const auto files = [&] {
+    int count = 0;
+    for (const auto& entry : fs::directory_iterator(run_)) {
+      count += entry.path().filename().string().starts_with("events.out.tfevents.");
+    }
+    return count;
+  };
+  ASSERT_EQ(Train(0, {"train.stop_after=1", "run.tensorboard=false"}).code, 0);
+  EXPECT_EQ(files(), 0);
+  ASSERT_EQ(Train(2, {"train.stop_after=1"}).code, 0);
+  EXPECT_EQ(files(), 1);
+  // Each run has its own; one with nothing left to do has none.
+  ASSERT_EQ(Train(2, {"train.steps=3"}).code, 0);
+  ASSERT_EQ(Train(2, {"train.steps=3"}).code, 0);
+  EXPECT_EQ(files(), 2);
 }
 
 // The output of a command on a terminal of its own.
