@@ -1,11 +1,14 @@
 #include "launcher/metrics.h"
 
+#include <unistd.h>
+
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "core/error.h"
+#include "parallel/mpi_communicator.h"
 
 namespace eyrie {
 
@@ -46,6 +49,12 @@ void MetricsWriter::Write(const StepMetrics& metrics) {
   if (!out_) ThrowFailure(file_.string(), ": cannot write");
 }
 
+ProgressLine::ProgressLine(config::RunConfig::Progress style, int64_t steps) : steps_(steps) {
+  // Open MPI gives its ranks a pseudo-terminal, wherever their output goes in the end.
+  const bool terminal = isatty(STDOUT_FILENO) != 0 && !LaunchedByMpi();
+  live_ = style == config::RunConfig::LIVE || (style == config::RunConfig::AUTO && terminal);
+}
+
 void ProgressLine::Show(const StepMetrics& metrics) {
   if (metrics.validation_loss) validation_loss_ = metrics.validation_loss;
   // A moving average forgets a slow start.
@@ -59,16 +68,18 @@ void ProgressLine::Show(const StepMetrics& metrics) {
     std::snprintf(validation, sizeof validation, "  validation %.4f", *validation_loss_);
   }
   std::printf("%sstep %lld/%lld  loss %.4f%s  %.0f tokens/s  %lld:%02lld left%s",
-              style_ == config::RunConfig::LIVE ? "\r\x1b[K" : "",
-              static_cast<long long>(metrics.step), static_cast<long long>(steps_), metrics.loss,
-              validation, metrics.tokens_per_second, static_cast<long long>(left / 60),
-              static_cast<long long>(left % 60), style_ == config::RunConfig::LIVE ? "" : "\n");
+              live_ ? "\r\x1b[K" : "", static_cast<long long>(metrics.step),
+              static_cast<long long>(steps_), metrics.loss, validation, metrics.tokens_per_second,
+              static_cast<long long>(left / 60), static_cast<long long>(left % 60),
+              live_ ? "" : "\n");
   std::fflush(stdout);
   shown_ = true;
 }
 
 ProgressLine::~ProgressLine() {
-  if (shown_ && style_ == config::RunConfig::LIVE) std::printf("\n");
+  if (!shown_ || !live_) return;
+  std::printf("\n");
+  std::fflush(stdout);
 }
 
 }  // namespace eyrie

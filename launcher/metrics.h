@@ -36,13 +36,15 @@ class MetricsWriter {
 
 class ProgressLine {
  public:
-  ProgressLine(config::RunConfig::Progress style, int64_t steps) : style_(style), steps_(steps) {}
+  ProgressLine(config::RunConfig::Progress style, int64_t steps);
   ~ProgressLine();
+  // Whether it rewrites one line, and so may be shown every step.
+  bool live() const { return live_; }
   // Shows one step on stdout, with the time that the remaining ones will take.
   void Show(const StepMetrics& metrics);
 
  private:
-  config::RunConfig::Progress style_;
+  bool live_;
   int64_t steps_;
   double mean_step_seconds_ = 0.0;
   std::optional<double> validation_loss_;

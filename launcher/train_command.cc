@@ -1,12 +1,14 @@
 #include <glog/logging.h>
 
 #include <CLI/CLI.hpp>
+#include <cstdio>
 #include <filesystem>
 #include <memory>
 
 #include "launcher/agree.h"
 #include "launcher/commands.h"
 #include "launcher/config.h"
+#include "launcher/dry_run.h"
 #include "launcher/job.h"
 #include "launcher/trainer.h"
 
@@ -16,19 +18,27 @@ namespace {
 struct TrainOptions {
   std::string config;
   std::vector<std::string> settings;
+  bool dry_run = false;
 };
 
-// Each rank logs to its own files in the run directory; warnings also go to stderr.
+// Warnings go to stderr, the rest nowhere.
+void StartQuietLogging() {
+  google::SetLogDestination(google::INFO, "");
+  google::SetLogDestination(google::WARNING, "");
+  google::SetLogDestination(google::ERROR, "");
+  FLAGS_stderrthreshold = google::WARNING;
+  if (!google::IsGoogleLoggingInitialized()) google::InitGoogleLogging("eyrie");
+}
+
+// Each rank also logs to its own files in the run directory.
 void StartLogging(const config::Config& config, int rank) {
   const auto folder = std::filesystem::path(config.run().directory()) / "logs";
   std::error_code error;
   std::filesystem::create_directories(folder, error);
   if (error) ThrowBadInput("run.directory: cannot create ", folder.string(), ": ", error.message());
+  StartQuietLogging();
+  google::SetLogSymlink(google::INFO, "");  // ranks would fight over it
   google::SetLogDestination(google::INFO, (folder / StrCat("rank-", rank, ".")).c_str());
-  google::SetLogDestination(google::WARNING, "");
-  google::SetLogDestination(google::ERROR, "");
-  FLAGS_stderrthreshold = google::WARNING;
-  if (!google::IsGoogleLoggingInitialized()) google::InitGoogleLogging("eyrie");
 }
 
 ExitCode Train(const TrainOptions& options, Job& job) {
@@ -38,10 +48,18 @@ ExitCode Train(const TrainOptions& options, Job& job) {
     ApplySettings(options.settings, config);
     Resolve(config, job.world().size());
     ValidateForTraining(config);
-    StartLogging(config, job.world().rank());
+    if (options.dry_run) {
+      StartQuietLogging();
+    } else {
+      StartLogging(config, job.world().rank());
+    }
   });
+  if (options.dry_run) CheckRunDirectory(config.run().directory(), job.world());
   const Mesh mesh = job.MakeMesh(config);
-  return Trainer(config, mesh).Run();
+  Trainer trainer(config, mesh);
+  if (!options.dry_run) return trainer.Run();
+  if (mesh.is_root()) std::printf("valid: %s\n", trainer.Summary().c_str());
+  return ExitCode::kOk;
 }
 
 }  // namespace
@@ -52,12 +70,12 @@ void AddTrainCommand(CLI::App& app, ExitCode& code) {
       "train",
       "Train a model as a configuration says, or continue a run.\n\n"
       "  mpirun -n 4 eyrie train --config configs/quickstart.textproto --set parallel.tensor=2\n\n"
-      "The run directory (run.directory) receives the resolved configuration, metrics.jsonl, logs\n"
-      "and checkpoints. Started again, a run continues from its newest complete checkpoint, on "
-      "any\n"
-      "layout. SIGTERM and SIGINT save, then end with 143 and 130. Every field of the "
-      "configuration\n"
-      "is described in configs/schema/config.proto.");
+      "The run directory (run.directory) receives the resolved configuration, metrics.jsonl,\n"
+      "TensorBoard event files, logs and checkpoints. Started again, a run continues from its "
+      "newest\n"
+      "complete checkpoint, on any layout. SIGTERM and SIGINT save, then end with 143 and 130. "
+      "Every\n"
+      "field of the configuration is described in configs/schema/config.proto.");
   command->add_option("--config", options->config, "configuration file (text format)")
       ->required()
       ->type_name("FILE");
@@ -66,6 +84,10 @@ void AddTrainCommand(CLI::App& app, ExitCode& code) {
                    "set one field, e.g. --set train.steps=200; may be repeated")
       ->type_name("PATH=VALUE")
       ->allow_extra_args(false);
+  command->add_flag("--dry-run", options->dry_run,
+                    "check what a run checks before its first step: configuration, layout,\n"
+                    "token files, tokenizer, the checkpoint it resumes from, run directory;\n"
+                    "then say in one line what it would do. Leaves no files behind");
   command->callback(
       [options, &code] { code = RunJob([&](Job& job) { return Train(*options, job); }); });
 }

@@ -13,8 +13,10 @@
 #include "launcher/agree.h"
 #include "launcher/config.h"
 #include "launcher/evaluate.h"
+#include "launcher/non_finite.h"
 #include "launcher/schedule.h"
 #include "launcher/signals.h"
+#include "launcher/tensorboard.h"
 #include "launcher/tokenizer.h"
 #include "layers/chunked.h"
 
@@ -93,34 +95,74 @@ void Trainer::Start() {
         *from, manifest, params_,
         {{"", params_.flat_values()}, {"adamw.m/", optimizer_.m()}, {"adamw.v/", optimizer_.v()}});
     if (from->parent_path() == checkpoints) saved_step_ = position_.step;
-    LOG(INFO) << "resumed from " << from->string() << " at step " << position_.step;
+    source_ = from->string();
   });
-  Collectively(mesh_.world(), [&] {
-    if (!mesh_.is_root()) return;
-    std::error_code error;
-    fs::create_directories(directory_, error);
-    std::ofstream out(directory_ / "config.textproto");
-    out << ToText(config_);
-    if (!out.flush()) ThrowFailure(directory_.string(), ": cannot write config.textproto there");
-  });
+}
+
+std::string Trainer::Summary() const {
+  int64_t parameters = 0;
+  for (const ParamSpec& spec : params_.table().specs()) parameters += spec.shape.size();
+  const MeshShape shape = mesh_.shape();
+  const auto& train = config_.train();
+  const auto count = [](int64_t n, const char* noun) {
+    return StrCat(n, " ", noun, n == 1 ? "" : "s");
+  };
+  const auto data = [&](const std::string& prefix, const BatchReader& reader) {
+    return StrCat("; ", prefix, ": ", count(reader.sampler().windows(), "sequence"), " of ",
+                  count(train.sequence_length(), "token"));
+  };
+  return StrCat(count(parameters, "parameter"), " on ", count(shape.ranks(), "rank"), " (data ",
+                shape.data, " x sequence ", shape.sequence, " x tensor ", shape.tensor, "); ",
+                count(train.global_batch_size() * train.sequence_length(), "token"), " a step; ",
+                position_.step >= train.steps()
+                    ? StrCat("all ", count(train.steps(), "step"), " done, in ")
+                    : StrCat("steps ", position_.step + 1, " to ", LastStep(), " of ",
+                             train.steps(), ", from "),
+                source_, data(config_.data().train(), *train_),
+                validation_ ? data(config_.data().validation(), *validation_) : "");
+}
+
+int64_t Trainer::LastStep() const {
+  const auto& train = config_.train();
+  if (train.stop_after() == 0) return train.steps();
+  return std::min(train.steps(), position_.step + train.stop_after());
+}
+
+void Trainer::WriteConfig() const {
+  std::error_code error;
+  fs::create_directories(directory_, error);
+  std::ofstream out(directory_ / "config.textproto");
+  out << ToText(config_);
+  if (!out.flush()) ThrowFailure(directory_.string(), ": cannot write config.textproto there");
+}
+
+int64_t Trainer::Rounds() const {
+  const auto& train = config_.train();
+  return train.global_batch_size() / (train.micro_batch_size() * mesh_.shape().data);
+}
+
+int64_t Trainer::FirstSample(int64_t round) const {
+  return position_.samples +
+         (round * mesh_.shape().data + mesh_.data().rank()) * config_.train().micro_batch_size();
+}
+
+double Trainer::RunMicrobatch(int64_t first_sample) {
+  const auto& train = config_.train();
+  const int64_t micro = train.micro_batch_size();
+  Model::Batch batch = train_->Read(first_sample, micro);
+  batch.scale = 1.0 / static_cast<double>(train.global_batch_size() * train.sequence_length());
+  run_.positions = train_->positions(micro);
+  return ForwardBackward(model_, run_, batch, train.chunk_length()).sum;
 }
 
 StepMetrics Trainer::Step() {
   const auto start = Clock::now();
   const auto& train = config_.train();
-  const int64_t micro = train.micro_batch_size(), data = mesh_.shape().data;
-  const int64_t rounds = train.global_batch_size() / (micro * data);
   const int64_t tokens = train.global_batch_size() * train.sequence_length();
 
   params_.ZeroGrads();
   double loss_sum = 0.0;
-  for (int64_t round = 0; round < rounds; ++round) {
-    const int64_t first = position_.samples + (round * data + mesh_.data().rank()) * micro;
-    Model::Batch batch = train_->Read(first, micro);
-    batch.scale = 1.0 / static_cast<double>(tokens);
-    run_.positions = train_->positions(micro);
-    loss_sum += ForwardBackward(model_, run_, batch, train.chunk_length()).sum;
-  }
+  for (int64_t round = 0; round < Rounds(); ++round) loss_sum += RunMicrobatch(FirstSample(round));
   params_.ReduceGrads();
 
   StepMetrics metrics;
@@ -128,14 +170,7 @@ StepMetrics Trainer::Step() {
   metrics.loss =
       AllReduceValue(mesh_.replicas(), loss_sum, ReduceOp::kSum) / static_cast<double>(tokens);
   metrics.grad_norm = optimizer_.GradNorm();
-  if (!std::isfinite(metrics.loss) || !std::isfinite(metrics.grad_norm)) {
-    // Every rank holds the same two numbers.
-    throw AgreedError(ExitCode::kFailed,
-                      mesh_.is_root()
-                          ? StrCat("step ", metrics.step, ": loss ", metrics.loss,
-                                   ", gradient norm ", metrics.grad_norm, ": training has diverged")
-                          : std::string());
-  }
+  if (!std::isfinite(metrics.loss) || !std::isfinite(metrics.grad_norm)) StopDiverged(metrics);
   metrics.learning_rate = LearningRate(config_.optimizer(), train.steps(), metrics.step);
   optimizer_.Step(metrics.step, metrics.learning_rate, metrics.grad_norm);
 
@@ -146,6 +181,25 @@ StepMetrics Trainer::Step() {
   metrics.step_seconds = SecondsSince(start);
   metrics.tokens_per_second = static_cast<double>(tokens) / metrics.step_seconds;
   return metrics;
+}
+
+void Trainer::StopDiverged(const StepMetrics& metrics) {
+  // The parameters are still those that the step began with.
+  NonFiniteSearch search(run_);
+  params_.ZeroGrads();
+  for (int64_t round = 0; round < Rounds(); ++round) {
+    search.Begin(FirstSample(round), config_.train().micro_batch_size());
+    RunMicrobatch(FirstSample(round));
+    search.End();
+  }
+  // Printing would tell apart the signs of NaNs.
+  const auto text = [](double value) { return std::isnan(value) ? "nan" : StrCat(value); };
+  std::string found = search.Report();
+  if (!found.empty()) {
+    found = StrCat("step ", metrics.step, ": loss ", text(metrics.loss), ", gradient norm ",
+                   text(metrics.grad_norm), ": training has diverged; first not finite: ", found);
+  }
+  throw AgreedError(ExitCode::kFailed, found);
 }
 
 double Trainer::Validate() {
@@ -170,17 +224,22 @@ void Trainer::Save() {
 
 ExitCode Trainer::Run() {
   const auto& train = config_.train();
+  const int64_t last = LastStep();
+  LOG(INFO) << Summary();
   std::optional<MetricsWriter> writer;
+  std::optional<TensorboardWriter> events;
   std::optional<ProgressLine> progress;
   Collectively(mesh_.world(), [&] {
     if (!mesh_.is_root()) return;
+    WriteConfig();
     writer.emplace(directory_, position_.step);
+    if (config_.run().tensorboard() && position_.step < last) {
+      events.emplace(directory_, position_.step);
+    }
     progress.emplace(config_.run().progress(), train.steps());
   });
 
   WatchSignals();
-  int64_t last = train.steps();
-  if (train.stop_after() > 0) last = std::min(last, position_.step + train.stop_after());
   if (position_.step >= last && mesh_.is_root()) {
     std::printf("%s: step %lld of %lld is done already\n", directory_.c_str(),
                 static_cast<long long>(position_.step), static_cast<long long>(train.steps()));
@@ -196,8 +255,9 @@ ExitCode Trainer::Run() {
                       metrics.validation_loss.has_value();
     if (mesh_.is_root() && logs) {
       writer->Write(metrics);
-      progress->Show(metrics);
+      if (events) events->Write(metrics);
     }
+    if (mesh_.is_root() && (logs || progress->live())) progress->Show(metrics);
     // All ranks leave at the same step, whichever of them the signal reached.
     signal = static_cast<int>(AllReduceValue(mesh_.world(), ReceivedSignal(), ReduceOp::kMax));
     const int64_t interval = config_.checkpoint().interval();

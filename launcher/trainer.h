@@ -3,6 +3,7 @@
 
 #include <filesystem>
 #include <memory>
+#include <string>
 
 #include "configs/schema/config.pb.h"
 #include "core/error.h"
@@ -22,12 +23,26 @@ class Trainer {
 
   // Trains to the last step, to stop_after, or to a signal, then saves.
   ExitCode Run();
+  // What Run would do: model, layout, steps, data and where it starts from, in one line.
+  std::string Summary() const;
 
  private:
   // Picks what to start from and loads it.
   void Start();
   // One optimiser step.
   StepMetrics Step();
+  // Where this run ends: the last step, or stop_after.
+  int64_t LastStep() const;
+  // config.textproto, on the root rank.
+  void WriteConfig() const;
+  // How many microbatches a step has on this rank, and the first sample of one of them.
+  int64_t Rounds() const;
+  int64_t FirstSample(int64_t round) const;
+  // Forward and backward of one microbatch: adds to the gradients, returns the sum of its losses.
+  double RunMicrobatch(int64_t first_sample);
+  // The step's loss or gradient is not finite: finds out where that began and stops the run. Every
+  // rank holds the same numbers.
+  [[noreturn]] void StopDiverged(const StepMetrics& metrics);
   // The mean loss on the validation data.
   double Validate();
   void Save();
@@ -42,6 +57,7 @@ class Trainer {
   eyrie::Run run_;
   std::unique_ptr<BatchReader> train_, validation_;
   Position position_;
+  std::string source_ = "fresh parameters";  // or the checkpoint it starts from
   int64_t saved_step_ = -1;
 };
 

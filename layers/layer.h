@@ -21,6 +21,9 @@ enum class Pass {
   kEval,       // forward alone
 };
 
+// What an observer is shown of a layer: its output, or in backward the gradient of its input.
+enum class Seen { kOutput, kGradient };
+
 // All a layer may touch: built by the launcher, passed down, never global.
 struct Run {
   const Mesh& mesh;
@@ -29,6 +32,12 @@ struct Run {
   Pass pass = Pass::kEval;
   Tensor positions;  // [B, T] int32: of each token inside its document
 
+  // Where set, the model shows it what each layer of a training pass computes, in order.
+  std::function<void(Seen, const std::string& layer, const Tensor&)> observe;
+
+  void Show(Seen seen, const std::string& layer, const Tensor& tensor) const {
+    if (observe) observe(seen, layer, tensor);
+  }
   int64_t batch() const { return positions.dim(0); }
   int64_t tokens() const { return positions.dim(1); }
   // Scratch [B, T, width].

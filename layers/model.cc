@@ -42,6 +42,7 @@ Model::Model(const config::ModelConfig& config, int tensor_size, bool recompute)
                              entry->make(config));
       declare.prefix = StrCat("blocks.", block, ".");
       branches_.back().Declare(declare);
+      names_.push_back(StrCat("block ", block, " (", name, ")"));
       norm = "norm_b";
     }
   }
@@ -66,6 +67,7 @@ Loss Model::Forward(Run& run, const Batch& batch, const ModelState* before, Mode
   saved.stashes.clear();
   Tensor x = run.Scratch(width_);
   embedding_.LookUp(run, batch.tokens, x);
+  run.Show(Seen::kOutput, "embedding", x);
   for (size_t i = 0; i < branches_.size(); ++i) {
     const Tensor y = run.Scratch(width_);
     Stash stash = branches_[i].MakeStash(run);
@@ -77,6 +79,7 @@ Loss Model::Forward(Run& run, const Batch& batch, const ModelState* before, Mode
     saved.stashes.push_back(std::move(stash));
     saved.inputs.push_back(x);
     x = y;
+    run.Show(Seen::kOutput, names_[i], x);
   }
   saved.inputs.push_back(x);
   saved.rstd = run.Scratch(1);
@@ -85,8 +88,12 @@ Loss Model::Forward(Run& run, const Batch& batch, const ModelState* before, Mode
   ArenaScope scope(run.arena);
   const Tensor normed = run.Scratch(width_), dnormed = run.Scratch(width_);
   norm_f_.Forward(run, x, normed, saved.rstd);
-  const Loss loss = embedding_.HeadLoss(run, normed, batch.labels, batch.scale, dnormed);
+  run.Show(Seen::kOutput, "norm_f", normed);
+  Loss loss = embedding_.HeadLoss(run, normed, batch.labels, batch.scale, dnormed);
+  run.Show(Seen::kOutput, "head", {.raw = &loss.sum, .dtype = DType::kF64, .shape = {1}});
+  run.Show(Seen::kGradient, "head", dnormed);
   norm_f_.Backward(run, x, saved.rstd, dnormed, /*dresidual=*/{}, saved.gradient);
+  run.Show(Seen::kGradient, "norm_f", saved.gradient);
   return loss;
 }
 
@@ -105,6 +112,7 @@ void Model::Backward(Run& run, const Batch& batch, Activations& saved, const Mod
     }
     run.pass = Pass::kTrain;
     branches_[i].Backward(run, saved.inputs[i], saved.gradient, stash, carry, carry_grad);
+    run.Show(Seen::kGradient, names_[i], saved.gradient);
   }
   embedding_.LookUpBackward(run, batch.tokens, saved.gradient);
 }

@@ -2,6 +2,7 @@
 // tied head.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "configs/schema/config.pb.h"
@@ -62,6 +63,7 @@ class Model {
   ParamTable params_;
   Embedding embedding_;
   std::vector<Branch> branches_;
+  std::vector<std::string> names_;  // of the branches: "block 3 (recurrent)"
   Norm norm_f_;
 };
 
