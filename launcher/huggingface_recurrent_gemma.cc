@@ -82,6 +82,7 @@ double ReadRotaryBase(const HuggingFaceConfig& config) {
 // have, and those that only initialise or train (initialisation scales, dropout, token ids,
 // use_cache, dtype, ...), do not change the model.
 config::ModelConfig Read(const HuggingFaceConfig& config) {
+  if (config.Has("quantization_config")) config.Refuse("quantization_config", "is not supported");
   config.Require("hidden_activation", kActivation);
   config.Require("conv1d_width", kTaps);
   config.Require("attention_bias", false);
