@@ -1,6 +1,6 @@
 // Hugging Face folders (config.json and safetensors files) to checkpoints and back. What differs
 // from one model family to another is in huggingface_family.h; this is the rest. The result appears
-// whole or not at all, and needs memory for one tensor.
+// whole or not at all; memory is needed for two copies of the largest tensor.
 #pragma once
 
 #include <cstdint>
