@@ -215,37 +215,37 @@ void AddCheckpointCommand(CLI::App& app) {
   reshard->callback(
       [arguments] { Reshard(arguments->directory, arguments->output, arguments->settings); });
 
-  CLI::App* import = add("import", "Make one of a Hugging Face folder: recurrent_gemma", "HF_DIR",
-                         "a folder with config.json and model.safetensors, in one file or several");
-  import->footer(
+  CLI::App* from_folder =
+      add("import", "Make one of a Hugging Face folder: recurrent_gemma", "HF_DIR",
+          "a folder with config.json and model.safetensors, in one file or several");
+  from_folder->footer(
       "The new checkpoint is at step 0 and holds parameters in float32, and tokenizer.model if "
       "the\n"
       "folder has one. Give it as --checkpoint, or train from it with checkpoint.resume.");
-  import->add_option("--output", arguments->output, "the new checkpoint; must not exist")
+  from_folder->add_option("--output", arguments->output, "the new checkpoint; must not exist")
       ->required()
       ->option_text("DIR");
-  import->callback([arguments] { Import(arguments->directory, arguments->output);
-});
+  from_folder->callback([arguments] { Import(arguments->directory, arguments->output); });
 
-CLI::App* to_folder = add("export", "Write its model as a Hugging Face folder");
-to_folder->footer(
-    "The model must be one that transformers knows: a Griffin with the settings of "
-    "RecurrentGemma.");
-to_folder->add_option("--output", arguments->output, "the new folder; must not exist")
-    ->required()
-    ->option_text("HF_DIR");
-to_folder->add_option("--dtype", arguments->dtype, "f32 (default) or bf16, rounded to nearest")
-    ->check(CLI::IsMember({"f32", "bf16"}))
-    ->option_text("f32|bf16");
-to_folder
-    ->add_option("--shard-size", arguments->shard_bytes,
-                 "the most bytes of tensors in a file (default 5GB); more make several files")
-    ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true))
-    ->check(CLI::PositiveNumber)
-    ->option_text("BYTES");
-to_folder->callback([arguments] {
-  Export(arguments->directory, arguments->output, arguments->dtype, arguments->shard_bytes);
-});
+  CLI::App* to_folder = add("export", "Write its model as a Hugging Face folder");
+  to_folder->footer(
+      "The model must be one that transformers knows: a Griffin with the settings of "
+      "RecurrentGemma.");
+  to_folder->add_option("--output", arguments->output, "the new folder; must not exist")
+      ->required()
+      ->option_text("HF_DIR");
+  to_folder->add_option("--dtype", arguments->dtype, "f32 (default) or bf16, rounded to nearest")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->option_text("f32|bf16");
+  to_folder
+      ->add_option("--shard-size", arguments->shard_bytes,
+                   "the most bytes of tensors in a file (default 5GB); more make several files")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true))
+      ->check(CLI::PositiveNumber)
+      ->option_text("BYTES");
+  to_folder->callback([arguments] {
+    Export(arguments->directory, arguments->output, arguments->dtype, arguments->shard_bytes);
+  });
 }  // namespace eyrie
 
 }  // namespace eyrie
