@@ -219,9 +219,8 @@ void AddCheckpointCommand(CLI::App& app) {
       add("import", "Make one of a Hugging Face folder: recurrent_gemma", "HF_DIR",
           "a folder with config.json and model.safetensors, in one file or several");
   from_folder->footer(
-      "The new checkpoint is at step 0 and holds parameters in float32, and tokenizer.model if "
-      "the\n"
-      "folder has one. Give it as --checkpoint, or train from it with checkpoint.resume.");
+      "The new checkpoint is at step 0 and holds parameters in float32, and tokenizer.model where\n"
+      "the folder has one. Give it as --checkpoint, or train from it with checkpoint.resume.");
   from_folder->add_option("--output", arguments->output, "the new checkpoint; must not exist")
       ->required()
       ->option_text("DIR");
@@ -241,11 +240,10 @@ void AddCheckpointCommand(CLI::App& app) {
       ->add_option("--shard-size", arguments->shard_bytes,
                    "the most bytes of tensors in a file (default 5GB); more make several files")
       ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true))
-      ->check(CLI::PositiveNumber)
       ->option_text("BYTES");
   to_folder->callback([arguments] {
     Export(arguments->directory, arguments->output, arguments->dtype, arguments->shard_bytes);
   });
-}  // namespace eyrie
+}
 
 }  // namespace eyrie
