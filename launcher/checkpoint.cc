@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <limits>
 #include <set>
 #include <string_view>
@@ -52,6 +53,16 @@ void CheckGroups(const ParamStore& store, const std::vector<NamedFlat>& groups) 
     EYRIE_CHECK(group.flat.size() == store.elements() && group.flat.device == Device::kCpu, "\"",
                 group.prefix, "\" is not laid out like the parameters");
   }
+}
+
+// The group that a tensor belongs to: what comes before its parameter's name.
+std::string PrefixOf(const config::StoredTensor& tensor) {
+  return tensor.name().substr(0, tensor.name().rfind('/') + 1);
+}
+
+bool HasGroup(const config::Manifest& manifest, const std::string& prefix) {
+  return std::any_of(manifest.tensor().begin(), manifest.tensor().end(),
+                     [&](const auto& tensor) { return PrefixOf(tensor) == prefix; });
 }
 
 char* At(const NamedFlat& group, const ParamStore& store, ParamId param) {
@@ -114,8 +125,7 @@ Position LoadCheckpoint(const fs::path& checkpoint, const config::Manifest& mani
     for (const ParamSpec& spec : store.table().specs()) expected.insert(group.prefix + spec.name);
   }
   for (const auto& stored : manifest.tensor()) {
-    // Of a group that is wanted: its prefix ends at the last slash.
-    const std::string prefix = stored.name().substr(0, stored.name().rfind('/') + 1);
+    const std::string prefix = PrefixOf(stored);
     for (const NamedFlat& group : groups) {
       if (group.prefix == prefix && !expected.contains(stored.name())) {
         ThrowBadInput((checkpoint / kManifestName).string(), ": tensor ", stored.name(),
@@ -124,6 +134,10 @@ Position LoadCheckpoint(const fs::path& checkpoint, const config::Manifest& mani
     }
   }
   for (const NamedFlat& group : groups) {
+    if (manifest.step() == 0 && !group.prefix.empty() && !HasGroup(manifest, group.prefix)) {
+      FillZero(group.flat);
+      continue;
+    }
     for (ParamId param = 0; param < static_cast<ParamId>(store.table().specs().size()); ++param) {
       const ParamSpec& spec = store.table().spec(param);
       const int tensor = reader.Find(group.prefix + spec.name, group.flat.dtype, spec.shape);

@@ -42,8 +42,9 @@ void SaveCheckpoint(const std::filesystem::path& directory, const config::Config
                     const Position& position);
 
 // Fills `groups` of a store of any layout; inference passes the group "" alone. Reads and checks
-// only what this rank needs. Call inside Collectively. Throws kBadInput naming the file that is
-// missing or damaged, or the tensor that does not fit the store.
+// only what this rank needs. Moments that a checkpoint of step 0 does not hold start from zero.
+// Call inside Collectively. Throws kBadInput naming the file that is missing or damaged, or the
+// tensor that does not fit the store.
 Position LoadCheckpoint(const std::filesystem::path& checkpoint, const config::Manifest& manifest,
                         const ParamStore& store, const std::vector<NamedFlat>& groups);
 

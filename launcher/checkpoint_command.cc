@@ -1,6 +1,6 @@
 #include "launcher/checkpoint_command.h"
 
-#include <CLI/App.hpp>
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
 #include <iomanip>
@@ -12,6 +12,7 @@
 
 #include "launcher/checkpoint.h"
 #include "launcher/config.h"
+#include "launcher/huggingface.h"
 #include "launcher/manifest.h"
 #include "launcher/reshard.h"
 
@@ -110,6 +111,21 @@ void Reshard(const std::string& directory, const std::string& output,
             << config.parallel().sequence() << std::endl;
 }
 
+void Import(const std::string& folder, const std::string& output) {
+  const HuggingFaceSummary summary = ImportHuggingFace(folder, output);
+  std::cout << output << ": " << summary.model_type << ", " << summary.parameters
+            << " parameters, from " << folder << std::endl;
+}
+
+void Export(const std::string& directory, const std::string& output, const std::string& dtype,
+            int64_t shard_bytes) {
+  const fs::path checkpoint = FindCheckpoint(directory);
+  const HuggingFaceSummary summary = ExportHuggingFace(
+      checkpoint, output, {dtype == "bf16" ? DType::kBF16 : DType::kF32, shard_bytes});
+  std::cout << output << ": " << summary.model_type << ", " << summary.parameters
+            << " parameters, from " << checkpoint.string() << std::endl;
+}
+
 }  // namespace
 
 void PrintCheckpoint(const fs::path& checkpoint, std::ostream& out) {
@@ -152,7 +168,7 @@ void PrintCheckpoint(const fs::path& checkpoint, std::ostream& out) {
 
 void AddCheckpointCommand(CLI::App& app) {
   CLI::App* command =
-      app.add_subcommand("checkpoint", "Look at a checkpoint, check it, or change its layout");
+      app.add_subcommand("checkpoint", "Look at a checkpoint, check it, convert it");
   command->require_subcommand(1);
   command->footer(
       "A checkpoint is a directory such as RUN/checkpoints/step-00000100. Where DIR is a run's\n"
@@ -161,13 +177,14 @@ void AddCheckpointCommand(CLI::App& app) {
   struct Arguments {
     std::string directory, output;
     std::vector<std::string> settings;
+    std::string dtype = "f32";
+    int64_t shard_bytes = ExportOptions().shard_bytes;
   };
   auto arguments = std::make_shared<Arguments>();
-  const auto add = [&](const char* name, const char* summary) {
+  const auto add = [&](const char* name, const char* summary, const char* argument = "DIR",
+                       const char* meaning = "a checkpoint, or a run's directory") {
     CLI::App* added = command->add_subcommand(name, summary);
-    added->add_option("DIR", arguments->directory, "a checkpoint, or a run's directory")
-        ->required()
-        ->option_text(" ");
+    added->add_option(argument, arguments->directory, meaning)->required()->option_text(" ");
     return added;
   };
 
@@ -197,6 +214,36 @@ void AddCheckpointCommand(CLI::App& app) {
       ->option_text("parallel.FIELD=N ...");
   reshard->callback(
       [arguments] { Reshard(arguments->directory, arguments->output, arguments->settings); });
+
+  CLI::App* from_folder =
+      add("import", "Make one of a Hugging Face folder: recurrent_gemma", "HF_DIR",
+          "a folder with config.json and model.safetensors, in one file or several");
+  from_folder->footer(
+      "The new checkpoint is at step 0 and holds parameters in float32, and tokenizer.model where\n"
+      "the folder has one. Give it as --checkpoint, or train from it with checkpoint.resume.");
+  from_folder->add_option("--output", arguments->output, "the new checkpoint; must not exist")
+      ->required()
+      ->option_text("DIR");
+  from_folder->callback([arguments] { Import(arguments->directory, arguments->output); });
+
+  CLI::App* to_folder = add("export", "Write its model as a Hugging Face folder");
+  to_folder->footer(
+      "The model must be one that transformers knows: a Griffin with the settings of "
+      "RecurrentGemma.");
+  to_folder->add_option("--output", arguments->output, "the new folder; must not exist")
+      ->required()
+      ->option_text("HF_DIR");
+  to_folder->add_option("--dtype", arguments->dtype, "f32 (default) or bf16, rounded to nearest")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->option_text("f32|bf16");
+  to_folder
+      ->add_option("--shard-size", arguments->shard_bytes,
+                   "the most bytes of tensors in a file (default 5GB); more make several files")
+      ->transform(CLI::AsSizeValue(/*kb_is_1000=*/true))
+      ->option_text("BYTES");
+  to_folder->callback([arguments] {
+    Export(arguments->directory, arguments->output, arguments->dtype, arguments->shard_bytes);
+  });
 }
 
 }  // namespace eyrie

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <string>
-#include <system_error>
 #include <vector>
 
 #include "core/memory.h"
@@ -57,15 +56,7 @@ void ReshardCheckpoint(const fs::path& checkpoint, const fs::path& output,
 void ReshardCheckpoint(const fs::path& checkpoint, const fs::path& output,
                        const config::ParallelConfig& parallel, const ParamTable& table) {
   const config::Manifest manifest = ReadManifest(checkpoint);
-  if (output.empty()) ThrowBadInput("the output directory has no name");
-  std::error_code error;
-  // Absolute and without a slash at its end, so that it has a name and a parent.
-  fs::path target = fs::absolute(output).lexically_normal();
-  if (!target.has_filename()) target = target.parent_path();
-  if (fs::exists(fs::symlink_status(target, error))) {
-    ThrowBadInput(output.string(), ": exists already");
-  }
-
+  const fs::path target = NewDirectory(output);
   CheckpointPlan plan = PlanCheckpoint(table, GroupsOf(manifest), MeshShapeOf(parallel));
   if (plan.manifest.tensor_size() != manifest.tensor_size()) {
     ThrowBadInput((checkpoint / kManifestName).string(), ": holds ", manifest.tensor_size(),

@@ -85,6 +85,17 @@ void StagedDirectory::Create(const fs::path& target) {
   SyncParents(target);
 }
 
+fs::path NewDirectory(const fs::path& output) {
+  if (output.empty()) ThrowBadInput("the output directory has no name");
+  std::error_code error;
+  fs::path target = fs::absolute(output).lexically_normal();
+  if (!target.has_filename()) target = target.parent_path();
+  if (fs::exists(fs::symlink_status(target, error))) {
+    ThrowBadInput(output.string(), ": exists already");
+  }
+  return target;
+}
+
 fs::path TemporaryName(const fs::path& target, int64_t id) { return Beside(target, ".tmp-", id); }
 fs::path SetAsideName(const fs::path& target, int64_t id) { return Beside(target, ".old-", id); }
 

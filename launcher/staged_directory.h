@@ -28,6 +28,10 @@ class StagedDirectory {
   std::filesystem::path temporary_;
 };
 
+// A directory that a user wants created: absolute and without a slash at its end, so that it has a
+// name and a parent. Throws kBadInput if `output` exists or is empty.
+std::filesystem::path NewDirectory(const std::filesystem::path& output);
+
 // Names beside `target`, the same for all calls of a process: of an unfinished directory and of
 // one about to be removed. ".NAME.tmp-ID" and ".NAME.old-ID".
 std::filesystem::path TemporaryName(const std::filesystem::path& target, int64_t id);

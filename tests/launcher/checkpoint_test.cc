@@ -243,5 +243,30 @@ TEST_F(CheckpointCommandTest, ReshardRefusesImpossibleLayouts) {
   }
 }
 
+// As an imported model is: parameters alone.
+TEST_F(CheckpointTest, MomentsMayBeAbsentAtStepZeroOnly) {
+  for (const int64_t step : {0, 5}) {
+    OnMesh({}, [&](const Mesh& mesh) {
+      TestRank rank(table_, mesh);
+      rank.Fill(7);
+      SaveCheckpoint(checkpoints_, ConfigFor({}), mesh, rank.params, {rank.groups().front()},
+                     PositionAt(step));
+    });
+  }
+  EXPECT_NE(RefusedLoad(checkpoints_ / CheckpointName(5)).find("adamw.m/embedding.w is missing"),
+            std::string::npos);
+  const Mesh mesh;
+  TestRank loaded(table_, mesh), expected(table_, mesh);
+  loaded.Fill(8);
+  expected.Fill(7);
+  FillZero(expected.m.flat_values());
+  FillZero(expected.v.flat_values());
+  const fs::path checkpoint = checkpoints_ / CheckpointName(0);
+  LoadCheckpoint(checkpoint, ReadManifest(checkpoint), loaded.params, loaded.groups());
+  for (size_t i = 0; i < 3; ++i) {
+    EXPECT_TRUE(SameBits(loaded.groups()[i].flat, expected.groups()[i].flat)) << i;
+  }
+}
+
 }  // namespace
 }  // namespace eyrie
