@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "launcher/agree.h"
+#include "launcher/bucket_options.h"
 #include "launcher/config.h"
 #include "launcher/evaluate.h"
 #include "launcher/schedule.h"
@@ -39,7 +40,8 @@ Trainer::Trainer(const config::Config& config, const Mesh& mesh)
       directory_(config.run().directory()),
       model_(config.model(), mesh.shape().tensor,
              config.train().recompute() == config::TrainConfig::BLOCKS),
-      params_(model_.params(), mesh, DType::kF32, /*with_gradients=*/true),
+      params_(model_.params(), mesh, DType::kF32, /*with_gradients=*/true,
+              BucketOptionsOf(config.parallel())),
       optimizer_(config.optimizer(), params_, mesh),
       run_{mesh, params_, arena_} {
   Collectively(mesh.world(), [&] {
@@ -62,6 +64,12 @@ Trainer::Trainer(const config::Config& config, const Mesh& mesh)
   Start();
 }
 
+std::vector<NamedFlat> Trainer::Groups() const {
+  return {{"", params_.flat_values()},
+          {"adamw.m/", optimizer_.m(), /*owned=*/true},
+          {"adamw.v/", optimizer_.v(), /*owned=*/true}};
+}
+
 void Trainer::Start() {
   const fs::path checkpoints = directory_ / "checkpoints";
   std::optional<fs::path> from;
@@ -81,9 +89,7 @@ void Trainer::Start() {
     }
     const config::Manifest manifest = ReadManifest(*from);
     RequireSameModel(manifest.config().model(), config_.model(), from->string());
-    position_ = LoadCheckpoint(
-        *from, manifest, params_,
-        {{"", params_.flat_values()}, {"adamw.m/", optimizer_.m()}, {"adamw.v/", optimizer_.v()}});
+    position_ = LoadCheckpoint(*from, manifest, params_, Groups());
     if (from->parent_path() == checkpoints) saved_step_ = position_.step;
     LOG(INFO) << "resumed from " << from->string() << " at step " << position_.step;
   });
@@ -114,6 +120,7 @@ StepMetrics Trainer::Step() {
     ArenaScope scope(arena_);
     Model::Activations saved;
     loss_sum += model_.Forward(run_, batch, nullptr, nullptr, saved).sum;
+    if (round + 1 == rounds) params_.ReduceAsReady();
     model_.Backward(run_, batch, saved, nullptr, nullptr, nullptr);
   }
   params_.ReduceGrads();
@@ -152,10 +159,7 @@ double Trainer::Validate() {
 void Trainer::Save() {
   if (saved_step_ == position_.step) return;
   const fs::path checkpoints = directory_ / "checkpoints";
-  SaveCheckpoint(
-      checkpoints, config_, mesh_, params_,
-      {{"", params_.flat_values()}, {"adamw.m/", optimizer_.m()}, {"adamw.v/", optimizer_.v()}},
-      position_);
+  SaveCheckpoint(checkpoints, config_, mesh_, params_, Groups(), position_);
   saved_step_ = position_.step;
   Collectively(mesh_.world(), [&] {
     if (mesh_.is_root()) PruneCheckpoints(checkpoints, config_.checkpoint().keep());

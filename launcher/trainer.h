@@ -24,6 +24,8 @@ class Trainer {
   ExitCode Run();
 
  private:
+  // All that a checkpoint holds.
+  std::vector<NamedFlat> Groups() const;
   // Picks what to start from and loads it.
   void Start();
   // One optimiser step.
