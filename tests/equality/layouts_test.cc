@@ -1,59 +1,14 @@
 // Every layout trains as one rank does, under a real mpirun: losses, gradient norms, checkpoints.
+#include "tests/equality/layouts.h"
+
 #include <gtest/gtest.h>
 
 #include <map>
-
-#include "tests/support/eyrie_process.h"
 
 namespace eyrie {
 namespace {
 
 namespace fs = std::filesystem;
-
-struct Layout {
-  const char* name;
-  int tensor, data, ranks;
-};
-constexpr Layout kOne = {"1", 1, 1, 1}, kT4 = {"t4", 4, 1, 4}, kT2D2 = {"t2d2", 2, 2, 4};
-
-class LayoutsTest : public testing::Test {
- protected:
-  LayoutsTest() { WriteTokenFile((directory_ / "data").string(), 200, 64, 1); }
-
-  // Trains in directory `name` and returns its metrics.
-  std::vector<nlohmann::json> Train(const std::string& name, const Layout& layout,
-                                    const std::vector<std::string>& settings = {}) {
-    const fs::path run = directory_ / name;
-    const std::string config = WriteText(directory_ / (name + ".textproto"),
-                                         SmallTrainingConfig(directory_ / "data", run));
-    std::vector<std::string> arguments = {"train", "--config", config, "--set",
-                                          "parallel.tensor=" + std::to_string(layout.tensor)};
-    for (const std::string& setting : settings) {
-      arguments.insert(arguments.end(), {"--set", setting});
-    }
-    const ProcessResult result = RunEyrie(layout.ranks, arguments);
-    EXPECT_EQ(result.code, 0) << name << ": " << result.err << result.out;
-    return ReadMetrics(run);
-  }
-
-  static void ExpectSame(const std::vector<nlohmann::json>& a, const std::vector<nlohmann::json>& b,
-                         double tolerance, const std::string& name) {
-    ASSERT_EQ(a.size(), b.size()) << name;
-    for (size_t i = 0; i < a.size(); ++i) {
-      EXPECT_EQ(a[i]["step"], b[i]["step"]);
-      EXPECT_EQ(a[i]["tokens"], b[i]["tokens"]);
-      EXPECT_EQ(a[i]["learning_rate"], b[i]["learning_rate"]);
-      EXPECT_EQ(a[i].contains("validation_loss"), b[i].contains("validation_loss"));
-      for (const char* key : {"loss", "grad_norm", "validation_loss"}) {
-        if (!b[i].contains(key)) continue;
-        const double x = a[i].at(key), y = b[i].at(key);
-        EXPECT_LE(std::abs(x - y), tolerance * y) << name << " step " << i + 1 << " " << key;
-      }
-    }
-  }
-
-  TestDirectory directory_;
-};
 
 TEST_F(LayoutsTest, TwentyStepsEqualOneRank) {
   const auto one = Train("one", kOne);
@@ -70,18 +25,7 @@ TEST_F(LayoutsTest, TwentyStepsEqualOneRank) {
 }
 
 TEST_F(LayoutsTest, TheSameLayoutTwiceIsBitwiseEqual) {
-  for (const Layout& layout : {kOne, kT2D2}) {
-    const auto first = Train(std::string("a") + layout.name, layout);
-    const auto second = Train(std::string("b") + layout.name, layout);
-    ExpectSame(first, second, 0.0, layout.name);
-    for (const auto& entry : fs::directory_iterator(directory_ / (std::string("a") + layout.name) /
-                                                    "checkpoints" / "step-00000020")) {
-      if (entry.path().extension() != ".safetensors") continue;
-      const fs::path other = directory_ / (std::string("b") + layout.name) / "checkpoints" /
-                             "step-00000020" / entry.path().filename();
-      EXPECT_EQ(ReadFile(entry.path()), ReadFile(other)) << entry.path();
-    }
-  }
+  for (const Layout& layout : {kOne, kT2D2}) ExpectBitwise("a", "b", layout);
 }
 
 TEST_F(LayoutsTest, ResumedOnAnotherLayoutContinuesTheSameRun) {
