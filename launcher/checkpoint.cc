@@ -50,7 +50,9 @@ void ShareChecksums(Communicator& world, CheckpointPlan& plan) {
 
 void CheckGroups(const ParamStore& store, const std::vector<NamedFlat>& groups) {
   for (const NamedFlat& group : groups) {
-    EYRIE_CHECK(group.flat.size() == store.elements() && group.flat.device == Device::kCpu, "\"",
+    const BucketPlan& plan = store.plan();
+    const int64_t elements = group.owned ? plan.owned_elements() : plan.elements();
+    EYRIE_CHECK(group.flat.size() == elements && group.flat.device == Device::kCpu, "\"",
                 group.prefix, "\" is not laid out like the parameters");
   }
 }
@@ -65,9 +67,9 @@ bool HasGroup(const config::Manifest& manifest, const std::string& prefix) {
                      [&](const auto& tensor) { return PrefixOf(tensor) == prefix; });
 }
 
-char* At(const NamedFlat& group, const ParamStore& store, ParamId param) {
+char* At(const NamedFlat& group, int64_t offset) {
   return static_cast<char*>(group.flat.raw) +
-         static_cast<size_t>(store.offset(param)) * SizeOf(group.flat.dtype);
+         static_cast<size_t>(offset) * SizeOf(group.flat.dtype);
 }
 
 }  // namespace
@@ -77,8 +79,9 @@ void SaveCheckpoint(const fs::path& directory, const config::Config& config, con
                     const Position& position) {
   CheckGroups(store, groups);
   std::vector<StoredGroup> stored;
-  for (const NamedFlat& group : groups) stored.push_back({group.prefix, group.flat.dtype});
-  CheckpointPlan plan = PlanCheckpoint(store.table(), stored, mesh.shape());
+  for (const NamedFlat& group : groups)
+    stored.push_back({group.prefix, group.flat.dtype, group.owned});
+  CheckpointPlan plan = PlanCheckpoint(store.table(), stored, mesh.shape(), store.plan());
   plan.manifest.set_step(position.step);
   plan.manifest.set_samples(position.samples);
   plan.manifest.set_tokens(position.tokens);
@@ -99,7 +102,7 @@ void SaveCheckpoint(const fs::path& directory, const config::Config& config, con
     for (size_t file = 0; file < plan.files.size(); ++file) {
       if (plan.files[file].rank != world.rank()) continue;
       const auto source = [&](const PlannedPiece& piece) -> const void* {
-        return At(groups[piece.group], store, piece.param);
+        return At(groups[piece.group], piece.offset);
       };
       WriteShard(temporary, file, source, plan);
     }
@@ -133,15 +136,29 @@ Position LoadCheckpoint(const fs::path& checkpoint, const config::Manifest& mani
       }
     }
   }
+  const auto find = [&](const NamedFlat& group, ParamId param) {
+    const ParamSpec& spec = store.table().spec(param);
+    return reader.Find(group.prefix + spec.name, group.flat.dtype, spec.shape);
+  };
   for (const NamedFlat& group : groups) {
     if (manifest.step() == 0 && !group.prefix.empty() && !HasGroup(manifest, group.prefix)) {
       FillZero(group.flat);
       continue;
     }
+    if (group.owned && store.plan().sharded()) {
+      for (const BucketPlan::Part& part : store.owned()) {
+        const int tensor = find(group, part.param);
+        int64_t offset = part.owned;
+        for (const Slice& box :
+             BoxesOf(store.slice(part.param), part.range.begin, part.range.end)) {
+          reader.Read(tensor, box, At(group, offset));
+          offset += box.extent.size();
+        }
+      }
+      continue;
+    }
     for (ParamId param = 0; param < static_cast<ParamId>(store.table().specs().size()); ++param) {
-      const ParamSpec& spec = store.table().spec(param);
-      const int tensor = reader.Find(group.prefix + spec.name, group.flat.dtype, spec.shape);
-      reader.Read(tensor, store.slice(param), At(group, store, param));
+      reader.Read(find(group, param), store.slice(param), At(group, store.offset(param)));
     }
   }
   return {manifest.step(), manifest.samples(), manifest.tokens()};

@@ -26,11 +26,13 @@ struct Position {
   int64_t tokens = 0;   // tokens trained on
 };
 
-// A flat buffer laid out like the ParamStore. Its tensors are stored under the parameters' names
-// with `prefix` before them: {"", store.flat_values()}, {"adamw.m/", m}, {"adamw.v/", v}.
+// A flat buffer laid out like the ParamStore, or like what this rank owns of it (with ZeRO a
+// share). Its tensors are stored under the parameters' names with `prefix` before them:
+// {"", store.flat_values()}, {"adamw.m/", m, true}, {"adamw.v/", v, true}.
 struct NamedFlat {
   std::string prefix;
   Tensor flat;
+  bool owned = false;
 };
 
 // Writes the checkpoint of `position.step` into `directory` (the run's checkpoints/), replacing

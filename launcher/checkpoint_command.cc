@@ -69,15 +69,16 @@ std::string ShapeText(const google::protobuf::RepeatedField<int64_t>& extents) {
   return text + "]";
 }
 
-// "3 pieces along axis 1", "1 piece"
+// "3 pieces along axis 1", "1 piece"; "7 pieces" if they are cut along several axes.
 std::string PiecesText(const config::StoredTensor& tensor) {
   if (tensor.piece_size() == 1) return "1 piece";
-  std::string text = StrCat(tensor.piece_size(), " pieces");
+  std::vector<int> cut;
   for (int axis = 0; axis < tensor.shape_size(); ++axis) {
-    if (tensor.piece_size() > 0 && tensor.piece(0).shape(axis) != tensor.shape(axis)) {
-      text += StrCat(" along axis ", axis);
-    }
+    const auto whole = [&](const auto& piece) { return piece.shape(axis) == tensor.shape(axis); };
+    if (!std::all_of(tensor.piece().begin(), tensor.piece().end(), whole)) cut.push_back(axis);
   }
+  std::string text = StrCat(tensor.piece_size(), " pieces");
+  if (cut.size() == 1) text += StrCat(" along axis ", cut[0]);
   return text;
 }
 

@@ -7,6 +7,7 @@
 #include <fstream>
 #include <iterator>
 
+#include "launcher/bucket_options.h"
 #include "layers/registry.h"
 
 namespace eyrie {
@@ -199,6 +200,7 @@ void Resolve(config::Config& config, int ranks) {
   auto& parallel = *config.mutable_parallel();
   errors.RequirePositive("parallel.tensor", parallel.tensor());
   errors.RequirePositive("parallel.sequence", parallel.sequence());
+  ValidateBuckets(parallel, errors);
   if (parallel.data() < 0) errors.Add("parallel.data must not be negative");
   if (errors.messages().empty()) {
     const int64_t others = int64_t{parallel.tensor()} * parallel.sequence();

@@ -193,7 +193,8 @@ HuggingFaceSummary ImportHuggingFace(const fs::path& folder, const fs::path& out
   HuggingFaceTensors tensors(folder);
   CheckTensors(family, table, tensors);
 
-  CheckpointPlan plan = PlanCheckpoint(table, {{"", DType::kF32}}, MeshShape{});
+  CheckpointPlan plan = PlanCheckpoint(table, {{"", DType::kF32}}, MeshShape{},
+                                       BucketPlan(table, MeshShape{}, BucketOptions{}));
   *plan.manifest.mutable_config() = config;
   plan.manifest.set_step(0);
   plan.manifest.set_samples(0);

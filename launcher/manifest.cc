@@ -3,11 +3,14 @@
 #include <google/protobuf/io/tokenizer.h>
 #include <google/protobuf/text_format.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <optional>
 #include <set>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "core/checksum.h"
 #include "core/mapped_file.h"
@@ -89,18 +92,35 @@ class Checker {
     return volume / 8;
   }
 
-  std::string TensorProblem(const config::StoredTensor& tensor) const {
+  // Whether two of them have an element in common. Pieces are many with ZeRO, but few of them
+  // start in the rows of any one.
+  static bool Overlap(std::vector<Slice> pieces) {
+    const auto before = [](const Slice& a, const Slice& b) { return a.offset[0] < b.offset[0]; };
+    if (pieces.empty() || pieces[0].extent.rank() == 0) return pieces.size() > 1;
+    std::sort(pieces.begin(), pieces.end(), before);
+    for (auto one = pieces.begin(); one != pieces.end(); ++one) {
+      const int64_t end = one->offset[0] + one->extent[0];
+      for (auto other = one + 1; other != pieces.end() && other->offset[0] < end; ++other) {
+        if (Intersect(*one, *other)) return true;
+      }
+    }
+    return false;
+  }
+
+  std::string TensorProblem(const config::StoredTensor& tensor) {
     if (!ParseDType(tensor.dtype())) return StrCat("unknown dtype \"", tensor.dtype(), "\"");
     const std::optional<int64_t> whole = Volume(tensor.shape());
     if (!whole) return "a bad shape";
-    std::set<int> files;
+    std::vector<Slice> pieces;
     int64_t covered = 0;
     for (const auto& piece : tensor.piece()) {
       if (piece.file() < 0 || piece.file() >= manifest_.file_size() ||
           !IsShard(manifest_.file(piece.file()))) {
         return "a piece in no file";
       }
-      if (!files.insert(piece.file()).second) return "two pieces in one file";
+      if (!keys_.emplace(piece.file(), KeyOf(tensor, piece)).second) {
+        return StrCat("two pieces in one file are called ", KeyOf(tensor, piece));
+      }
       const std::optional<int64_t> volume = Volume(piece.shape());
       bool inside = volume && piece.shape_size() == tensor.shape_size() &&
                     piece.offset_size() == tensor.shape_size();
@@ -111,20 +131,15 @@ class Checker {
       if (!inside) return "a piece that lies outside";
       if (*volume > *whole - covered) return "pieces that overlap";
       covered += *volume;
+      pieces.push_back(SliceOf(piece));
     }
     if (covered != *whole) return "a piece is missing";
     // As many elements as the tensor has, and none of them twice: the pieces tile it.
-    for (int i = 0; i < tensor.piece_size(); ++i) {
-      for (int j = 0; j < i; ++j) {
-        if (Intersect(SliceOf(tensor.piece(i)), SliceOf(tensor.piece(j)))) {
-          return "pieces that overlap";
-        }
-      }
-    }
-    return "";
+    return Overlap(std::move(pieces)) ? "pieces that overlap" : "";
   }
 
   const config::Manifest& manifest_;
+  std::set<std::pair<int, std::string>> keys_;  // of all pieces: file, key
 };
 
 }  // namespace
@@ -190,6 +205,10 @@ Slice WholeOf(const config::StoredTensor& tensor) {
 
 Slice SliceOf(const config::Piece& piece) {
   return {ToShape(piece.offset()), ToShape(piece.shape())};
+}
+
+const std::string& KeyOf(const config::StoredTensor& tensor, const config::Piece& piece) {
+  return piece.has_key() ? piece.key() : tensor.name();
 }
 
 std::string ShardName(int64_t index, int64_t count) {

@@ -26,11 +26,12 @@ void WriteManifest(const std::filesystem::path& checkpoint, const config::Manife
 // carries one, so that it can be moved to other machines.
 std::string TokenizerOf(const std::filesystem::path& checkpoint, const config::Manifest& manifest);
 
-// Parts of a checked manifest: a stored tensor's type, its box from the origin, and that of one of
-// its pieces.
+// Parts of a checked manifest: a stored tensor's type, its box from the origin, that of one of its
+// pieces, and the key of this in its file.
 DType DTypeOfStored(const config::StoredTensor& tensor);
 Slice WholeOf(const config::StoredTensor& tensor);
 Slice SliceOf(const config::Piece& piece);
+const std::string& KeyOf(const config::StoredTensor& tensor, const config::Piece& piece);
 
 // "model-00002-of-00004.safetensors"
 std::string ShardName(int64_t index, int64_t count);

@@ -6,35 +6,42 @@
 
 namespace eyrie {
 
-Optimizer::Optimizer(const config::OptimizerConfig& config, const ParamStore& params,
-                     const Mesh& mesh)
+Optimizer::Optimizer(const config::OptimizerConfig& config, ParamStore& params, const Mesh& mesh)
     : config_(config),
       params_(params),
       mesh_(mesh),
-      m_(static_cast<size_t>(params.elements()) * SizeOf(params.dtype())),
-      v_(static_cast<size_t>(params.elements()) * SizeOf(params.dtype())) {}
+      m_(static_cast<size_t>(params.plan().owned_elements()) * SizeOf(params.dtype())),
+      v_(static_cast<size_t>(params.plan().owned_elements()) * SizeOf(params.dtype())) {}
+
+Tensor Optimizer::At(const Buffer& moment, const BucketPlan::Part& part) const {
+  return moment.At(static_cast<size_t>(part.owned) * SizeOf(params_.dtype()), params_.dtype(),
+                   {part.range.size()});
+}
 
 double Optimizer::GradNorm() const {
   double sum = 0.0;
-  const auto& specs = params_.table().specs();
-  for (ParamId id = 0; id < static_cast<ParamId>(specs.size()); ++id) {
-    const bool replicated = specs[static_cast<size_t>(id)].shard_axis < 0;
+  for (const BucketPlan::Part& part : params_.owned()) {
+    const bool replicated = params_.table().spec(part.param).shard_axis < 0;
     if (replicated && mesh_.tensor().rank() != 0) continue;
-    sum += SumOfSquares(params_.grad(id));
+    sum += SumOfSquares(params_.owned_grad(part));
   }
-  return std::sqrt(AllReduceValue(mesh_.tensor(), sum, ReduceOp::kSum));
+  // Owned parts differ from replica to replica with ZeRO, and are all there is without.
+  Communicator& others = params_.plan().sharded() ? mesh_.world() : mesh_.tensor();
+  return std::sqrt(AllReduceValue(others, sum, ReduceOp::kSum));
 }
 
 void Optimizer::Step(int64_t step, double learning_rate, double grad_norm) {
   const double clip = config_.gradient_clip();
   const double scale = clip > 0 && grad_norm > clip ? clip / grad_norm : 1.0;
-  const auto& specs = params_.table().specs();
-  for (ParamId id = 0; id < static_cast<ParamId>(specs.size()); ++id) {
-    const bool decays = specs[static_cast<size_t>(id)].weight_decay;
-    AdamW({.param = params_.value(id),
-           .grad = params_.grad(id),
-           .m = params_.At(m_, id),
-           .v = params_.At(v_, id),
+  params_.GatherDone();
+  int bucket = 0;  // all before it are on their way
+  for (const BucketPlan::Part& part : params_.owned()) {
+    while (bucket < part.bucket) params_.Gather(bucket++);
+    const bool decays = params_.table().spec(part.param).weight_decay;
+    AdamW({.param = params_.owned_value(part),
+           .grad = params_.owned_grad(part),
+           .m = At(m_, part),
+           .v = At(v_, part),
            .rate = learning_rate,
            .beta1 = config_.beta1(),
            .beta2 = config_.beta2(),
@@ -43,6 +50,7 @@ void Optimizer::Step(int64_t step, double learning_rate, double grad_norm) {
            .grad_scale = scale,
            .step = step});
   }
+  while (bucket < params_.plan().buckets()) params_.Gather(bucket++);
 }
 
 }  // namespace eyrie

@@ -1,5 +1,6 @@
 // AdamW over a parameter store, with global gradient clipping. Parameters are float32 and serve as
-// their own master weights.
+// their own master weights. Works on what the rank owns: with ZeRO a share of the parameters, whose
+// moments exist on no other replica.
 #pragma once
 
 #include "configs/schema/config.pb.h"
@@ -9,20 +10,23 @@ namespace eyrie {
 
 class Optimizer {
  public:
-  Optimizer(const config::OptimizerConfig& config, const ParamStore& params, const Mesh& mesh);
+  Optimizer(const config::OptimizerConfig& config, ParamStore& params, const Mesh& mesh);
 
   // The norm of all reduced gradients, each parameter counted once; the same on every rank.
   double GradNorm() const;
-  // One update; `step` counts from 1, `grad_norm` is GradNorm(), for clipping.
+  // One update; `step` counts from 1, `grad_norm` is GradNorm(), for clipping. The store gathers
+  // the other replicas' shares while this returns.
   void Step(int64_t step, double learning_rate, double grad_norm);
 
-  // First and second moments, laid out like the store.
-  Tensor m() const { return m_.At(0, params_.dtype(), {params_.elements()}); }
-  Tensor v() const { return v_.At(0, params_.dtype(), {params_.elements()}); }
+  // First and second moments, laid out like the store's owned parts (BucketPlan::Part::owned).
+  Tensor m() const { return m_.At(0, params_.dtype(), {params_.plan().owned_elements()}); }
+  Tensor v() const { return v_.At(0, params_.dtype(), {params_.plan().owned_elements()}); }
 
  private:
+  Tensor At(const Buffer& moment, const BucketPlan::Part& part) const;
+
   const config::OptimizerConfig& config_;
-  const ParamStore& params_;
+  ParamStore& params_;
   const Mesh& mesh_;
   Buffer m_, v_;
 };

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "core/memory.h"
+#include "launcher/bucket_options.h"
 #include "launcher/config.h"
 #include "launcher/manifest.h"
 #include "launcher/shard_files.h"
@@ -18,14 +19,15 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// The groups of a checkpoint, in its order: what comes before its parameters' names.
+// The groups of a checkpoint, in its order: what comes before its parameters' names. All but the
+// parameters themselves is the optimiser's state.
 std::vector<StoredGroup> GroupsOf(const config::Manifest& manifest) {
   std::vector<StoredGroup> groups;
   for (const auto& tensor : manifest.tensor()) {
     const std::string prefix = tensor.name().substr(0, tensor.name().rfind('/') + 1);
     const auto same = [&](const StoredGroup& group) { return group.prefix == prefix; };
     if (std::none_of(groups.begin(), groups.end(), same)) {
-      groups.push_back({prefix, DTypeOfStored(tensor)});
+      groups.push_back({prefix, DTypeOfStored(tensor), /*owned=*/!prefix.empty()});
     }
   }
   return groups;
@@ -57,7 +59,9 @@ void ReshardCheckpoint(const fs::path& checkpoint, const fs::path& output,
                        const config::ParallelConfig& parallel, const ParamTable& table) {
   const config::Manifest manifest = ReadManifest(checkpoint);
   const fs::path target = NewDirectory(output);
-  CheckpointPlan plan = PlanCheckpoint(table, GroupsOf(manifest), MeshShapeOf(parallel));
+  const MeshShape mesh = MeshShapeOf(parallel);
+  const BucketPlan buckets(table, mesh, BucketOptionsOf(parallel));
+  CheckpointPlan plan = PlanCheckpoint(table, GroupsOf(manifest), mesh, buckets);
   if (plan.manifest.tensor_size() != manifest.tensor_size()) {
     ThrowBadInput((checkpoint / kManifestName).string(), ": holds ", manifest.tensor_size(),
                   " tensors, but its model has ", plan.manifest.tensor_size());

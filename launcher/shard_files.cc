@@ -29,65 +29,14 @@ void CheckSize(const std::string& path, int64_t expected) {
 
 }  // namespace
 
-CheckpointPlan PlanCheckpoint(const ParamTable& table, const std::vector<StoredGroup>& groups,
-                              MeshShape mesh) {
-  CheckpointPlan plan;
-  plan.manifest.set_format_version(kCheckpointFormat);
-  const int replicas = mesh.data * mesh.sequence;
-  std::vector<CheckpointPlan::File> files(static_cast<size_t>(mesh.ranks()));
-  for (int rank = 0; rank < mesh.ranks(); ++rank) files[static_cast<size_t>(rank)].rank = rank;
-
-  for (size_t group = 0; group < groups.size(); ++group) {
-    for (ParamId param = 0; param < static_cast<ParamId>(table.specs().size()); ++param) {
-      const ParamSpec& spec = table.spec(param);
-      const int tensor = plan.manifest.tensor_size();
-      auto& stored = *plan.manifest.add_tensor();
-      stored.set_name(groups[group].prefix + spec.name);
-      stored.set_dtype(std::string(Name(groups[group].dtype)));
-      for (int axis = 0; axis < spec.shape.rank(); ++axis) stored.add_shape(spec.shape[axis]);
-      const int replica =
-          static_cast<int>((static_cast<size_t>(param) + group) % static_cast<size_t>(replicas));
-      const int parts = spec.shard_axis < 0 ? 1 : mesh.tensor;
-      for (int part = 0; part < parts; ++part) {
-        const int rank = replica * mesh.tensor + part;
-        const Slice slice = LocalSlice(spec, mesh.tensor, part);
-        auto& piece = *stored.add_piece();
-        piece.set_file(rank);  // for now
-        for (int axis = 0; axis < spec.shape.rank(); ++axis) {
-          piece.add_offset(slice.offset[axis]);
-          piece.add_shape(slice.extent[axis]);
-        }
-        files[static_cast<size_t>(rank)].pieces.push_back({group, param, tensor, part});
-      }
-    }
-  }
-
-  std::erase_if(files, [](const CheckpointPlan::File& file) { return file.pieces.empty(); });
-  for (size_t index = 0; index < files.size(); ++index) {
-    plan.manifest.add_file()->set_name(
-        ShardName(static_cast<int64_t>(index), static_cast<int64_t>(files.size())));
-    auto& pieces = files[index].pieces;
-    for (const PlannedPiece& piece : pieces) {
-      plan.manifest.mutable_tensor(piece.tensor)
-          ->mutable_piece(piece.piece)
-          ->set_file(static_cast<int>(index));
-    }
-    std::stable_sort(pieces.begin(), pieces.end(), [&](const auto& a, const auto& b) {
-      return SizeOf(groups[a.group].dtype) > SizeOf(groups[b.group].dtype);
-    });
-  }
-  plan.files = std::move(files);
-  return plan;
-}
-
 void WriteShard(const fs::path& directory, size_t index, const PieceSource& source,
                 CheckpointPlan& plan) {
   const auto& pieces = plan.files[index].pieces;
   std::vector<SafetensorsSpec> specs;
   for (const PlannedPiece& piece : pieces) {
     const auto& stored = plan.manifest.tensor(piece.tensor);
-    specs.push_back(
-        {stored.name(), DTypeOfStored(stored), SliceOf(stored.piece(piece.piece)).extent});
+    const auto& part = stored.piece(piece.piece);
+    specs.push_back({KeyOf(stored, part), DTypeOfStored(stored), SliceOf(part).extent});
   }
   auto& file = *plan.manifest.mutable_file(static_cast<int>(index));
   SafetensorsWriter writer(directory / file.name(), std::move(specs));
@@ -191,17 +140,17 @@ const std::byte* ShardReader::Piece(int tensor, int piece) {
   const auto& stored = manifest_.tensor(tensor);
   const auto& part = stored.piece(piece);
   const SafetensorsFile& shard = Open(part.file());
-  const SafetensorsFile::Entry* entry = shard.Find(stored.name());
-  if (entry == nullptr) ThrowBadInput(shard.path(), ": no tensor ", stored.name());
+  const std::string& key = KeyOf(stored, part);
+  const SafetensorsFile::Entry* entry = shard.Find(key);
+  if (entry == nullptr) ThrowBadInput(shard.path(), ": no tensor ", key);
   if (entry->type != stored.dtype() || !std::equal(entry->shape.begin(), entry->shape.end(),
                                                    part.shape().begin(), part.shape().end())) {
-    ThrowBadInput(shard.path(), ": tensor ", stored.name(), " is not the ", stored.dtype(), " ",
+    ThrowBadInput(shard.path(), ": tensor ", key, " is not the ", stored.dtype(), " ",
                   ShapeText(part.shape()), " of the manifest");
   }
   const auto bytes = shard.Bytes(*entry);
   if (Checksum(bytes.data(), bytes.size()) != part.xxh3()) {
-    ThrowBadInput(shard.path(), ": damaged: tensor ", stored.name(),
-                  " does not match its checksum");
+    ThrowBadInput(shard.path(), ": damaged: tensor ", key, " does not match its checksum");
   }
   return checked = bytes.data();
 }

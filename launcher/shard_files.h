@@ -13,6 +13,7 @@
 #include "configs/schema/manifest.pb.h"
 #include "core/param_table.h"
 #include "core/safetensors.h"
+#include "parallel/bucket_plan.h"
 #include "parallel/mesh.h"
 #include "parallel/shard.h"
 
@@ -22,17 +23,20 @@ namespace eyrie {
 struct StoredGroup {
   std::string prefix;  // of the names
   DType dtype = DType::kF32;
+  bool owned = false;  // each rank has only what it owns (BucketPlan::Part), not its whole slices
 };
 
 struct PlannedPiece {
   size_t group = 0;
   ParamId param = 0;
   int tensor = 0, piece = 0;  // indices into the manifest: tensor(tensor).piece(piece)
+  int64_t offset = 0;         // elements, into the flat buffer of the rank that writes it
 };
 
 // The files that the ranks of a mesh write, at most one a rank. Every tensor is written once: its
-// pieces by the tensor ranks, or tensor rank 0 alone if replicated; and the tensors take turns
-// among the replicas (data x sequence).
+// pieces by the tensor ranks, or tensor rank 0 alone if replicated. Among the replicas (data x
+// sequence) the tensors take turns; of tensors that are shared out each replica writes what it
+// owns, as boxes.
 struct CheckpointPlan {
   struct File {
     int rank = 0;  // in the world
@@ -43,7 +47,7 @@ struct CheckpointPlan {
 };
 
 CheckpointPlan PlanCheckpoint(const ParamTable& table, const std::vector<StoredGroup>& groups,
-                              MeshShape mesh);
+                              MeshShape mesh, const BucketPlan& buckets);
 
 // Writes file `index` of the plan into `directory` and puts its size and checksums into the plan's
 // manifest. source(piece) is the piece's bytes, needed until the next call.

@@ -11,6 +11,7 @@
 #include <optional>
 
 #include "launcher/agree.h"
+#include "launcher/bucket_options.h"
 #include "launcher/config.h"
 #include "launcher/evaluate.h"
 #include "launcher/non_finite.h"
@@ -42,7 +43,8 @@ Trainer::Trainer(const config::Config& config, const Mesh& mesh)
       directory_(config.run().directory()),
       model_(config.model(), mesh.shape().tensor,
              config.train().recompute() == config::TrainConfig::BLOCKS),
-      params_(model_.params(), mesh, DType::kF32, /*with_gradients=*/true),
+      params_(model_.params(), mesh, DType::kF32, /*with_gradients=*/true,
+              BucketOptionsOf(config.parallel())),
       optimizer_(config.optimizer(), params_, mesh),
       run_{mesh, params_, arena_} {
   Collectively(mesh.world(), [&] {
@@ -72,6 +74,12 @@ Trainer::Trainer(const config::Config& config, const Mesh& mesh)
   Start();
 }
 
+std::vector<NamedFlat> Trainer::Groups() const {
+  return {{"", params_.flat_values()},
+          {"adamw.m/", optimizer_.m(), /*owned=*/true},
+          {"adamw.v/", optimizer_.v(), /*owned=*/true}};
+}
+
 void Trainer::Start() {
   const fs::path checkpoints = directory_ / "checkpoints";
   std::optional<fs::path> from;
@@ -91,9 +99,7 @@ void Trainer::Start() {
     }
     const config::Manifest manifest = ReadManifest(*from);
     RequireSameModel(manifest.config().model(), config_.model(), from->string());
-    position_ = LoadCheckpoint(
-        *from, manifest, params_,
-        {{"", params_.flat_values()}, {"adamw.m/", optimizer_.m()}, {"adamw.v/", optimizer_.v()}});
+    position_ = LoadCheckpoint(*from, manifest, params_, Groups());
     if (from->parent_path() == checkpoints) saved_step_ = position_.step;
     source_ = from->string();
   });
@@ -146,13 +152,13 @@ int64_t Trainer::FirstSample(int64_t round) const {
          (round * mesh_.shape().data + mesh_.data().rank()) * config_.train().micro_batch_size();
 }
 
-double Trainer::RunMicrobatch(int64_t first_sample) {
+double Trainer::RunMicrobatch(int64_t first_sample, bool completes_step) {
   const auto& train = config_.train();
   const int64_t micro = train.micro_batch_size();
   Model::Batch batch = train_->Read(first_sample, micro);
   batch.scale = 1.0 / static_cast<double>(train.global_batch_size() * train.sequence_length());
   run_.positions = train_->positions(micro);
-  return ForwardBackward(model_, run_, batch, train.chunk_length()).sum;
+  return ForwardBackward(model_, run_, batch, train.chunk_length(), completes_step).sum;
 }
 
 StepMetrics Trainer::Step() {
@@ -162,7 +168,9 @@ StepMetrics Trainer::Step() {
 
   params_.ZeroGrads();
   double loss_sum = 0.0;
-  for (int64_t round = 0; round < Rounds(); ++round) loss_sum += RunMicrobatch(FirstSample(round));
+  for (int64_t round = 0; round < Rounds(); ++round) {
+    loss_sum += RunMicrobatch(FirstSample(round), /*completes_step=*/round + 1 == Rounds());
+  }
   params_.ReduceGrads();
 
   StepMetrics metrics;
@@ -189,7 +197,7 @@ void Trainer::StopDiverged(const StepMetrics& metrics) {
   params_.ZeroGrads();
   for (int64_t round = 0; round < Rounds(); ++round) {
     search.Begin(FirstSample(round), config_.train().micro_batch_size());
-    RunMicrobatch(FirstSample(round));
+    RunMicrobatch(FirstSample(round), /*completes_step=*/false);
     search.End();
   }
   // Printing would tell apart the signs of NaNs.
@@ -211,10 +219,7 @@ double Trainer::Validate() {
 void Trainer::Save() {
   if (saved_step_ == position_.step) return;
   const fs::path checkpoints = directory_ / "checkpoints";
-  SaveCheckpoint(
-      checkpoints, config_, mesh_, params_,
-      {{"", params_.flat_values()}, {"adamw.m/", optimizer_.m()}, {"adamw.v/", optimizer_.v()}},
-      position_);
+  SaveCheckpoint(checkpoints, config_, mesh_, params_, Groups(), position_);
   saved_step_ = position_.step;
   Collectively(mesh_.world(), [&] {
     if (mesh_.is_root()) PruneCheckpoints(checkpoints, config_.checkpoint().keep());

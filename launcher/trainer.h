@@ -27,6 +27,8 @@ class Trainer {
   std::string Summary() const;
 
  private:
+  // All that a checkpoint holds.
+  std::vector<NamedFlat> Groups() const;
   // Picks what to start from and loads it.
   void Start();
   // One optimiser step.
@@ -39,7 +41,7 @@ class Trainer {
   int64_t Rounds() const;
   int64_t FirstSample(int64_t round) const;
   // Forward and backward of one microbatch: adds to the gradients, returns the sum of its losses.
-  double RunMicrobatch(int64_t first_sample);
+  double RunMicrobatch(int64_t first_sample, bool completes_step);
   // The step's loss or gradient is not finite: finds out where that began and stops the run. Every
   // rank holds the same numbers.
   [[noreturn]] void StopDiverged(const StepMetrics& metrics);

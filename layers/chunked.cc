@@ -17,13 +17,14 @@ Tensor Columns(Arena& arena, const Tensor& from, int64_t begin, int64_t end) {
 
 }  // namespace
 
-Loss ForwardBackward(const Model& model, Run& run, const Model::Batch& batch,
-                     int64_t chunk_length) {
+Loss ForwardBackward(const Model& model, Run& run, const Model::Batch& batch, int64_t chunk_length,
+                     bool completes_step) {
   ArenaScope scope(run.arena);
   const int64_t tokens = run.tokens();
   if (chunk_length <= 0 || chunk_length >= tokens) {
     Model::Activations saved;
     const Loss loss = model.Forward(run, batch, nullptr, nullptr, saved);
+    if (completes_step) run.params.ReduceAsReady();
     model.Backward(run, batch, saved, nullptr, nullptr, nullptr);
     return loss;
   }
@@ -59,6 +60,7 @@ Loss ForwardBackward(const Model& model, Run& run, const Model::Batch& batch,
     Model::Activations saved;
     const Loss loss = model.Forward(run, part, &before, nullptr, saved);
     const bool last = chunk == chunks - 1;
+    if (completes_step && chunk == 0) run.params.ReduceAsReady();
     model.Backward(run, part, saved, &before, last ? nullptr : &grad_after, &grad_before);
     std::swap(grad_after, grad_before);
     entering.pop_back();

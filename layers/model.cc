@@ -41,12 +41,14 @@ Model::Model(const config::ModelConfig& config, int tensor_size, bool recompute)
       branches_.emplace_back(Norm(norm, config.width(), config.norm_epsilon()),
                              entry->make(config));
       declare.prefix = StrCat("blocks.", block, ".");
+      first_params_.push_back(static_cast<ParamId>(params_.specs().size()));
       branches_.back().Declare(declare);
       names_.push_back(StrCat("block ", block, " (", name, ")"));
       norm = "norm_b";
     }
   }
   declare.prefix = "";
+  first_params_.push_back(static_cast<ParamId>(params_.specs().size()));
   norm_f_.Declare(declare);
 }
 
@@ -99,6 +101,7 @@ Loss Model::Forward(Run& run, const Batch& batch, const ModelState* before, Mode
 
 void Model::Backward(Run& run, const Batch& batch, Activations& saved, const ModelState* before,
                      const ModelState* grad_after, ModelState* grad_before) const {
+  run.params.GradsReady(first_params_.back());
   for (size_t i = branches_.size(); i-- > 0;) {
     ArenaScope scope(run.arena);
     const Carry carry = CarryOf(i, before, nullptr);
@@ -113,8 +116,10 @@ void Model::Backward(Run& run, const Batch& batch, Activations& saved, const Mod
     run.pass = Pass::kTrain;
     branches_[i].Backward(run, saved.inputs[i], saved.gradient, stash, carry, carry_grad);
     run.Show(Seen::kGradient, names_[i], saved.gradient);
+    run.params.GradsReady(first_params_[i]);
   }
   embedding_.LookUpBackward(run, batch.tokens, saved.gradient);
+  run.params.GradsReady(0);
 }
 
 Tensor Model::Infer(Run& run, const Tensor& tokens, const ModelState* before,

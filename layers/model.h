@@ -41,7 +41,8 @@ class Model {
   // the state after it (null: not wanted). Also takes the head's backward step.
   Loss Forward(Run& run, const Batch& batch, const ModelState* before, ModelState* after,
                Activations& saved) const;
-  // Adds the parameters' gradients. `after`, the gradient of the state after the chunk (null: no
+  // Adds the parameters' gradients, and tells the store of each as it is done with it
+  // (ParamStore::GradsReady). `after`, the gradient of the state after the chunk (null: no
   // later chunk), gives `before`, that of the state before it (null: not wanted).
   void Backward(Run& run, const Batch& batch, Activations& saved, const ModelState* before,
                 const ModelState* grad_after, ModelState* grad_before) const;
@@ -64,6 +65,8 @@ class Model {
   Embedding embedding_;
   std::vector<Branch> branches_;
   std::vector<std::string> names_;  // of the branches: "block 3 (recurrent)"
+  // The first parameter of each branch, and of what follows the last one.
+  std::vector<ParamId> first_params_;
   Norm norm_f_;
 };
 

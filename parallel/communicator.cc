@@ -9,7 +9,7 @@ class LocalCommunicator final : public Communicator {
   int size() const override { return 1; }
   Event AllReduce(const Tensor&, ReduceOp) override { return Event(); }
   Event AllGather(const Tensor& in, const Tensor& out) override {
-    Copy(in, out);
+    if (in.raw != out.raw) Copy(in, out);
     return Event();
   }
   Event ReduceScatter(const Tensor& in, const Tensor& out) override {

@@ -17,6 +17,8 @@ class Event {
    public:
     virtual ~Pending() = default;
     virtual void Wait() = 0;
+    // Moves the operation on, if that takes the caller's help, without waiting.
+    virtual void Progress() {}
   };
 
   Event() = default;  // already complete
@@ -30,6 +32,9 @@ class Event {
   void Wait() {
     if (pending_ != nullptr) pending_->Wait();
     pending_.reset();
+  }
+  void Progress() {
+    if (pending_ != nullptr) pending_->Progress();
   }
 
  private:
@@ -47,7 +52,7 @@ class Communicator {
 
   // Reduces in place over the group; every rank gets the same bits.
   virtual Event AllReduce(const Tensor& tensor, ReduceOp op) = 0;
-  // out [size * n] receives each rank's in [n], in rank order.
+  // out [size * n] receives each rank's in [n], in rank order. `in` may lie at its place in `out`.
   virtual Event AllGather(const Tensor& in, const Tensor& out) = 0;
   // out [n] receives this rank's part of the sum of all in [size * n].
   virtual Event ReduceScatter(const Tensor& in, const Tensor& out) = 0;

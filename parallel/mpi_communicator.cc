@@ -43,6 +43,13 @@ class MpiPending final : public Event::Pending {
           "MPI_Waitall");
     requests_.clear();
   }
+  void Progress() override {
+    int done = 0;
+    Check(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done,
+                      MPI_STATUSES_IGNORE),
+          "MPI_Testall");
+    if (done != 0) requests_.clear();
+  }
 
  private:
   std::vector<MPI_Request> requests_;
@@ -75,9 +82,11 @@ class MpiCommunicator final : public Communicator {
 
   Event AllGather(const Tensor& in, const Tensor& out) override {
     EYRIE_CHECK(out.size() == in.size() * size_ && in.dtype == out.dtype);
+    const bool in_place =
+        in.raw == static_cast<char*>(out.raw) + in.bytes() * static_cast<size_t>(rank_);
     MPI_Request request;
-    Check(MPI_Iallgather(in.raw, Count(in), Convert(in.dtype), out.raw, Count(in),
-                         Convert(in.dtype), comm_, &request),
+    Check(MPI_Iallgather(in_place ? MPI_IN_PLACE : in.raw, Count(in), Convert(in.dtype), out.raw,
+                         Count(in), Convert(in.dtype), comm_, &request),
           "MPI_Iallgather");
     return Started({request});
   }

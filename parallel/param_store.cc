@@ -5,8 +5,6 @@
 namespace eyrie {
 namespace {
 
-constexpr int64_t kAlignElements = 16;  // a cache line of float32
-
 // Fills the local part of a parameter; element `i` of the flattened global tensor is the same
 // whoever computes it.
 template <class T>
@@ -36,25 +34,54 @@ void Draw(const ParamSpec& spec, const Slice& slice, uint64_t seed, T* values) {
 
 }  // namespace
 
-ParamStore::ParamStore(const ParamTable& table, const Mesh& mesh, DType dtype, bool with_gradients)
-    : table_(table), mesh_(mesh), dtype_(dtype) {
+ParamStore::ParamStore(const ParamTable& table, const Mesh& mesh, DType dtype, bool with_gradients,
+                       const BucketOptions& options)
+    : table_(table),
+      mesh_(mesh),
+      dtype_(dtype),
+      plan_(table, mesh.shape(), options),
+      owned_(plan_.Parts(plan_.sharded() ? mesh.replicas().rank() : 0)),
+      values_(Bytes(plan_.elements())),
+      ready_(static_cast<ParamId>(table.specs().size())),
+      reduced_(plan_.buckets()) {
   for (const ParamSpec& spec : table.specs()) {
-    const Slice slice = LocalSlice(spec, mesh.shape().tensor, mesh.tensor().rank());
-    entries_.push_back({slice, elements_});
-    elements_ += (slice.extent.size() + kAlignElements - 1) / kAlignElements * kAlignElements;
+    slices_.push_back(LocalSlice(spec, mesh.shape().tensor, mesh.tensor().rank()));
   }
-  const size_t bytes = static_cast<size_t>(elements_) * SizeOf(dtype);
-  values_ = Buffer(bytes);
-  if (with_gradients) grads_ = Buffer(bytes);
+  if (!with_gradients) return;
+  grads_ = Buffer(Bytes(plan_.elements()));
+  // MPI's reduce-scatter cannot leave a part where it was.
+  if (plan_.sharded()) owned_grads_ = Buffer(Bytes(plan_.owned_elements()));
 }
 
 Tensor ParamStore::At(const Buffer& flat, ParamId id) const {
-  const Entry& entry = entries_[static_cast<size_t>(id)];
-  return flat.At(static_cast<size_t>(entry.offset) * SizeOf(dtype_), dtype_, entry.slice.extent);
+  return flat.At(Bytes(offset(id)), dtype_, slice(id).extent);
+}
+
+Tensor ParamStore::AtRange(const Buffer& flat, BucketPlan::Range range) const {
+  return flat.At(Bytes(range.begin), dtype_, {range.size()});
+}
+
+Tensor ParamStore::value(ParamId id) const {
+  AwaitValues(offset(id) + slice(id).extent.size());
+  return At(values_, id);
+}
+
+Tensor ParamStore::flat_values() const {
+  GatherDone();
+  return values_.At(0, dtype_, {elements()});
+}
+
+Tensor ParamStore::owned_value(const BucketPlan::Part& part) const {
+  return AtRange(values_, {part.flat, part.flat + part.range.size()});
+}
+
+Tensor ParamStore::owned_grad(const BucketPlan::Part& part) const {
+  return AtRange(plan_.sharded() ? owned_grads_ : grads_,
+                 {part.owned, part.owned + part.range.size()});
 }
 
 void ParamStore::Initialise(uint64_t seed) {
-  for (ParamId id = 0; id < static_cast<ParamId>(entries_.size()); ++id) {
+  for (ParamId id = 0; id < static_cast<ParamId>(slices_.size()); ++id) {
     if (dtype_ == DType::kF64) {
       Draw(table_.spec(id), slice(id), seed, value(id).data<double>());
     } else {
@@ -65,15 +92,57 @@ void ParamStore::Initialise(uint64_t seed) {
 
 void ParamStore::ZeroGrads() { FillZero(flat_grads()); }
 
-void ParamStore::ReduceGrads() {
-  std::vector<Event> events;
-  for (ParamId id = 0; id < static_cast<ParamId>(entries_.size()); ++id) {
-    if (table_.spec(id).partial_gradient) {
-      events.push_back(mesh_.tensor().AllReduce(grad(id), ReduceOp::kSum));
-    }
+void ParamStore::GradsReady(ParamId first) {
+  if (!reducing_) return;
+  for (; ready_ > first; --ready_) {
+    if (!table_.spec(ready_ - 1).partial_gradient) continue;
+    partials_.push_back(mesh_.tensor().AllReduce(grad(ready_ - 1), ReduceOp::kSum));
   }
-  for (Event& event : events) event.Wait();
-  mesh_.replicas().AllReduce(flat_grads(), ReduceOp::kSum).Wait();
+  for (const int begin = plan_.FirstBucketFrom(first); reduced_ > begin;) StartReducing(--reduced_);
+  for (Event& event : reductions_) event.Progress();
+}
+
+void ParamStore::StartReducing(int bucket) {
+  for (Event& event : partials_) event.Wait();
+  partials_.clear();
+  const BucketPlan::Range range = plan_.bucket(bucket);
+  const Tensor whole = AtRange(grads_, range);
+  if (!plan_.sharded()) {
+    reductions_.push_back(mesh_.replicas().AllReduce(whole, ReduceOp::kSum));
+    return;
+  }
+  const int64_t begin = plan_.owned_offset(bucket);
+  const Tensor mine = AtRange(owned_grads_, {begin, begin + range.size() / plan_.owners()});
+  reductions_.push_back(mesh_.replicas().ReduceScatter(whole, mine));
+}
+
+void ParamStore::ReduceGrads() {
+  reducing_ = true;
+  GradsReady(0);
+  for (Event& event : reductions_) event.Wait();
+  reductions_.clear();
+  reducing_ = false;
+  ready_ = static_cast<ParamId>(slices_.size());
+  reduced_ = plan_.buckets();
+}
+
+void ParamStore::Gather(int bucket) {
+  if (!plan_.sharded()) return;
+  if (bucket == 0) {
+    EYRIE_CHECK(gathered_ == gathering_.size());
+    gathering_.clear();
+    gathered_ = 0;
+  }
+  EYRIE_CHECK(static_cast<size_t>(bucket) == gathering_.size());
+  Communicator& replicas = mesh_.replicas();
+  gathering_.push_back(replicas.AllGather(AtRange(values_, plan_.share(bucket, replicas.rank())),
+                                          AtRange(values_, plan_.bucket(bucket))));
+}
+
+void ParamStore::AwaitValues(int64_t end) const {
+  while (gathered_ < gathering_.size() && plan_.bucket(static_cast<int>(gathered_)).begin < end) {
+    gathering_[gathered_++].Wait();
+  }
 }
 
 }  // namespace eyrie

@@ -34,8 +34,8 @@ void Apply(const Tensor& map, const Tensor& state) {
 
 }  // namespace
 
-HaloExchange::HaloExchange(Communicator& sequence, Arena& arena, const Tensor& tail,
-                           int64_t tokens, int64_t wanted, const Tensor& halo)
+HaloExchange::HaloExchange(Communicator& sequence, Arena& arena, const Tensor& tail, int64_t tokens,
+                           int64_t wanted, const Tensor& halo)
     : halo_(halo) {
   const int64_t batch = tail.dim(0), width = tail.dim(2);
   for (int distance = 1; distance < sequence.size(); ++distance) {
@@ -76,8 +76,7 @@ HaloGradExchange::HaloGradExchange(Communicator& sequence, Arena& arena, const T
     }
     if (sequence.rank() >= distance) {
       const Tensor buffer = arena.Allocate(tail_grad.dtype, {batch, overlap.rows, width});
-      CopyRows(halo_grad, halo_grad.dim(1) - overlap.after - overlap.rows, buffer, 0,
-               overlap.rows);
+      CopyRows(halo_grad, halo_grad.dim(1) - overlap.after - overlap.rows, buffer, 0, overlap.rows);
       sent_.push_back(sequence.Send(buffer, sequence.rank() - distance));
     }
   }

@@ -23,15 +23,16 @@ inline int64_t HaloRows(int64_t tokens, int64_t chunk, int64_t wanted) {
 class HaloExchange {
  public:
   // `tail` [B, N, C] holds the last N rows of this rank's chunk of `tokens` tokens, at least
-  // min(wanted, tokens) of them. `halo` [B, HaloRows(...), C] receives. Buffers come from `arena` and must outlive the exchange.
+  // min(wanted, tokens) of them. `halo` [B, HaloRows(...), C] receives. Buffers come from `arena`
+  // and must outlive the exchange.
   HaloExchange(Communicator& sequence, Arena& arena, const Tensor& tail, int64_t tokens,
                int64_t wanted, const Tensor& halo);
   void Wait();
 
  private:
   struct Part {
-    Tensor buffer;       // [B, rows, C]
-    int64_t first_row;   // in the halo
+    Tensor buffer;      // [B, rows, C]
+    int64_t first_row;  // in the halo
     Event event;
   };
   Tensor halo_;

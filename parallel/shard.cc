@@ -31,6 +31,33 @@ std::optional<Slice> Intersect(const Slice& a, const Slice& b) {
   return common;
 }
 
+std::vector<Slice> BoxesOf(const Slice& box, int64_t begin, int64_t end) {
+  const int rank = box.extent.rank();
+  EYRIE_CHECK(begin >= 0 && begin <= end && end <= box.extent.size());
+  std::vector<Slice> boxes;
+  while (begin < end) {
+    // The largest box from here on: whole rows along the outermost axis at whose row it starts.
+    int64_t stride = 1;  // elements of a row along `axis`
+    int axis = rank;
+    while (axis > 0 && begin % (stride * box.extent[axis - 1]) == 0 &&
+           begin + stride * box.extent[axis - 1] <= end) {
+      stride *= box.extent[--axis];
+    }
+    Slice part = box;
+    int64_t rest = begin / stride;
+    for (int outer = axis - 1; outer >= 0; --outer) {
+      const int64_t at = rest % box.extent[outer];
+      rest /= box.extent[outer];
+      part.offset.Set(outer, box.offset[outer] + at);
+      part.extent.Set(
+          outer, outer < axis - 1 ? 1 : std::min((end - begin) / stride, box.extent[outer] - at));
+    }
+    begin += part.extent.size();
+    boxes.push_back(part);
+  }
+  return boxes;
+}
+
 void CopyPart(const Slice& part, const Slice& from, const void* source, const Slice& to,
               void* target, size_t element_bytes) {
   // Rows along the innermost axis are contiguous in both; the outer axes are walked one by one.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <optional>
+#include <vector>
 
 #include "core/param_table.h"
 
@@ -19,6 +20,10 @@ Slice LocalSlice(const ParamSpec& spec, int tensor_size, int tensor_rank);
 
 // What two boxes have in common, or nothing.
 std::optional<Slice> Intersect(const Slice& a, const Slice& b);
+
+// Elements [begin, end) of the flattened box, as boxes in global coordinates: as few as start at
+// `begin` and follow one another in memory, at most 2 rank - 1.
+std::vector<Slice> BoxesOf(const Slice& box, int64_t begin, int64_t end);
 
 // Copies `part`, given in global coordinates, from the memory of box `from` to that of box `to`.
 // Both are contiguous and contain `part`.

@@ -1,68 +1,14 @@
 // Every layout trains as one rank does, under a real mpirun: losses, gradient norms, checkpoints.
+#include "tests/equality/layouts.h"
+
 #include <gtest/gtest.h>
 
 #include <map>
-
-#include "tests/support/eyrie_process.h"
 
 namespace eyrie {
 namespace {
 
 namespace fs = std::filesystem;
-
-struct Layout {
-  const char* name;
-  int tensor, data, ranks;
-  int sequence = 1;
-};
-constexpr Layout kOne = {"1", 1, 1, 1}, kT4 = {"t4", 4, 1, 4}, kT2D2 = {"t2d2", 2, 2, 4};
-
-class LayoutsTest : public testing::Test {
- protected:
-  LayoutsTest() { WriteTokenFile((directory_ / "data").string(), 200, 64, 1); }
-
-  // Trains in directory `name` and returns its metrics.
-  std::vector<nlohmann::json> Train(const std::string& name, const Layout& layout,
-                                    const std::vector<std::string>& settings = {}) {
-    const fs::path run = directory_ / name;
-    const std::string config = WriteText(directory_ / (name + ".textproto"),
-                                         SmallTrainingConfig(directory_ / "data", run));
-    std::vector<std::string> arguments = {"train",
-                                          "--config",
-                                          config,
-                                          "--set",
-                                          "parallel.tensor=" + std::to_string(layout.tensor),
-                                          "--set",
-                                          "parallel.sequence=" + std::to_string(layout.sequence)};
-    for (const std::string& setting : settings) {
-      arguments.insert(arguments.end(), {"--set", setting});
-    }
-    const ProcessResult result = RunEyrie(layout.ranks, arguments);
-    EXPECT_EQ(result.code, 0) << name << ": " << result.err << result.out;
-    return ReadMetrics(run);
-  }
-
-  static void ExpectSame(const std::vector<nlohmann::json>& a, const std::vector<nlohmann::json>& b,
-                         double tolerance, const std::string& name) {
-    ASSERT_EQ(a.size(), b.size()) << name;
-    double largest = 0.0;
-    for (size_t i = 0; i < a.size(); ++i) {
-      EXPECT_EQ(a[i]["step"], b[i]["step"]);
-      EXPECT_EQ(a[i]["tokens"], b[i]["tokens"]);
-      EXPECT_EQ(a[i]["learning_rate"], b[i]["learning_rate"]);
-      EXPECT_EQ(a[i].contains("validation_loss"), b[i].contains("validation_loss"));
-      for (const char* key : {"loss", "grad_norm", "validation_loss"}) {
-        if (!b[i].contains(key)) continue;
-        const double x = a[i].at(key), y = b[i].at(key);
-        largest = std::max(largest, std::abs(x - y) / y);
-        EXPECT_LE(std::abs(x - y), tolerance * y) << name << " step " << i + 1 << " " << key;
-      }
-    }
-    std::printf("%s: largest relative difference %.1e\n", name.c_str(), largest);
-  }
-
-  TestDirectory directory_;
-};
 
 TEST_F(LayoutsTest, TwentyStepsEqualOneRank) {
   const auto one = Train("one", kOne);
@@ -85,18 +31,7 @@ TEST_F(LayoutsTest, TwentyStepsEqualOneRank) {
 }
 
 TEST_F(LayoutsTest, TheSameLayoutTwiceIsBitwiseEqual) {
-  for (const Layout& layout : {kOne, kT2D2}) {
-    const auto first = Train(std::string("a") + layout.name, layout);
-    const auto second = Train(std::string("b") + layout.name, layout);
-    ExpectSame(first, second, 0.0, layout.name);
-    for (const auto& entry : fs::directory_iterator(directory_ / (std::string("a") + layout.name) /
-                                                    "checkpoints" / "step-00000020")) {
-      if (entry.path().extension() != ".safetensors") continue;
-      const fs::path other = directory_ / (std::string("b") + layout.name) / "checkpoints" /
-                             "step-00000020" / entry.path().filename();
-      EXPECT_EQ(ReadFile(entry.path()), ReadFile(other)) << entry.path();
-    }
-  }
+  for (const Layout& layout : {kOne, kT2D2}) ExpectBitwise("a", "b", layout);
 }
 
 TEST_F(LayoutsTest, ResumedOnAnotherLayoutContinuesTheSameRun) {
@@ -123,6 +58,40 @@ TEST_F(LayoutsTest, ResumedOnAnotherLayoutContinuesTheSameRun) {
       Train("continued-s4", Layout{"s4", 1, 1, 4, 4}, {"checkpoint.resume=" + saved.string()}),
       tail, 1e-5, "s4");
   ExpectSame(Train("first", Layout{"d2", 1, 2, 2}), whole, 1e-5, "in place");
+}
+
+TEST_F(LayoutsTest, SequenceLayoutsReshardToo) {
+  const Layout all{"t2d2s2", 2, 2, 8, 2};
+  const auto whole = Train("whole", all);
+  Train("first", all, {"train.stop_after=10"});
+  const fs::path saved = directory_ / "first" / "checkpoints" / "step-00000010";
+  const std::vector<nlohmann::json> tail(whole.begin() + 10, whole.end());
+  for (const Layout& layout : {Layout{"s4", 1, 1, 4, 4}, Layout{"d4", 1, 4, 4}, kOne}) {
+    const fs::path resharded = directory_ / (std::string("resharded-") + layout.name);
+    const ProcessResult result =
+        RunEyrie(0, {"checkpoint", "reshard", saved.string(), "--output", resharded.string(),
+                     "--set", "parallel.tensor=" + std::to_string(layout.tensor), "--set",
+                     "parallel.sequence=" + std::to_string(layout.sequence), "--set",
+                     "parallel.data=" + std::to_string(layout.data)});
+    ASSERT_EQ(result.code, 0) << result.err;
+    ExpectSame(Train(std::string("continued-") + layout.name, layout,
+                     {"checkpoint.resume=" + resharded.string(), "train.micro_batch_size=1"}),
+               tail, 1e-5, layout.name);
+  }
+}
+
+TEST_F(LayoutsTest, ALongSequenceOnFourRanksEqualsOne) {
+  WriteTokenFile((directory_ / "data").string(), 2000, 64, 5);
+  const std::vector<std::string> settings = {
+      "train.sequence_length=65536", "train.global_batch_size=1",
+      "train.micro_batch_size=1",    "train.steps=2",
+      "train.validation_interval=0", "data.packing=CONTINUOUS",
+      "train.recompute=BLOCKS"};
+  const auto one = Train("one", kOne, settings);
+  ExpectSame(Train("s4", Layout{"s4", 1, 1, 4, 4}, settings), one, 1e-5, "s4");
+  std::vector<std::string> chunked = settings;
+  chunked.push_back("train.chunk_length=5000");
+  ExpectSame(Train("chunked", kOne, chunked), one, 1e-5, "chunked");
 }
 
 TEST_F(LayoutsTest, ResumedOnTheSameLayoutIsBitwiseTheSameRun) {

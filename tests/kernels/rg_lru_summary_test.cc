@@ -34,7 +34,8 @@ TEST(RgLruSummary, IsTheMapFromTheFirstStateToTheLast) {
       const auto draw = [&](Shape shape) { return RandomTensor(DType::kF64, shape, random); };
       const OwnedTensor u = draw(full), zi = draw(full), zr = draw(full), h0 = draw(state);
       const OwnedTensor lambda = draw({channels}), dh = draw(full), dh_last = draw(state);
-      OwnedTensor h = PoisonedTensor(DType::kF64, full), h_last = PoisonedTensor(DType::kF64, state);
+      OwnedTensor h = PoisonedTensor(DType::kF64, full),
+                  h_last = PoisonedTensor(DType::kF64, state);
       OwnedTensor decay = PoisonedTensor(DType::kF64, state);
       OwnedTensor increment = PoisonedTensor(DType::kF64, state);
       RgLruForward({.u = u.tensor,
@@ -52,9 +53,9 @@ TEST(RgLruSummary, IsTheMapFromTheFirstStateToTheLast) {
                     .positions = positions.tensor,
                     .decay = decay.tensor,
                     .increment = increment.tensor});
-      EXPECT_LT(RelativeError(Apply(decay.tensor, h0.tensor, increment.tensor).tensor,
-                              h_last.tensor),
-                1e-12);
+      EXPECT_LT(
+          RelativeError(Apply(decay.tensor, h0.tensor, increment.tensor).tensor, h_last.tensor),
+          1e-12);
 
       OwnedTensor du(DType::kF64, full), dzi(DType::kF64, full), dzr(DType::kF64, full);
       OwnedTensor dh0 = PoisonedTensor(DType::kF64, state), dlambda(DType::kF64, {channels});
@@ -80,9 +81,9 @@ TEST(RgLruSummary, IsTheMapFromTheFirstStateToTheLast) {
                         .dh = dh.tensor,
                         .decay = decay.tensor,
                         .increment = increment.tensor});
-      EXPECT_LT(RelativeError(Apply(decay.tensor, dh_last.tensor, increment.tensor).tensor,
-                              dh0.tensor),
-                1e-12);
+      EXPECT_LT(
+          RelativeError(Apply(decay.tensor, dh_last.tensor, increment.tensor).tensor, dh0.tensor),
+          1e-12);
     }
   }
 }

@@ -234,7 +234,7 @@ TEST_F(CheckpointCommandTest, ReshardRefusesImpossibleLayouts) {
                                           {"parallel.tensor=0", "parallel"},
                                           {"parallel.data=-1", "parallel"},
                                           {"parallel.tensor=2000000000", "parallel"},
-                                          {"parallel.sequence=0", "parallel.sequence"},
+                                          {"parallel.sequence=0", "parallel"},
                                           {"model.width=8", "model.width"},
                                           {"parallel.none=8", "none"}}) {
     const std::string message = BadInput([&] { Output(command + " --set " + setting); });

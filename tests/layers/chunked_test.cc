@@ -1,9 +1,10 @@
 // Chunked execution on one device: the same loss and gradients, with memory that follows the chunk.
+#include "layers/chunked.h"
+
 #include <gtest/gtest.h>
 
 #include <map>
 
-#include "layers/chunked.h"
 #include "tests/layers/layer_test_util.h"
 
 namespace eyrie {
@@ -39,7 +40,8 @@ Outcome Train(const config::ModelConfig& config, int64_t tokens, int64_t chunk_l
   run.positions = positions.tensor;
   const Loss loss =
       ForwardBackward(model, run, {inputs.tensor, labels.tensor, 1.0 / static_cast<double>(tokens)},
-                      chunk_length);
+                      chunk_length, /*completes_step=*/true);
+  store.ReduceGrads();
   EXPECT_EQ(loss.valid, tokens);
   return {loss.sum / static_cast<double>(tokens), Clone(store.flat_grads()), arena.peak_bytes()};
 }

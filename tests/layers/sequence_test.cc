@@ -60,8 +60,7 @@ void ExpectAnyNumberOfRanksEqualsOne(const config::ModelConfig& config, bool rec
   for (const Tensor& positions : {one_document.tensor, documents.tensor}) {
     const Result one = Train(config, 1, false, tokens.tensor, labels.tensor, positions);
     for (const int ranks : {2, 3, 4, 8}) {
-      const Result many =
-          Train(config, ranks, recompute, tokens.tensor, labels.tensor, positions);
+      const Result many = Train(config, ranks, recompute, tokens.tensor, labels.tensor, positions);
       EXPECT_NEAR(many.loss, one.loss, 1e-10 * one.loss) << ranks << " ranks";
       EXPECT_LT(RelativeError(many.gradients.tensor, one.gradients.tensor), 1e-10)
           << ranks << " ranks";

@@ -69,6 +69,38 @@ TEST(Shard, PartsOfAnyCutMakeUpTheWhole) {
   }
 }
 
+TEST(Shard, BoxesOfARangeFollowOneAnotherInMemory) {
+  const Slice box{{5, 0, 7, 1}, {3, 4, 1, 5}};
+  const Shape whole{8, 4, 9, 6};
+  const int64_t size = box.extent.size();
+  std::vector<int> memory(static_cast<size_t>(size));  // of the box
+  std::iota(memory.begin(), memory.end(), 0);
+  for (int64_t begin = 0; begin <= size; ++begin) {
+    for (int64_t end = begin; end <= size; ++end) {
+      const std::vector<Slice> parts = BoxesOf(box, begin, end);
+      EXPECT_LE(parts.size(), 7u);
+      int64_t next = begin;
+      for (const Slice& part : parts) {
+        EXPECT_TRUE(Intersect(part, box).has_value());
+        std::vector<int> copy(static_cast<size_t>(part.extent.size()));
+        CopyPart(part, box, memory.data(), part, copy.data(), sizeof(int));
+        for (const int element : copy) ASSERT_EQ(element, next++) << begin << " to " << end;
+      }
+      ASSERT_EQ(next, end);
+    }
+  }
+  // As few as there can be.
+  ASSERT_EQ(BoxesOf(box, 0, size).size(), 1u);
+  ExpectSlice(BoxesOf(box, 0, size)[0], box.offset, box.extent);
+  const std::vector<Slice> three = BoxesOf({{2, 1}, {6, 4}}, 3, 17);
+  ASSERT_EQ(three.size(), 3u);
+  ExpectSlice(three[0], {2, 4}, {1, 1});
+  ExpectSlice(three[1], {3, 1}, {3, 4});
+  ExpectSlice(three[2], {6, 1}, {1, 1});
+  EXPECT_EQ(BoxesOf({{}, {}}, 0, 1).size(), 1u);
+  EXPECT_THROW(BoxesOf({{0}, {3}}, 2, 4), Error);
+}
+
 TEST(Shard, CopyPartTouchesNothingElse) {
   const std::vector<float> source = {1, 2, 3, 4, 5, 6};
   std::vector<float> target(12, -1);

@@ -108,6 +108,17 @@ inline std::vector<nlohmann::json> ReadMetrics(const std::filesystem::path& run)
   return lines;
 }
 
+// Likewise of a run that was cut off, whose last line may be half there.
+inline std::vector<nlohmann::json> ReadMetricsIfAny(const std::filesystem::path& run) {
+  std::vector<nlohmann::json> lines;
+  std::ifstream in(run / "metrics.jsonl");
+  for (std::string line; std::getline(in, line);) {
+    nlohmann::json object = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (!object.is_discarded()) lines.push_back(std::move(object));
+  }
+  return lines;
+}
+
 // A token file that can be learnt from: each token mostly follows from the one before it.
 inline void WriteTokenFile(const std::string& prefix, int64_t documents, int32_t vocab,
                            uint32_t seed) {

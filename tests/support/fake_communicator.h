@@ -80,7 +80,8 @@ class FakeCommunicator final : public Communicator {
     group_->Meet(rank_, in.raw, [&](const std::vector<const void*>& all) {
       const Tensor parts = out.View({size(), in.size()});
       for (int from = 0; from < size(); ++from) {
-        Copy(At(all, from, in), parts.Rows(from, from + 1));
+        const Tensor part = parts.Rows(from, from + 1);
+        if (part.raw != all[static_cast<size_t>(from)]) Copy(At(all, from, in), part);
       }
     });
     return Event();

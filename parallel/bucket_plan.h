@@ -1,0 +1,67 @@
+// Where every parameter lies in a rank's flat buffers, how these are cut into buckets for the
+// reduction of gradients, and, with ZeRO, which part of each bucket a replica owns: Rajbhandari et
+// al., "ZeRO", arXiv:1910.02054, stage 1. Follows from the parameter table and the layout alone,
+// so that checkpoints can be planned for ranks that are not there.
+#pragma once
+
+#include <vector>
+
+#include "core/param_table.h"
+#include "parallel/mesh.h"
+
+namespace eyrie {
+
+struct BucketOptions {
+  // The optimiser's state is shared out among the replicas instead of repeated on each.
+  bool zero = false;
+  // About as many a bucket; rounded down to a multiple of what splits evenly over its owners.
+  int64_t bucket_elements = 25 * 1024 * 1024 / 4;
+};
+
+class BucketPlan {
+ public:
+  // Elements [begin, end).
+  struct Range {
+    int64_t begin = 0, end = 0;
+    int64_t size() const { return end - begin; }
+  };
+  // What an owner's share of a bucket has in common with one parameter.
+  struct Part {
+    ParamId param = 0;
+    int bucket = 0;
+    Range range;        // in the flattened local slice of the parameter
+    int64_t flat = 0;   // where it starts in the flat buffers
+    int64_t owned = 0;  // where it starts in the owner's buffers
+  };
+
+  BucketPlan(const ParamTable& table, MeshShape mesh, const BucketOptions& options);
+
+  // The replicas (data x sequence) that own a part each; 1 without ZeRO, when every replica owns
+  // all, and its own buffers are laid out like the flat ones.
+  int owners() const { return owners_; }
+  bool sharded() const { return owners_ > 1; }
+  // Elements of a flat buffer and of an owner's buffer, padding included.
+  int64_t elements() const { return elements_; }
+  int64_t owned_elements() const { return elements_ / owners_; }
+  // Where a parameter starts in a flat buffer. Parameters lie in table order.
+  int64_t offset(ParamId param) const { return ranges_[static_cast<size_t>(param)].begin; }
+
+  int buckets() const { return static_cast<int>((elements_ + bucket_ - 1) / bucket_); }
+  // A bucket's place in the flat buffers; bucket 0 comes first there.
+  Range bucket(int index) const;
+  // The owner's part of it, also in the flat buffers, and where that lies in the owner's own.
+  Range share(int bucket, int owner) const;
+  int64_t owned_offset(int bucket) const { return this->bucket(bucket).begin / owners_; }
+  // The buckets that hold nothing but parameters from `first` on: this one and all after it.
+  int FirstBucketFrom(ParamId first) const;
+  // All that `owner` owns, bucket by bucket; every element of every parameter has one owner.
+  std::vector<Part> Parts(int owner) const;
+
+ private:
+  int owners_ = 1;
+  int64_t elements_ = 0;
+  int64_t bucket_ = 0;         // elements
+  std::vector<Range> ranges_;  // of each parameter in the flat buffers, without padding
+};
+
+}  // namespace eyrie

@@ -1,0 +1,95 @@
+// Ranks that die: the job ends, and the run goes on from its last checkpoint, on another layout.
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <cmath>
+#include <random>
+#include <thread>
+
+#include "tests/support/eyrie_process.h"
+
+namespace eyrie {
+namespace {
+
+namespace fs = std::filesystem;
+
+// The processes of this run's ranks.
+std::vector<pid_t> RanksOf(const fs::path& run) {
+  std::vector<pid_t> ranks;
+  for (const auto& entry : fs::directory_iterator("/proc")) {
+    const std::string name = entry.path().filename();
+    if (name.find_first_not_of("0123456789") != std::string::npos) continue;
+    const std::string command = ReadFile(entry.path() / "cmdline");
+    if (command.rfind(EYRIE_BINARY, 0) == 0 && command.find(run.string()) != std::string::npos) {
+      ranks.push_back(static_cast<pid_t>(std::stoi(name)));
+    }
+  }
+  return ranks;
+}
+
+TEST(FaultsTest, AKilledRankEndsTheJobAndTheRunGoesOnOnAnotherLayout) {
+  const TestDirectory directory;
+  WriteTokenFile((directory / "data").string(), 200, 64, 9);
+  const auto arguments = [&](const fs::path& run, int tensor) {
+    const std::string config =
+        WriteText(run.string() + ".textproto", SmallTrainingConfig(directory / "data", run));
+    return std::vector<std::string>{"train", "--config", config,
+                                    "--set", "train.steps=4000",
+                                    "--set", "train.validation_interval=0",
+                                    "--set", "checkpoint.interval=1",
+                                    "--set", "parallel.tensor=" + std::to_string(tensor)};
+  };
+  const uint32_t seed = std::random_device()();
+  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  std::mt19937 random(seed);
+  const fs::path run = directory / "killed";
+  int64_t saved = 0;
+  for (int kills = 0; kills < 20; ++kills) {
+    const auto [ranks, tensor] =
+        std::vector<std::pair<int, int>>{{4, 2}, {4, 4}, {2, 1}, {2, 2}}[random() % 4];
+    const std::string log = (directory / ("log-" + std::to_string(kills))).string();
+    const pid_t job = Start(EyrieCommand(ranks, arguments(run, tensor)), log);
+    // Any moment: while MPI starts, while a checkpoint is read, while training, while saving. Steps
+    // are milliseconds, and each saves.
+    for (int i = 0; i < 200 && RanksOf(run).size() < static_cast<size_t>(ranks); ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    }
+    std::this_thread::sleep_for(std::chrono::microseconds(random() % 1'500'000));
+    const std::vector<pid_t> victims = RanksOf(run);
+    ASSERT_FALSE(victims.empty()) << ReadFile(log + ".err");
+    kill(victims[random() % victims.size()], SIGKILL);
+    const ProcessResult result = Finish(job, log);
+    EXPECT_NE(result.code, 0);
+    EXPECT_LT(result.seconds, 30.0);
+    EXPECT_NE(result.err.find("signal 9"), std::string::npos) << result.err;
+    EXPECT_TRUE(RanksOf(run).empty());
+    // What was saved stays good.
+    const ProcessResult verified = RunEyrie(0, {"checkpoint", "verify", run.string()});
+    if (saved > 0 || fs::exists(run / "checkpoints" / "step-00000001")) {
+      EXPECT_EQ(verified.code, 0) << verified.err;
+    }
+    if (!ReadMetricsIfAny(run).empty()) saved = ReadMetricsIfAny(run).back()["step"];
+  }
+  ASSERT_GT(saved, 3);
+  std::vector<std::string> last = arguments(run, 2);
+  last.insert(last.end(), {"--set", "train.stop_after=5"});
+  const ProcessResult finished = RunEyrie(4, last);
+  ASSERT_EQ(finished.code, 0) << finished.err;
+
+  // The same steps without any accident.
+  const auto killed = ReadMetrics(run);
+  std::vector<std::string> calm = arguments(directory / "calm", 1);
+  calm.insert(calm.end(), {"--set", "train.stop_after=" + std::to_string(killed.size()), "--set",
+                           "checkpoint.interval=0"});
+  ASSERT_EQ(RunEyrie(1, calm).code, 0);
+  const auto whole = ReadMetrics(directory / "calm");
+  ASSERT_EQ(whole.size(), killed.size());
+  for (size_t i = 0; i < whole.size(); ++i) {
+    EXPECT_EQ(killed[i]["step"], whole[i]["step"]);
+    const double expected = whole[i]["loss"], actual = killed[i]["loss"];
+    EXPECT_LE(std::abs(actual - expected), 1e-5 * expected) << "step " << i + 1;
+  }
+}
+
+}  // namespace
+}  // namespace eyrie
