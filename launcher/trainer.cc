@@ -91,7 +91,6 @@ void Trainer::Start() {
     }
     if (resume != "never" && resume != "newest" && !from) from = FindCheckpoint(resume);
   });
-  mesh_.world().Barrier();
   Collectively(mesh_.world(), [&] {
     if (!from) {
       params_.Initialise(config_.train().seed());
