@@ -4,6 +4,12 @@
 #include <numeric>
 
 namespace eyrie {
+namespace {
+
+// Tokens that CheckPart looks at, at most.
+constexpr int64_t kCheckedTokens = int64_t{1} << 26;
+
+}  // namespace
 
 BatchReader::BatchReader(const Options& options)
     : options_(options),
@@ -29,10 +35,10 @@ void BatchReader::FillPositions(int64_t first) {
   }
 }
 
-void BatchReader::CheckPart(int part, int parts, int64_t limit) const {
+void BatchReader::CheckPart(int part, int parts) const {
   const int64_t share = (dataset_.total_tokens() + parts - 1) / parts;
   const int64_t first = std::min(part * share, dataset_.total_tokens());
-  const int64_t count = std::min({share, dataset_.total_tokens() - first, limit});
+  const int64_t count = std::min({share, dataset_.total_tokens() - first, kCheckedTokens});
   dataset_.CheckTokens(options_.vocab_size - 1, first, count);
 }
 

@@ -26,9 +26,9 @@ class BatchReader {
   explicit BatchReader(const Options& options);
 
   const Sampler& sampler() const { return sampler_; }
-  // Checks up to `limit` tokens of this part of the token file against the vocabulary, so that a
-  // mismatch shows before training begins.
-  void CheckPart(int part, int parts, int64_t limit) const;
+  // Checks this part of the token file against the vocabulary, or as much of it as takes no time,
+  // so that a mismatch shows before training begins. Every batch is checked again when it is read.
+  void CheckPart(int part, int parts) const;
   // The samples first, first+1, ..., first+count-1. The tensors stay valid until the next call.
   Model::Batch Read(int64_t first, int64_t count);
   // [count, T]: where each token of the samples last read stands in its document, or in the

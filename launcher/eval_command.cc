@@ -43,7 +43,7 @@ ExitCode Eval(const EvalOptions& options, Job& job) {
                              .chunk = inference.mesh().sequence().rank(),
                              .chunks = inference.mesh().sequence().size(),
                              .packing = config.data().packing()});
-    reader->CheckPart(job.world().rank(), job.world().size(), int64_t{1} << 26);
+    reader->CheckPart(job.world().rank(), job.world().size());
   });
   int64_t sequences = reader->sampler().windows();
   if (options.sequences > 0) sequences = std::min(sequences, options.sequences);

@@ -27,10 +27,6 @@ namespace {
 namespace fs = std::filesystem;
 using Clock = std::chrono::steady_clock;
 
-// Tokens of its share of a token file that each rank checks before training; every batch is
-// checked again when it is drawn.
-constexpr int64_t kCheckedTokens = int64_t{1} << 26;
-
 double SecondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
@@ -63,7 +59,7 @@ Trainer::Trainer(const config::Config& config, const Mesh& mesh)
                                .packing = config.data().packing(),
                                .seed = train.seed(),
                                .shuffle = shuffle});
-      reader->CheckPart(mesh.world().rank(), mesh.world().size(), kCheckedTokens);
+      reader->CheckPart(mesh.world().rank(), mesh.world().size());
       return reader;
     };
     train_ = open(config.data().train(), /*shuffle=*/true);
@@ -105,8 +101,6 @@ void Trainer::Start() {
 }
 
 std::string Trainer::Summary() const {
-  int64_t parameters = 0;
-  for (const ParamSpec& spec : params_.table().specs()) parameters += spec.shape.size();
   const MeshShape shape = mesh_.shape();
   const auto& train = config_.train();
   const auto count = [](int64_t n, const char* noun) {
@@ -116,15 +110,15 @@ std::string Trainer::Summary() const {
     return StrCat("; ", prefix, ": ", count(reader.sampler().windows(), "sequence"), " of ",
                   count(train.sequence_length(), "token"));
   };
-  return StrCat(count(parameters, "parameter"), " on ", count(shape.ranks(), "rank"), " (data ",
-                shape.data, " x sequence ", shape.sequence, " x tensor ", shape.tensor, "); ",
-                count(train.global_batch_size() * train.sequence_length(), "token"), " a step; ",
-                position_.step >= train.steps()
-                    ? StrCat("all ", count(train.steps(), "step"), " done, in ")
-                    : StrCat("steps ", position_.step + 1, " to ", LastStep(), " of ",
-                             train.steps(), ", from "),
-                source_, data(config_.data().train(), *train_),
-                validation_ ? data(config_.data().validation(), *validation_) : "");
+  return StrCat(
+      count(params_.table().TotalElements(), "parameter"), " on ", count(shape.ranks(), "rank"),
+      " (data ", shape.data, " x sequence ", shape.sequence, " x tensor ", shape.tensor, "); ",
+      count(train.global_batch_size() * train.sequence_length(), "token"), " a step; ",
+      position_.step >= train.steps() ? StrCat("all ", count(train.steps(), "step"), " done, in ")
+                                      : StrCat("steps ", position_.step + 1, " to ", LastStep(),
+                                               " of ", train.steps(), ", from "),
+      source_, data(config_.data().train(), *train_),
+      validation_ ? data(config_.data().validation(), *validation_) : "");
 }
 
 int64_t Trainer::LastStep() const {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <optional>
 
 #include "kernels/attention/attention.h"
@@ -27,20 +26,12 @@ Linear In(const char* name, int64_t in, int64_t out, Linear::Cut cut) {
 // after [B, W, dh] := the last W rows of [before [B, W, dh]; now [B, T, dh]]; `before` absent: 0.
 void Remember(const Tensor& before, const Tensor& now, const Tensor& after) {
   const int64_t w = after.dim(1), t = now.dim(1), fresh = std::min(w, t);
-  for (int64_t b = 0; b < after.dim(0); ++b) {
-    const Tensor target = after.Rows(b, b + 1).View({w, after.dim(2)});
-    if (fresh < w) {
-      const Tensor kept = target.Rows(0, w - fresh);
-      if (before.defined()) {
-        const Tensor source = before.Rows(b, b + 1).View(target.shape).Rows(fresh, w);
-        std::memmove(kept.raw, source.raw, kept.bytes());
-      } else {
-        FillZero(kept);
-      }
-    }
-    const Tensor source = now.Rows(b, b + 1).View({t, now.dim(2)}).Rows(t - fresh, t);
-    Copy(source, target.Rows(w - fresh, w));
+  if (before.defined()) {
+    CopyRows(before, fresh, after, 0, w - fresh);
+  } else {
+    FillZero(after);
   }
+  CopyRows(now, t - fresh, after, w - fresh, fresh);
 }
 
 // The transpose of Remember: adds dafter's rows to dnow's and dbefore's.

@@ -81,7 +81,8 @@ TEST(FaultsTest, AKilledRankEndsTheJobAndTheRunGoesOnOnAnotherLayout) {
     if (saved > 0 || fs::exists(run / "checkpoints" / "step-00000001")) {
       EXPECT_EQ(verified.code, 0) << verified.err;
     }
-    if (!ReadMetricsIfAny(run).empty()) saved = ReadMetricsIfAny(run).back()["step"];
+    if (!ReadMetrics(run, /*unfinished=*/true).empty())
+      saved = ReadMetrics(run, /*unfinished=*/true).back()["step"];
   }
   ASSERT_GT(saved, 3);
   std::vector<std::string> last = arguments(run, 2);

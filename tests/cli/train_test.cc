@@ -171,10 +171,10 @@ TEST_F(TrainTest, SignalsSaveAndEnd) {
                                      "--set", "run.directory=" + run.string()}),
                 log);
       // Let it train a little first.
-      for (int i = 0; i < 300 && ReadMetrics(run).size() < 5; ++i) {
+      for (int i = 0; i < 300 && ReadMetrics(run, /*unfinished=*/true).size() < 5; ++i) {
         std::this_thread::sleep_for(std::chrono::milliseconds(100));
       }
-      ASSERT_GE(ReadMetrics(run).size(), 5u) << ReadFile(log + ".err");
+      ASSERT_GE(ReadMetrics(run, /*unfinished=*/true).size(), 5u) << ReadFile(log + ".err");
       if (ranks == 0) {
         kill(child, number);
       } else {

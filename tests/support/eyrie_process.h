@@ -101,19 +101,13 @@ inline ProcessResult RunEyrie(int ranks, const std::vector<std::string>& argumen
   return Finish(Start(command, log), log);
 }
 
-inline std::vector<nlohmann::json> ReadMetrics(const std::filesystem::path& run) {
-  std::vector<nlohmann::json> lines;
-  std::ifstream in(run / "metrics.jsonl");
-  for (std::string line; std::getline(in, line);) lines.push_back(nlohmann::json::parse(line));
-  return lines;
-}
-
-// Likewise of a run that was cut off, whose last line may be half there.
-inline std::vector<nlohmann::json> ReadMetricsIfAny(const std::filesystem::path& run) {
+// With `unfinished`, of a run that goes on or was cut off, whose last line may be half there.
+inline std::vector<nlohmann::json> ReadMetrics(const std::filesystem::path& run,
+                                               bool unfinished = false) {
   std::vector<nlohmann::json> lines;
   std::ifstream in(run / "metrics.jsonl");
   for (std::string line; std::getline(in, line);) {
-    nlohmann::json object = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/false);
+    nlohmann::json object = nlohmann::json::parse(line, nullptr, /*allow_exceptions=*/!unfinished);
     if (!object.is_discarded()) lines.push_back(std::move(object));
   }
   return lines;
