@@ -2,7 +2,11 @@
 
 #include <cblas.h>
 
+#include <algorithm>
+
+#include "core/device.h"
 #include "core/error.h"
+#include "core/threads.h"
 
 namespace eyrie {
 namespace {
@@ -13,6 +17,30 @@ blasint Narrow(int64_t value) {
   const auto narrow = static_cast<blasint>(value);
   EYRIE_CHECK(narrow == value && value >= 0, "matrix extent ", value, " is beyond BLAS");
   return narrow;
+}
+
+template <class T>
+void GemmCpu(const GemmArgs& args) {
+  const bool adds = args.accumulate || args.bias.defined();
+  for (int64_t i = 0; i < args.batch; ++i) {
+    T* c = args.c.data<T>() + i * args.stride_c;
+    if (args.bias.defined()) {
+      const T* bias = args.bias.data<T>() + i * args.n;
+      ParallelFor(args.m, [&](int64_t row) { std::copy_n(bias, args.n, c + row * args.ldc); });
+    }
+    Gemm(args.trans_a, args.trans_b, args.m, args.n, args.k, T(1),
+         args.a.data<T>() + i * args.stride_a, args.lda, args.b.data<T>() + i * args.stride_b,
+         args.ldb, adds ? T(1) : T(0), c, args.ldc);
+  }
+}
+
+// Elements that a matrix of `rows` x `columns` spans, and `batch` of them.
+void CheckSpan(const char* name, const Tensor& tensor, int64_t rows, int64_t columns, int64_t ld,
+               int64_t batch, int64_t stride) {
+  const int64_t last = (batch - 1) * stride + (rows - 1) * ld + columns;
+  EYRIE_CHECK(tensor.defined() && ld >= columns && (rows == 0 || last <= tensor.size()),
+              "Gemm: ", name, " ", tensor.shape.ToString(), " does not hold ", batch, " x ", rows,
+              " x ", columns, " at ", ld);
 }
 
 }  // namespace
@@ -29,6 +57,29 @@ void Gemm(Trans trans_a, Trans trans_b, int64_t m, int64_t n, int64_t k, double 
           int64_t ldc) {
   cblas_dgemm(CblasRowMajor, Convert(trans_a), Convert(trans_b), Narrow(m), Narrow(n), Narrow(k),
               alpha, a, Narrow(lda), b, Narrow(ldb), beta, c, Narrow(ldc));
+}
+
+void Gemm(const GemmArgs& args) {
+  const auto check = [&](const char* name, const Tensor& tensor, Trans trans, int64_t rows,
+                         int64_t columns, int64_t ld, int64_t stride) {
+    if (trans == Trans::kYes) std::swap(rows, columns);
+    CheckSpan(name, tensor, rows, columns, ld, args.batch, stride);
+  };
+  check("A", args.a, args.trans_a, args.m, args.k, args.lda, args.stride_a);
+  check("B", args.b, args.trans_b, args.k, args.n, args.ldb, args.stride_b);
+  check("C", args.c, Trans::kNo, args.m, args.n, args.ldc, args.stride_c);
+  EYRIE_CHECK(!args.bias.defined() || (!args.accumulate && args.bias.size() == args.batch * args.n),
+              "Gemm: bias");
+  EYRIE_CHECK(args.a.dtype == args.b.dtype && args.a.device == args.b.device &&
+                  args.a.device == args.c.device,
+              "Gemm: A, B and C do not go together");
+  if (args.m == 0 || args.n == 0) return;
+  if constexpr (kCudaBuild) {
+    if (args.a.device == Device::kCuda) return GemmCuda(args);
+  }
+  EYRIE_CHECK(args.a.device == Device::kCpu && args.c.dtype == args.a.dtype, "Gemm on the CPU");
+  if (args.a.dtype == DType::kF64) return GemmCpu<double>(args);
+  GemmCpu<float>(args);
 }
 
 }  // namespace eyrie

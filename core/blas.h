@@ -1,19 +1,45 @@
-// Matrix products through BLAS, on row-major float32 or float64 matrices.
+// Matrix products through BLAS: OpenBLAS on the CPU, cuBLASLt on a GPU.
 #pragma once
 
 #include <cstdint>
+
+#include "core/tensor.h"
 
 namespace eyrie {
 
 enum class Trans : bool { kNo, kYes };
 
-// C[m, n] = alpha * op(A)[m, k] op(B)[k, n] + beta * C, each row-major with its leading dimension
-// (the distance between rows, in elements). With beta = 0, C need not be initialised.
+// C[m, n] = op(A)[m, k] op(B)[k, n] + bias, or C += op(A) op(B). Matrices are row-major and start
+// where their tensor starts, whatever its shape; ld is the distance between their rows, in
+// elements. On the CPU all are float32 or all float64. On a GPU A and B are both bfloat16 or both
+// float32, C like them or float32, and products are summed in float32.
+struct GemmArgs {
+  Trans trans_a = Trans::kNo, trans_b = Trans::kNo;
+  int64_t m = 0, n = 0, k = 0;
+  Tensor a;
+  int64_t lda = 0;
+  Tensor b;
+  int64_t ldb = 0;
+  Tensor c;
+  int64_t ldc = 0;
+  bool accumulate = false;
+  Tensor bias;  // [batch, n] like C, added to every row of C; optional, not with accumulate
+  // So many products at once, whose matrices start `stride` elements apart.
+  int64_t batch = 1;
+  int64_t stride_a = 0, stride_b = 0, stride_c = 0;
+};
+void Gemm(const GemmArgs& args);
+
+// The same for kernels' CPU bodies, on host memory and with a factor each:
+// C = alpha op(A) op(B) + beta C. With beta = 0, C need not be initialised.
 void Gemm(Trans trans_a, Trans trans_b, int64_t m, int64_t n, int64_t k, float alpha,
           const float* a, int64_t lda, const float* b, int64_t ldb, float beta, float* c,
           int64_t ldc);
 void Gemm(Trans trans_a, Trans trans_b, int64_t m, int64_t n, int64_t k, double alpha,
           const double* a, int64_t lda, const double* b, int64_t ldb, double beta, double* c,
           int64_t ldc);
+
+// The body of a CUDA build.
+void GemmCuda(const GemmArgs& args);
 
 }  // namespace eyrie

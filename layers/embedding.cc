@@ -6,7 +6,6 @@
 
 #include "core/blas.h"
 #include "kernels/cross_entropy/cross_entropy.h"
-#include "kernels/dispatch.h"
 #include "kernels/embedding/embedding.h"
 
 namespace eyrie {
@@ -45,12 +44,16 @@ void Embedding::LookUpBackward(Run& run, const Tensor& tokens, const Tensor& dy)
 }
 
 void Embedding::PartialLogits(Run& run, const Tensor& x, const Tensor& u) const {
-  const int64_t width = options_.width;
-  DispatchCpu("head", x, [&](auto tag) {
-    using T = decltype(tag);
-    Gemm(Trans::kNo, Trans::kYes, x.size() / width, local_vocab_, width, T(1), x.data<T>(), width,
-         run.params.value(table_).data<T>(), width, T(0), u.data<T>(), local_vocab_);
-  });
+  Gemm({.trans_b = Trans::kYes,
+        .m = x.size() / options_.width,
+        .n = local_vocab_,
+        .k = options_.width,
+        .a = x,
+        .lda = options_.width,
+        .b = run.params.value(table_),
+        .ldb = options_.width,
+        .c = u,
+        .ldc = local_vocab_});
 }
 
 Loss Embedding::HeadLoss(Run& run, const Tensor& x, const Tensor& labels, double scale,
@@ -86,14 +89,26 @@ Loss Embedding::HeadLoss(Run& run, const Tensor& x, const Tensor& labels, double
                       .first = first,
                       .soft_cap = options_.soft_cap,
                       .scale = scale});
-    DispatchCpu("head", x, [&](auto tag) {
-      using T = decltype(tag);
-      Gemm(Trans::kNo, Trans::kNo, rows, width, local_vocab_, T(1), logits.data<T>(), local_vocab_,
-           run.params.value(table_).data<T>(), width, T(0),
-           dx.View({tokens, width}).Rows(begin, end).data<T>(), width);
-      Gemm(Trans::kYes, Trans::kNo, local_vocab_, width, rows, T(1), logits.data<T>(), local_vocab_,
-           piece.data<T>(), width, T(1), run.params.grad(table_).data<T>(), width);
-    });
+    Gemm({.m = rows,
+          .n = width,
+          .k = local_vocab_,
+          .a = logits,
+          .lda = local_vocab_,
+          .b = run.params.value(table_),
+          .ldb = width,
+          .c = dx.View({tokens, width}).Rows(begin, end),
+          .ldc = width});
+    Gemm({.trans_a = Trans::kYes,
+          .m = local_vocab_,
+          .n = width,
+          .k = rows,
+          .a = logits,
+          .lda = local_vocab_,
+          .b = piece,
+          .ldb = width,
+          .c = run.params.grad(table_),
+          .ldc = width,
+          .accumulate = true});
   }
   if (dx.defined()) tensor.AllReduce(dx, ReduceOp::kSum).Wait();
   return loss;

@@ -1,7 +1,6 @@
 #include "layers/linear.h"
 
 #include "core/blas.h"
-#include "kernels/dispatch.h"
 #include "kernels/elementwise/elementwise.h"
 
 namespace eyrie {
@@ -28,15 +27,18 @@ void Linear::Declare(Declaration& declare) {
 }
 
 void Linear::Forward(Run& run, const Tensor& x, const Tensor& y) const {
-  const int64_t rows = x.size() / local_in_;
   const bool add_bias = options_.bias && options_.cut != Cut::kRows;
-  if (add_bias) BroadcastRows(run.params.value(bias_), y);
-  DispatchCpu("linear", x, [&](auto tag) {
-    using T = decltype(tag);
-    Gemm(Trans::kNo, Trans::kYes, rows, local_out_, local_in_, T(1), x.data<T>(), local_in_,
-         run.params.value(weight_).data<T>(), local_in_, add_bias ? T(1) : T(0), y.data<T>(),
-         local_out_);
-  });
+  Gemm({.trans_b = Trans::kYes,
+        .m = x.size() / local_in_,
+        .n = local_out_,
+        .k = local_in_,
+        .a = x,
+        .lda = local_in_,
+        .b = run.params.value(weight_),
+        .ldb = local_in_,
+        .c = y,
+        .ldc = local_out_,
+        .bias = add_bias ? run.params.value(bias_) : Tensor{}});
 }
 
 void Linear::Reduce(Run& run, const Tensor& y) const {
@@ -46,22 +48,30 @@ void Linear::Reduce(Run& run, const Tensor& y) const {
 }
 
 void Linear::BackwardInput(Run& run, const Tensor& dy, const Tensor& dx, bool accumulate) const {
-  const int64_t rows = dy.size() / local_out_;
-  DispatchCpu("linear", dy, [&](auto tag) {
-    using T = decltype(tag);
-    Gemm(Trans::kNo, Trans::kNo, rows, local_in_, local_out_, T(1), dy.data<T>(), local_out_,
-         run.params.value(weight_).data<T>(), local_in_, accumulate ? T(1) : T(0), dx.data<T>(),
-         local_in_);
-  });
+  Gemm({.m = dy.size() / local_out_,
+        .n = local_in_,
+        .k = local_out_,
+        .a = dy,
+        .lda = local_out_,
+        .b = run.params.value(weight_),
+        .ldb = local_in_,
+        .c = dx,
+        .ldc = local_in_,
+        .accumulate = accumulate});
 }
 
 void Linear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const {
-  const int64_t rows = x.size() / local_in_;
-  DispatchCpu("linear", x, [&](auto tag) {
-    using T = decltype(tag);
-    Gemm(Trans::kYes, Trans::kNo, local_out_, local_in_, rows, T(1), dy.data<T>(), local_out_,
-         x.data<T>(), local_in_, T(1), run.params.grad(weight_).data<T>(), local_in_);
-  });
+  Gemm({.trans_a = Trans::kYes,
+        .m = local_out_,
+        .n = local_in_,
+        .k = x.size() / local_in_,
+        .a = dy,
+        .lda = local_out_,
+        .b = x,
+        .ldb = local_in_,
+        .c = run.params.grad(weight_),
+        .ldc = local_in_,
+        .accumulate = true});
   if (options_.bias) SumRows(dy, run.params.grad(bias_));
 }
 

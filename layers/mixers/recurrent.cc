@@ -5,7 +5,6 @@
 
 #include "core/blas.h"
 #include "kernels/causal_conv1d/causal_conv1d.h"
-#include "kernels/dispatch.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/glu/glu.h"
 #include "kernels/rg_lru/rg_lru.h"
@@ -92,42 +91,61 @@ void RecurrentMixer::DeclareState(StateTable& table) const {
 
 void RecurrentMixer::Gate(Run& run, ParamId weight, ParamId bias, const Tensor& u,
                           const Tensor& z) const {
-  const int64_t rows = u.size() / width_, block = width_ / blocks_;
-  BroadcastRows(run.params.value(bias).View({width_}), z);
-  DispatchCpu("rg_lru gates", u, [&](auto tag) {
-    using T = decltype(tag);
-    const T* w = run.params.value(weight).data<T>();
-    for (int64_t g = 0; g < blocks_; ++g) {
-      Gemm(Trans::kNo, Trans::kYes, rows, block, block, T(1), u.data<T>() + g * block, width_,
-           w + g * block * block, block, T(1), z.data<T>() + g * block, width_);
-    }
-  });
+  const int64_t block = width_ / blocks_;
+  Gemm({.trans_b = Trans::kYes,
+        .m = u.size() / width_,
+        .n = block,
+        .k = block,
+        .a = u,
+        .lda = width_,
+        .b = run.params.value(weight),
+        .ldb = block,
+        .c = z,
+        .ldc = width_,
+        .bias = run.params.value(bias),
+        .batch = blocks_,
+        .stride_a = block,
+        .stride_b = block * block,
+        .stride_c = block});
 }
 
 void RecurrentMixer::GateBackwardInput(Run& run, ParamId weight, const Tensor& dz,
                                        const Tensor& du) const {
-  const int64_t rows = dz.size() / width_, block = width_ / blocks_;
-  DispatchCpu("rg_lru gates", dz, [&](auto tag) {
-    using T = decltype(tag);
-    const T* w = run.params.value(weight).data<T>();
-    for (int64_t g = 0; g < blocks_; ++g) {
-      Gemm(Trans::kNo, Trans::kNo, rows, block, block, T(1), dz.data<T>() + g * block, width_,
-           w + g * block * block, block, T(1), du.data<T>() + g * block, width_);
-    }
-  });
+  const int64_t block = width_ / blocks_;
+  Gemm({.m = dz.size() / width_,
+        .n = block,
+        .k = block,
+        .a = dz,
+        .lda = width_,
+        .b = run.params.value(weight),
+        .ldb = block,
+        .c = du,
+        .ldc = width_,
+        .accumulate = true,
+        .batch = blocks_,
+        .stride_a = block,
+        .stride_b = block * block,
+        .stride_c = block});
 }
 
 void RecurrentMixer::GateBackwardWeight(Run& run, ParamId weight, ParamId bias, const Tensor& u,
                                         const Tensor& dz) const {
-  const int64_t rows = u.size() / width_, block = width_ / blocks_;
-  DispatchCpu("rg_lru gates", u, [&](auto tag) {
-    using T = decltype(tag);
-    T* dw = run.params.grad(weight).data<T>();
-    for (int64_t g = 0; g < blocks_; ++g) {
-      Gemm(Trans::kYes, Trans::kNo, block, block, rows, T(1), dz.data<T>() + g * block, width_,
-           u.data<T>() + g * block, width_, T(1), dw + g * block * block, block);
-    }
-  });
+  const int64_t block = width_ / blocks_;
+  Gemm({.trans_a = Trans::kYes,
+        .m = block,
+        .n = block,
+        .k = u.size() / width_,
+        .a = dz,
+        .lda = width_,
+        .b = u,
+        .ldb = width_,
+        .c = run.params.grad(weight),
+        .ldc = block,
+        .accumulate = true,
+        .batch = blocks_,
+        .stride_a = block,
+        .stride_b = block,
+        .stride_c = block * block});
   SumRows(dz, run.params.grad(bias).View({width_}));
 }
 
