@@ -42,19 +42,26 @@ void BatchReader::CheckPart(int part, int parts) const {
   dataset_.CheckTokens(options_.vocab_size - 1, first, count);
 }
 
+void BatchReader::CopyPart(const int32_t* sequence, int32_t* part) const {
+  const int64_t length = options_.length / options_.chunks;
+  const int64_t stripe = options_.stripe == 0 ? length : options_.stripe;
+  for (int64_t begin = 0; begin < length; begin += stripe) {
+    std::copy_n(sequence + begin * options_.chunks + options_.chunk * stripe, stripe, part + begin);
+  }
+}
+
 Model::Batch BatchReader::Read(int64_t first, int64_t count) {
   const int64_t length = tokens_.tensor.dim(1);
   int32_t* window = window_.tensor.data<int32_t>();
-  const int32_t* mine = window + options_.chunk * length;
   for (int64_t i = 0; i < count; ++i) {
     dataset_.CheckTokens(options_.vocab_size - 1, sampler_.FirstToken(first + i),
                          options_.length + 1);
     sampler_.Read(first + i, window);
     FillPositions(sampler_.FirstToken(first + i));
-    std::copy_n(mine, length, tokens_.tensor.data<int32_t>() + i * length);
-    std::copy_n(mine + 1, length, labels_.tensor.data<int32_t>() + i * length);
-    std::copy_n(window_positions_.tensor.data<int32_t>() + options_.chunk * length, length,
-                positions_.tensor.data<int32_t>() + i * length);
+    CopyPart(window, tokens_.tensor.data<int32_t>() + i * length);
+    CopyPart(window + 1, labels_.tensor.data<int32_t>() + i * length);
+    CopyPart(window_positions_.tensor.data<int32_t>(),
+             positions_.tensor.data<int32_t>() + i * length);
   }
   return {.tokens = tokens_.tensor.Rows(0, count), .labels = labels_.tensor.Rows(0, count)};
 }

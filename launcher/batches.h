@@ -18,7 +18,10 @@ class BatchReader {
     int64_t max_batch = 1;      // sequences at a time
     int64_t length = 0;         // tokens of a sequence
     int64_t vocab_size = 0;     // ids are below
-    int chunk = 0, chunks = 1;  // this rank's part of each sequence: [chunk, chunk + 1) of chunks
+    // This rank's part of each sequence: [chunk, chunk + 1) of chunks; with `stripe`, of every
+    // chunks * stripe tokens.
+    int chunk = 0, chunks = 1;
+    int64_t stripe = 0;
     config::DataConfig::Packing packing = config::DataConfig::DOCUMENTS;
     uint64_t seed = 0;
     bool shuffle = false;
@@ -38,6 +41,8 @@ class BatchReader {
  private:
   // The positions of the `length` tokens from `first` on.
   void FillPositions(int64_t first);
+  // This rank's tokens of a whole sequence, one after another.
+  void CopyPart(const int32_t* sequence, int32_t* part) const;
 
   Options options_;
   IndexedDataset dataset_;

@@ -234,7 +234,11 @@ void ValidateForTraining(const config::Config& config) {
                           "parallel.data x train.micro_batch_size", sequences);
   if (train.chunk_length() < 0) errors.Add("train.chunk_length must not be negative");
   if (train.chunk_length() > 0 && config.parallel().sequence() > 1) {
-    errors.Add("train.chunk_length needs parallel.sequence = 1, is ", config.parallel().sequence());
+    // The ranks run a chunk each at once.
+    const char* together = "train.chunk_length x parallel.sequence";
+    const int64_t tokens = train.chunk_length() * config.parallel().sequence();
+    errors.RequireDivisible("train.sequence_length", train.sequence_length(), together, tokens);
+    ValidateSequence(config.model(), together, tokens, config.parallel().sequence(), errors);
   }
   if (train.stop_after() < 0) errors.Add("train.stop_after must not be negative");
   if (train.validation_interval() < 0) errors.Add("train.validation_interval must not be negative");

@@ -48,7 +48,7 @@ Trainer::Trainer(const config::Config& config, const Mesh& mesh)
     const std::string& tokenizer = config.data().tokenizer();
     if (!tokenizer.empty()) MakeTokenizer(tokenizer, config.model().vocab_size());
     const auto& train = config.train();
-    const auto open = [&](const std::string& prefix, bool shuffle) {
+    const auto open = [&](const std::string& prefix, int64_t stripe, bool shuffle) {
       auto reader = std::make_unique<BatchReader>(
           BatchReader::Options{.prefix = prefix,
                                .max_batch = train.micro_batch_size(),
@@ -56,15 +56,18 @@ Trainer::Trainer(const config::Config& config, const Mesh& mesh)
                                .vocab_size = config.model().vocab_size(),
                                .chunk = mesh.sequence().rank(),
                                .chunks = mesh.sequence().size(),
+                               .stripe = stripe,
                                .packing = config.data().packing(),
                                .seed = train.seed(),
                                .shuffle = shuffle});
       reader->CheckPart(mesh.world().rank(), mesh.world().size());
       return reader;
     };
-    train_ = open(config.data().train(), /*shuffle=*/true);
+    // Training runs chunk by chunk, with all sequence ranks at work on each chunk.
+    train_ = open(config.data().train(),
+                  mesh.sequence().size() > 1 ? train.chunk_length() : 0, /*shuffle=*/true);
     if (train.validation_interval() > 0) {
-      validation_ = open(config.data().validation(), /*shuffle=*/false);
+      validation_ = open(config.data().validation(), /*stripe=*/0, /*shuffle=*/false);
     }
   });
   Start();

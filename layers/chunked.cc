@@ -29,12 +29,14 @@ Loss ForwardBackward(const Model& model, Run& run, const Model::Batch& batch, in
     return loss;
   }
 
+  EYRIE_CHECK(run.mesh.shape().sequence == 1 || tokens % chunk_length == 0);
   const Tensor positions = run.positions;
   const int64_t chunks = (tokens + chunk_length - 1) / chunk_length;
   const auto begin = [&](int64_t chunk) { return chunk * chunk_length; };
   const auto end = [&](int64_t chunk) { return std::min(tokens, (chunk + 1) * chunk_length); };
   const auto make_state = [&] {
-    return model.MakeState(run.params.dtype(), batch.tokens.dim(0), tokens);
+    return model.MakeState(run.params.dtype(), batch.tokens.dim(0),
+                           tokens * run.mesh.shape().sequence);
   };
 
   // entering[c] is the state before chunk c.

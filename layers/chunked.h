@@ -1,5 +1,7 @@
-// A training pass that runs its sequences chunk by chunk on one device, with exact gradients, so
-// that the memory of activations follows the chunk and not the sequence.
+// A training pass that runs its sequences chunk by chunk, with exact gradients, so that the memory
+// of activations follows the chunk and not the sequence. With S ranks on the sequence axis they are
+// at work on the same S * chunk_length tokens: of these, which are the k-th of the sequence, rank s
+// holds chunk_length from s * chunk_length on, as its own tokens from k * chunk_length on.
 #pragma once
 
 #include "layers/model.h"

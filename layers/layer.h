@@ -55,12 +55,15 @@ struct Declaration {
 };
 
 // The state before and after this chunk of the sequence; null: the sequence's start, not wanted.
+// Where ranks of the sequence axis hold parts of the chunk, it is the state before the first rank's
+// part and after the last one's, and every rank holds all of it.
 struct Carry {
   const State* before = nullptr;
   State* after = nullptr;
 };
 
-// Gradients of the same: null: no later chunk, not wanted. `before` is overwritten.
+// Gradients of the same: null: no later chunk, not wanted. `before` is overwritten. Every rank
+// of the sequence axis is given the whole gradient, and must leave the whole one.
 struct CarryGrad {
   const State* after = nullptr;
   State* before = nullptr;

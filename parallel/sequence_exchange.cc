@@ -14,12 +14,22 @@ struct Overlap {
 };
 
 template <class T>
-void AddRows(const Tensor& from, const Tensor& to, int64_t to_row) {
-  const int64_t rows = from.dim(1), width = from.dim(2);
+void AddRowsOf(const Tensor& from, int64_t from_row, const Tensor& to, int64_t to_row,
+               int64_t rows) {
+  const int64_t width = from.dim(2);
   for (int64_t b = 0; b < from.dim(0); ++b) {
-    const T* source = from.data<T>() + b * rows * width;
+    const T* source = from.data<T>() + (b * from.dim(1) + from_row) * width;
     T* target = to.data<T>() + (b * to.dim(1) + to_row) * width;
     for (int64_t i = 0; i < rows * width; ++i) target[i] += source[i];
+  }
+}
+
+// Arguments as for CopyRows.
+void AddRows(const Tensor& from, int64_t from_row, const Tensor& to, int64_t to_row, int64_t rows) {
+  if (from.dtype == DType::kF64) {
+    AddRowsOf<double>(from, from_row, to, to_row, rows);
+  } else {
+    AddRowsOf<float>(from, from_row, to, to_row, rows);
   }
 }
 
@@ -85,38 +95,84 @@ HaloGradExchange::HaloGradExchange(Communicator& sequence, Arena& arena, const T
 void HaloGradExchange::Wait() {
   for (Part& part : received_) {
     part.event.Wait();
-    if (tail_grad_.dtype == DType::kF64) {
-      AddRows<double>(part.buffer, tail_grad_, part.first_row);
-    } else {
-      AddRows<float>(part.buffer, tail_grad_, part.first_row);
-    }
+    AddRows(part.buffer, 0, tail_grad_, part.first_row, part.buffer.dim(1));
   }
   for (Event& event : sent_) event.Wait();
 }
 
-CarryScan::CarryScan(Communicator& sequence, Arena& arena, const Tensor& decay,
-                     const Tensor& increment, const Tensor& result, Direction direction)
-    : rank_(sequence.rank()), size_(sequence.size()), result_(result), direction_(direction) {
-  const int64_t n = result.size();
-  const Tensor mine = arena.Allocate(result.dtype, {2, n});
-  gathered_ = arena.Allocate(result.dtype, {size_, 2, n});
-  Copy(decay.View({1, n}), mine.Rows(0, 1));
-  Copy(increment.View({1, n}), mine.Rows(1, 2));
+TailExchange::TailExchange(Communicator& sequence, Arena& arena, const Tensor& before,
+                           const Tensor& now, const Tensor& after)
+    : before_(before), after_(after) {
+  const int64_t batch = now.dim(0), tokens = now.dim(1), width = now.dim(2), wanted = after.dim(1);
+  // What a further rank would fetch as its halo, told to all.
+  for (int distance = 1; distance <= sequence.size(); ++distance) {
+    const Overlap overlap(tokens, wanted, distance);
+    if (overlap.rows == 0) break;
+    const int owner = sequence.size() - distance;
+    const Tensor buffer = arena.Allocate(now.dtype, {batch, overlap.rows, width});
+    if (sequence.rank() == owner) CopyRows(now, tokens - overlap.rows, buffer, 0, overlap.rows);
+    parts_.push_back(
+        {buffer, wanted - overlap.after - overlap.rows, sequence.Broadcast(buffer, owner)});
+  }
+}
+
+void TailExchange::Wait() {
+  const int64_t rows = after_.dim(1), old = parts_.empty() ? rows : parts_.back().first_row;
+  if (before_.defined()) {
+    CopyRows(before_, rows - old, after_, 0, old);
+  } else {
+    FillZero(after_);
+  }
+  for (Part& part : parts_) {
+    part.event.Wait();
+    CopyRows(part.buffer, 0, after_, part.first_row, part.buffer.dim(1));
+  }
+}
+
+void TailGrad(const Communicator& sequence, const Tensor& dafter, const Tensor& dnow,
+              const Tensor& dbefore) {
+  const int64_t tokens = dnow.dim(1), wanted = dafter.dim(1);
+  const Overlap own(tokens, wanted, sequence.size() - sequence.rank());
+  AddRows(dafter, wanted - own.after - own.rows, dnow, tokens - own.rows, own.rows);
+  if (sequence.rank() != 0 || !dbefore.defined()) return;
+  const int64_t old = std::max<int64_t>(0, wanted - tokens * sequence.size());
+  AddRows(dafter, 0, dbefore, wanted - old, old);
+}
+
+CarryScan::CarryScan(Communicator& sequence, Arena& arena, const Args& args, Direction direction)
+    : rank_(sequence.rank()), size_(sequence.size()), args_(args), direction_(direction) {
+  const int64_t n = args.entering.size();
+  const Tensor mine = arena.Allocate(args.entering.dtype, {2, n});
+  gathered_ = arena.Allocate(args.entering.dtype, {size_, 2, n});
+  Copy(args.decay.View({1, n}), mine.Rows(0, 1));
+  Copy(args.increment.View({1, n}), mine.Rows(1, 2));
   event_ = sequence.AllGather(mine, gathered_);
 }
 
 void CarryScan::Wait() {
   event_.Wait();
-  FillZero(result_);
-  const bool forward = direction_ == Direction::kForward;
-  for (int rank = forward ? 0 : size_ - 1; rank != rank_; rank += forward ? 1 : -1) {
-    const Tensor map = gathered_.Rows(rank, rank + 1);
-    if (result_.dtype == DType::kF64) {
-      Apply<double>(map, result_);
-    } else {
-      Apply<float>(map, result_);
+  // Chunks in the order in which they compose.
+  const auto apply = [&](int begin, int end, const Tensor& state) {
+    for (int place = begin; place < end; ++place) {
+      const int rank = direction_ == Direction::kForward ? place : size_ - 1 - place;
+      const Tensor map = gathered_.Rows(rank, rank + 1);
+      if (state.dtype == DType::kF64) {
+        Apply<double>(map, state);
+      } else {
+        Apply<float>(map, state);
+      }
     }
+  };
+  const int place = direction_ == Direction::kForward ? rank_ : size_ - 1 - rank_;
+  if (args_.first.defined()) {
+    Copy(args_.first, args_.entering);
+  } else {
+    FillZero(args_.entering);
   }
+  apply(0, place, args_.entering);
+  if (!args_.leaving.defined()) return;
+  Copy(args_.entering, args_.leaving);
+  apply(place, size_, args_.leaving);
 }
 
 }  // namespace eyrie

@@ -1,6 +1,9 @@
 // What ranks that hold successive chunks of the same sequences send each other. Rank s of S holds
 // tokens [s T, (s+1) T). Mixers describe what they need, as halos or as an associative carry; the
 // messages travel until Wait, so that work can be done in between. These know no mixer's maths.
+//
+// A pass may itself be one of several over longer sequences (train.chunk_length). What goes from
+// one pass to the next is held whole by every rank, and so is its gradient.
 #pragma once
 
 #include <algorithm>
@@ -61,23 +64,52 @@ class HaloGradExchange {
   std::vector<Event> sent_;
 };
 
+// The rows that the next pass may look back to: the last ones of all ranks' chunks together.
+class TailExchange {
+ public:
+  // after [B, W, C] := the last W rows of [before [B, W, C]; every rank's `now` [B, T, C], in rank
+  // order], on every rank. `before` absent: zeros.
+  TailExchange(Communicator& sequence, Arena& arena, const Tensor& before, const Tensor& now,
+               const Tensor& after);
+  void Wait();
+
+ private:
+  struct Part {
+    Tensor buffer;      // [B, rows, C]
+    int64_t first_row;  // in `after`
+    Event event;
+  };
+  Tensor before_, after_;
+  std::vector<Part> parts_;
+};
+
+// The transpose: adds dafter's rows to this rank's dnow, and on the first rank to dbefore (absent:
+// not wanted), so that the sum of dbefore over the ranks is its gradient. Sends nothing.
+void TailGrad(const Communicator& sequence, const Tensor& dafter, const Tensor& dnow,
+              const Tensor& dbefore);
+
 // Composes what each chunk does to a carried state, an affine map state = decay * state + increment
-// element by element: gives each rank the state that enters its chunk, when zero enters the first.
+// element by element: gives each rank the state that enters its own chunk.
 class CarryScan {
  public:
   enum class Direction {
     kForward,   // chunks compose in the order of time
     kBackward,  // gradients: against it
   };
-  // decay, increment, result: [n] elements in any shape.
-  CarryScan(Communicator& sequence, Arena& arena, const Tensor& decay, const Tensor& increment,
-            const Tensor& result, Direction direction);
+  // [n] elements each, in any shape.
+  struct Args {
+    Tensor decay, increment;  // what this rank's chunk does
+    Tensor first;             // enters the first chunk; absent: zeros
+    Tensor entering;          // out: what enters this rank's chunk
+    Tensor leaving;           // out: what leaves the last chunk; optional
+  };
+  CarryScan(Communicator& sequence, Arena& arena, const Args& args, Direction direction);
   void Wait();
 
  private:
   int rank_, size_;
   Tensor gathered_;  // [S, 2, n]
-  Tensor result_;
+  Args args_;
   Direction direction_;
   Event event_;
 };

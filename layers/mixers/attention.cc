@@ -23,31 +23,6 @@ Linear In(const char* name, int64_t in, int64_t out, Linear::Cut cut) {
                  .init_std = std::sqrt(1.0 / static_cast<double>(in))});
 }
 
-// after [B, W, dh] := the last W rows of [before [B, W, dh]; now [B, T, dh]]; `before` absent: 0.
-void Remember(const Tensor& before, const Tensor& now, const Tensor& after) {
-  const int64_t w = after.dim(1), t = now.dim(1), fresh = std::min(w, t);
-  if (before.defined()) {
-    CopyRows(before, fresh, after, 0, w - fresh);
-  } else {
-    FillZero(after);
-  }
-  CopyRows(now, t - fresh, after, w - fresh, fresh);
-}
-
-// The transpose of Remember: adds dafter's rows to dnow's and dbefore's.
-void RememberBackward(const Tensor& dafter, const Tensor& dnow, const Tensor& dbefore) {
-  const int64_t w = dafter.dim(1), t = dnow.dim(1), fresh = std::min(w, t);
-  for (int64_t b = 0; b < dafter.dim(0); ++b) {
-    const Tensor source = dafter.Rows(b, b + 1).View({w, dafter.dim(2)});
-    const Tensor now = dnow.Rows(b, b + 1).View({t, dnow.dim(2)}).Rows(t - fresh, t);
-    Add(now, source.Rows(w - fresh, w), now);
-    if (fresh < w && dbefore.defined()) {
-      const Tensor before = dbefore.Rows(b, b + 1).View(source.shape).Rows(fresh, w);
-      Add(before, source.Rows(0, w - fresh), before);
-    }
-  }
-}
-
 }  // namespace
 
 AttentionMixer::AttentionMixer(const config::ModelConfig& model, int64_t window)
@@ -96,21 +71,60 @@ void AttentionMixer::Rotate(Run& run, const Tensor& heads, int64_t count, bool i
           .inverse = inverse});
 }
 
+Tensor AttentionMixer::Past(Run& run, const Tensor& before, const Tensor& halo) const {
+  const int64_t near = halo.dim(1);
+  const int64_t far = before.defined() ? std::min(before.dim(1), Reach() - near) : 0;
+  if (far == 0) return IfAnyRows(halo);
+  if (near == 0) return before;
+  const Tensor past = run.arena.Allocate(halo.dtype, {run.batch(), far + near, head_width_});
+  CopyRows(before, before.dim(1) - far, past, 0, far);
+  CopyRows(halo, 0, past, far, near);
+  return past;
+}
+
+Tensor AttentionMixer::HaloOf(Run& run, const Tensor& past, const Tensor& halo) const {
+  const int64_t near = halo.dim(1);
+  if (near == 0) return {};
+  const Tensor part = run.arena.Allocate(halo.dtype, halo.shape);
+  CopyRows(past, past.dim(1) - near, part, 0, near);
+  return part;
+}
+
+Event AttentionMixer::StateGrad(Run& run, const Tensor& dpast, const Tensor& halo,
+                                const CarryGrad& carry_grad, SlotId slot, const Tensor& dnow) const {
+  const Tensor dafter = StateSlot(carry_grad.after, slot);
+  const Tensor dbefore = StateSlot(carry_grad.before, slot);
+  if (dbefore.defined()) {
+    FillZero(dbefore);
+    const int64_t far = dpast.dim(1) - halo.dim(1);
+    CopyRows(dpast, 0, dbefore, dbefore.dim(1) - far, far);
+  }
+  if (dafter.defined()) TailGrad(run.mesh.sequence(), dafter, dnow, dbefore);
+  if (!dbefore.defined()) return Event();
+  return run.mesh.sequence().AllReduce(dbefore, ReduceOp::kSum);
+}
+
 void AttentionMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
                              const Carry& carry) {
   ArenaScope scope(run.arena);
   Communicator& sequence = run.mesh.sequence();
   const bool split = sequence.size() > 1;
-  EYRIE_CHECK(!split || (carry.before == nullptr && carry.after == nullptr));
 
   // Keys and values go first: those that later ranks see travel under the queries' projection.
   k_.Forward(run, x, stash[k_out_]);
   v_.Forward(run, x, stash[v_out_]);
   Rotate(run, stash[k_out_], 1, /*inverse=*/false);
   std::optional<HaloExchange> halo_k, halo_v;
+  std::optional<TailExchange> tail_k, tail_v;
   if (split && run.pass != Pass::kRecompute) {
     halo_k.emplace(sequence, run.arena, stash[k_out_], run.tokens(), Reach(), stash[halo_k_]);
     halo_v.emplace(sequence, run.arena, stash[v_out_], run.tokens(), Reach(), stash[halo_v_]);
+  }
+  if (carry.after != nullptr) {
+    tail_k.emplace(sequence, run.arena, StateSlot(carry.before, kKeyState), stash[k_out_],
+                   (*carry.after)[kKeyState]);
+    tail_v.emplace(sequence, run.arena, StateSlot(carry.before, kValueState), stash[v_out_],
+                   (*carry.after)[kValueState]);
   }
   q_.Forward(run, x, stash[q_out_]);
   Rotate(run, stash[q_out_], heads_, /*inverse=*/false);
@@ -118,20 +132,17 @@ void AttentionMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& 
   if (halo_v) halo_v->Wait();
 
   const Shape heads{run.batch(), run.tokens(), heads_, head_width_};
-  AttentionForward(
-      {.q = stash[q_out_].View(heads),
-       .k = stash[k_out_],
-       .v = stash[v_out_],
-       .past_k = split ? IfAnyRows(stash[halo_k_]) : StateSlot(carry.before, kKeyState),
-       .past_v = split ? IfAnyRows(stash[halo_v_]) : StateSlot(carry.before, kValueState),
-       .positions = run.positions,
-       .window = window_,
-       .o = stash[o_].View(heads),
-       .lse = stash[lse_]});
-  if (carry.after != nullptr) {
-    Remember(StateSlot(carry.before, kKeyState), stash[k_out_], (*carry.after)[kKeyState]);
-    Remember(StateSlot(carry.before, kValueState), stash[v_out_], (*carry.after)[kValueState]);
-  }
+  AttentionForward({.q = stash[q_out_].View(heads),
+                    .k = stash[k_out_],
+                    .v = stash[v_out_],
+                    .past_k = Past(run, StateSlot(carry.before, kKeyState), stash[halo_k_]),
+                    .past_v = Past(run, StateSlot(carry.before, kValueState), stash[halo_v_]),
+                    .positions = run.positions,
+                    .window = window_,
+                    .o = stash[o_].View(heads),
+                    .lse = stash[lse_]});
+  if (tail_k) tail_k->Wait();
+  if (tail_v) tail_v->Wait();
   if (run.pass == Pass::kRecompute) return;
   out_.Forward(run, stash[o_], y);
   out_.Reduce(run, y);
@@ -145,20 +156,20 @@ void AttentionMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const
   const Shape heads{run.batch(), run.tokens(), heads_, head_width_};
   const Tensor dout = run.Scratch(q_.local_out()), dq = run.Scratch(q_.local_out());
   const Tensor dk = run.Scratch(head_width_), dv = run.Scratch(head_width_);
-  const Tensor halo_k = IfAnyRows(stash[halo_k_]), halo_v = IfAnyRows(stash[halo_v_]);
-  Tensor dpast_k = StateSlot(carry_grad.before, kKeyState);
-  Tensor dpast_v = StateSlot(carry_grad.before, kValueState);
-  if (halo_k.defined()) {
-    dpast_k = run.arena.Allocate(x.dtype, halo_k.shape);
-    dpast_v = run.arena.Allocate(x.dtype, halo_v.shape);
+  const Tensor past_k = Past(run, StateSlot(carry.before, kKeyState), stash[halo_k_]);
+  const Tensor past_v = Past(run, StateSlot(carry.before, kValueState), stash[halo_v_]);
+  Tensor dpast_k, dpast_v;
+  if (past_k.defined()) {
+    dpast_k = run.arena.Allocate(x.dtype, past_k.shape);
+    dpast_v = run.arena.Allocate(x.dtype, past_v.shape);
   }
 
   out_.BackwardInput(run, dy, dout, /*accumulate=*/false);
   AttentionBackward({.q = stash[q_out_].View(heads),
                      .k = stash[k_out_],
                      .v = stash[v_out_],
-                     .past_k = split ? halo_k : StateSlot(carry.before, kKeyState),
-                     .past_v = split ? halo_v : StateSlot(carry.before, kValueState),
+                     .past_k = past_k,
+                     .past_v = past_v,
                      .positions = run.positions,
                      .window = window_,
                      .o = stash[o_].View(heads),
@@ -169,15 +180,15 @@ void AttentionMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const
                      .dv = dv,
                      .dpast_k = dpast_k,
                      .dpast_v = dpast_v});
-  if (carry_grad.after != nullptr) {
-    RememberBackward((*carry_grad.after)[kKeyState], dk, dpast_k);
-    RememberBackward((*carry_grad.after)[kValueState], dv, dpast_v);
-  }
   std::optional<HaloGradExchange> halo_grad_k, halo_grad_v;
   if (split) {
-    halo_grad_k.emplace(sequence, run.arena, dpast_k, run.tokens(), Reach(), dk);
-    halo_grad_v.emplace(sequence, run.arena, dpast_v, run.tokens(), Reach(), dv);
+    const Tensor dhalo_k = HaloOf(run, dpast_k, stash[halo_k_]);
+    const Tensor dhalo_v = HaloOf(run, dpast_v, stash[halo_v_]);
+    halo_grad_k.emplace(sequence, run.arena, dhalo_k, run.tokens(), Reach(), dk);
+    halo_grad_v.emplace(sequence, run.arena, dhalo_v, run.tokens(), Reach(), dv);
   }
+  Event state_k = StateGrad(run, dpast_k, stash[halo_k_], carry_grad, kKeyState, dk);
+  Event state_v = StateGrad(run, dpast_v, stash[halo_v_], carry_grad, kValueState, dv);
   out_.BackwardWeight(run, stash[o_], dy);
   Rotate(run, dq, heads_, /*inverse=*/true);
   q_.BackwardInput(run, dq, dx, /*accumulate=*/false);
@@ -191,6 +202,8 @@ void AttentionMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const
   q_.BackwardWeight(run, x, dq);
   k_.BackwardWeight(run, x, dk);
   v_.BackwardWeight(run, x, dv);
+  state_k.Wait();
+  state_v.Wait();
   reduced.Wait();
 }
 

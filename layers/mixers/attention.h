@@ -25,6 +25,15 @@ class AttentionMixer final : public Mixer {
  private:
   void Rotate(Run& run, const Tensor& heads, int64_t count, bool inverse) const;
 
+  // The rows before this rank's chunk: the last of the state's, then the halo. Absent: none.
+  Tensor Past(Run& run, const Tensor& before, const Tensor& halo) const;
+  // The last rows of `past`, as many as the halo has. Absent: none.
+  Tensor HaloOf(Run& run, const Tensor& past, const Tensor& halo) const;
+  // Adds to `dnow` what comes from the state after, and starts summing the gradient of the state
+  // before: what each rank's queries leave in `dpast`, and what goes past the chunk.
+  Event StateGrad(Run& run, const Tensor& dpast, const Tensor& halo, const CarryGrad& carry_grad,
+                  SlotId slot, const Tensor& dnow) const;
+
   // Rows before a chunk that its tokens may see.
   int64_t Reach() const { return window_ == 0 ? kAllRows : window_; }
 

@@ -155,7 +155,6 @@ void RecurrentMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& 
   Communicator& sequence = run.mesh.sequence();
   const bool split = sequence.size() > 1;
   const bool exchanges = split && run.pass != Pass::kRecompute;
-  EYRIE_CHECK(!split || (carry.before == nullptr && carry.after == nullptr));
 
   // The last rows' projection goes first: it travels under the projection of all.
   std::optional<HaloExchange> halo;
@@ -173,9 +172,13 @@ void RecurrentMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& 
        .weight = run.params.value(conv_w_),
        .bias = run.params.value(conv_b_),
        .positions = run.positions,
-       .x0 = split ? IfAnyRows(stash[conv_halo_]) : StateSlot(carry.before, kConvState),
+       .x0 = ConvBefore(run, stash, carry),
        .y = stash[u_],
        .x_last = StateSlot(carry.after, kConvState)});
+  Event handed_on;
+  if (carry.after != nullptr) {
+    handed_on = sequence.Broadcast((*carry.after)[kConvState], /*root=*/sequence.size() - 1);
+  }
   Gate(run, gate_i_w_, gate_i_b_, stash[u_], stash[zi_]);
   Gate(run, gate_r_w_, gate_r_b_, stash[u_], stash[zr_]);
 
@@ -192,20 +195,29 @@ void RecurrentMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& 
                   .positions = run.positions,
                   .decay = decay,
                   .increment = increment});
-    scan.emplace(sequence, run.arena, decay, increment, stash[h0_], CarryScan::Direction::kForward);
+    scan.emplace(sequence, run.arena,
+                 CarryScan::Args{.decay = decay,
+                                 .increment = increment,
+                                 .first = StateSlot(carry.before, kHiddenState),
+                                 .entering = stash[h0_],
+                                 .leaving = StateSlot(carry.after, kHiddenState)},
+                 CarryScan::Direction::kForward);
   }
   in_y_.Forward(run, x, stash[gate_]);
   if (scan) scan->Wait();
-  RgLruForward(
-      {.u = stash[u_],
-       .zi = stash[zi_],
-       .zr = stash[zr_],
-       .lambda = run.params.value(lambda_),
-       .positions = run.positions,
-       .h0 = InitialState(run, stash, carry),
-       .h = stash[h_],
-       .h_last = carry.after == nullptr ? Tensor{} : (*carry.after)[kHiddenState].View(state)});
+  // With other ranks, the state after all of their chunks is the scan's.
+  Tensor h_last;
+  if (carry.after != nullptr && !split) h_last = (*carry.after)[kHiddenState].View(state);
+  RgLruForward({.u = stash[u_],
+                .zi = stash[zi_],
+                .zr = stash[zr_],
+                .lambda = run.params.value(lambda_),
+                .positions = run.positions,
+                .h0 = InitialState(run, stash, carry),
+                .h = stash[h_],
+                .h_last = h_last});
   GluForward({.gate = stash[gate_], .value = stash[h_], .out = stash[product_]});
+  handed_on.Wait();
   if (run.pass == Pass::kRecompute) return;
   out_.Forward(run, stash[product_], y);
   out_.Reduce(run, y);
@@ -231,14 +243,22 @@ void RecurrentMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const
   if (split) {
     const Tensor decay = run.arena.Allocate(x.dtype, state);
     const Tensor increment = run.arena.Allocate(x.dtype, state);
-    dh_last = run.arena.Allocate(x.dtype, state);
+    const Tensor entering = run.arena.Allocate(x.dtype, state);
     RgLruGradSummary({.zr = stash[zr_],
                       .lambda = run.params.value(lambda_),
                       .positions = run.positions,
                       .dh = dh,
                       .decay = decay,
                       .increment = increment});
-    scan.emplace(sequence, run.arena, decay, increment, dh_last, CarryScan::Direction::kBackward);
+    scan.emplace(sequence, run.arena,
+                 CarryScan::Args{.decay = decay,
+                                 .increment = increment,
+                                 .first = dh_last,
+                                 .entering = entering,
+                                 .leaving = dh0},
+                 CarryScan::Direction::kBackward);
+    dh_last = entering;
+    dh0 = {};
   }
   out_.BackwardWeight(run, stash[product_], dy);
   in_y_.BackwardInput(run, dgate, dx, /*accumulate=*/false);
@@ -260,19 +280,23 @@ void RecurrentMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const
   GateBackwardInput(run, gate_i_w_, dzi, du);
   GateBackwardInput(run, gate_r_w_, dzr, du);
 
-  const Tensor halo = IfAnyRows(stash[conv_halo_]);
-  Tensor dhalo;
-  if (halo.defined()) dhalo = run.arena.Allocate(x.dtype, halo.shape);
+  const bool first = sequence.rank() == 0, last = sequence.rank() == sequence.size() - 1;
+  Tensor dhalo = StateSlot(carry_grad.before, kConvState);
+  if (!first) dhalo = run.arena.Allocate(x.dtype, stash[conv_halo_].shape);
   CausalConv1dBackward({.x = stash[conv_in_],
                         .weight = run.params.value(conv_w_),
                         .positions = run.positions,
-                        .x0 = split ? halo : StateSlot(carry.before, kConvState),
+                        .x0 = ConvBefore(run, stash, carry),
                         .dy = du,
-                        .dx_last = StateSlot(carry_grad.after, kConvState),
+                        .dx_last = last ? StateSlot(carry_grad.after, kConvState) : Tensor{},
                         .dx = dconv_in,
-                        .dx0 = split ? dhalo : StateSlot(carry_grad.before, kConvState),
+                        .dx0 = dhalo,
                         .dweight = run.params.grad(conv_w_),
                         .dbias = run.params.grad(conv_b_)});
+  Event handed_back;
+  if (carry_grad.before != nullptr) {
+    handed_back = sequence.Broadcast((*carry_grad.before)[kConvState], /*root=*/0);
+  }
   std::optional<HaloGradExchange> halo_grad;
   if (split) {
     halo_grad.emplace(sequence, run.arena, dhalo, run.tokens(), kTaps - 1, dconv_in);
@@ -280,6 +304,7 @@ void RecurrentMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const
   GateBackwardWeight(run, gate_i_w_, gate_i_b_, stash[u_], dzi);
   GateBackwardWeight(run, gate_r_w_, gate_r_b_, stash[u_], dzr);
   if (halo_grad) halo_grad->Wait();
+  handed_back.Wait();
 
   // The sum of dx over tensor ranks travels while the weights' gradients are computed.
   in_x_.BackwardInput(run, dconv_in, dx, /*accumulate=*/true);
@@ -287,6 +312,10 @@ void RecurrentMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const
   in_x_.BackwardWeight(run, x, dconv_in);
   in_y_.BackwardWeight(run, x, dgate);
   reduced.Wait();
+}
+
+Tensor RecurrentMixer::ConvBefore(const Run& run, const Stash& stash, const Carry& carry) const {
+  return run.mesh.sequence().rank() > 0 ? stash[conv_halo_] : StateSlot(carry.before, kConvState);
 }
 
 Tensor RecurrentMixer::InitialState(const Run& run, const Stash& stash, const Carry& carry) const {

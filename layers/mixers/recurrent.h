@@ -32,7 +32,9 @@ class RecurrentMixer final : public Mixer {
   void GateBackwardWeight(Run& run, ParamId weight, ParamId bias, const Tensor& u,
                           const Tensor& dz) const;
 
-  // The state that enters the chunk: from the rank before, or carried.
+  // The convolution's inputs before the chunk, and the state that enters it: from the ranks before,
+  // or carried. Absent: zeros.
+  Tensor ConvBefore(const Run& run, const Stash& stash, const Carry& carry) const;
   Tensor InitialState(const Run& run, const Stash& stash, const Carry& carry) const;
 
   int64_t global_width_, global_blocks_;

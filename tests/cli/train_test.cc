@@ -98,7 +98,10 @@ TEST_F(TrainTest, LayoutErrorsNameTheWidths) {
                  {"train.sequence_length = 32", "parallel.sequence"});
   ExpectBadInput(Train(4, {"parallel.sequence=4", "train.sequence_length=8"}),
                  {"train.sequence_length = 8", "2 tokens", "halo of 3", "recurrent"});
-  ExpectBadInput(Train(2, {"parallel.sequence=2", "train.chunk_length=8"}), {"train.chunk_length"});
+  ExpectBadInput(Train(2, {"parallel.sequence=2", "train.chunk_length=12"}),
+                 {"train.sequence_length = 32", "train.chunk_length x parallel.sequence = 24"});
+  ExpectBadInput(Train(2, {"parallel.sequence=2", "train.chunk_length=2"}),
+                 {"train.chunk_length x parallel.sequence = 4", "2 tokens", "halo of 3"});
   ExpectBadInput(Train(0, {"run.device=cuda"}), {"run.device"});
 }
 

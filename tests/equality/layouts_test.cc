@@ -26,6 +26,11 @@ TEST_F(LayoutsTest, TwentyStepsEqualOneRank) {
   ExpectSame(Train("micro1", kT2D2, {"train.micro_batch_size=1"}), one, 1e-5, "micro1");
   ExpectSame(Train("recompute", kT2D2, {"train.recompute=BLOCKS"}), one, 1e-5, "recompute");
   ExpectSame(Train("chunks", kT2D2, {"train.chunk_length=5"}), one, 1e-5, "chunks");
+  ExpectSame(Train("chunks-s2", Layout{"s2", 1, 1, 2, 2}, {"train.chunk_length=4"}), one, 1e-5,
+             "chunks s2");
+  ExpectSame(Train("chunks-t2s2", Layout{"t2s2", 2, 1, 4, 2},
+                   {"train.chunk_length=8", "train.recompute=BLOCKS"}),
+             one, 1e-5, "chunks t2s2");
   ExpectSame(Train("recompute-s4", Layout{"s4", 1, 1, 4, 4}, {"train.recompute=BLOCKS"}), one, 1e-5,
              "recompute s4");
 }

@@ -83,5 +83,27 @@ TEST_F(BatchesTest, ChunksOfASequenceMakeTheWhole) {
   }
 }
 
+// Two ranks, two tokens at a time: 0 1 4 5 8 9 and 2 3 6 7 10 11, each with the token after it.
+TEST_F(BatchesTest, StripesOfASequenceMakeTheWhole) {
+  BatchReader whole(Options());
+  const Model::Batch expected = whole.Read(2, 3);
+  for (int chunk = 0; chunk < 2; ++chunk) {
+    BatchReader::Options options = Options();
+    options.chunk = chunk;
+    options.chunks = 2;
+    options.stripe = 2;
+    BatchReader part(options);
+    const Model::Batch batch = part.Read(2, 3);
+    for (int64_t i = 0; i < 3; ++i) {
+      for (int64_t t = 0; t < 6; ++t) {
+        const int64_t at = i * 6 + t, from = i * kLength + t / 2 * 4 + chunk * 2 + t % 2;
+        EXPECT_EQ(batch.tokens.data<int32_t>()[at], expected.tokens.data<int32_t>()[from]);
+        EXPECT_EQ(batch.labels.data<int32_t>()[at], expected.labels.data<int32_t>()[from]);
+        EXPECT_EQ(part.positions(3).data<int32_t>()[at], whole.positions(3).data<int32_t>()[from]);
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace eyrie

@@ -1,27 +1,57 @@
 // Ranks that hold successive chunks of the same sequences against one rank that holds them whole,
 // in float64: every mixer of the registry, and a Griffin with recomputation, with documents that
-// start anywhere.
+// start anywhere; whole, or in several passes that hand a state on.
 #include <gtest/gtest.h>
 
 #include <memory>
 #include <mutex>
 
+#include "layers/chunked.h"
 #include "tests/layers/layer_test_util.h"
 #include "tests/support/fake_communicator.h"
 
 namespace eyrie {
 namespace {
 
-constexpr int64_t kBatch = 2, kTokens = 24;
+constexpr int64_t kBatch = 2;
 
 struct Result {
   double loss = 0.0;
   OwnedTensor gradients;
+  size_t peak_bytes = 0;
 };
 
-// One training pass on `ranks` sequence ranks: the loss and the gradients, summed over ranks.
-Result Train(const config::ModelConfig& config, int ranks, bool recompute, const Tensor& tokens,
-             const Tensor& labels, const Tensor& positions) {
+// The sequences of a training pass.
+struct Sequences {
+  Sequences(int64_t length, int64_t vocab, bool documents, TestRandom& random)
+      : tokens(RandomTokens(kBatch, length, vocab, random)),
+        labels(RandomTokens(kBatch, length, vocab, random)),
+        positions(RandomPositions(kBatch, length, random, false)) {
+    if (documents) return;
+    for (int64_t i = 0; i < kBatch * length; ++i) {
+      positions.tensor.data<int32_t>()[i] = static_cast<int32_t>(i % length);
+    }
+  }
+  int64_t length() const { return tokens.tensor.dim(1); }
+
+  OwnedTensor tokens, labels, positions;
+};
+
+// What rank `rank` of `ranks` holds, when they run `chunk` tokens each at once.
+OwnedTensor Part(const Tensor& whole, int rank, int ranks, int64_t chunk) {
+  const int64_t length = whole.dim(1) / ranks;
+  OwnedTensor part(whole.dtype, {whole.dim(0), length});
+  for (int64_t t = 0; t < length; t += chunk) {
+    const int64_t begin = t * ranks + rank * chunk;
+    PasteTime(TimeSlice(whole, begin, begin + chunk).tensor, part.tensor, t);
+  }
+  return part;
+}
+
+// One training pass on `ranks` sequence ranks, `chunk` tokens at once: the loss and the gradients,
+// summed over ranks.
+Result Train(const config::ModelConfig& config, int ranks, int64_t chunk, bool recompute,
+             const Sequences& data) {
   Result result;
   std::mutex mutex;
   RunRanks(ranks, [&](std::unique_ptr<Communicator> world) {
@@ -31,49 +61,71 @@ Result Train(const config::ModelConfig& config, int ranks, bool recompute, const
     store.Initialise(5);
     Arena arena;
     eyrie::Run run{mesh, store, arena};
-    const int64_t share = kTokens / ranks, begin = mesh.sequence().rank() * share;
-    const OwnedTensor mine[] = {TimeSlice(tokens, begin, begin + share),
-                                TimeSlice(labels, begin, begin + share),
-                                TimeSlice(positions, begin, begin + share)};
-    run.positions = mine[2].tensor;
-    const Model::Batch batch{mine[0].tensor, mine[1].tensor, 1.0 / (kBatch * kTokens)};
-    Model::Activations saved;
-    const Loss loss = model.Forward(run, batch, nullptr, nullptr, saved);
-    model.Backward(run, batch, saved, nullptr, nullptr, nullptr);
+    const int rank = mesh.sequence().rank();
+    const OwnedTensor tokens = Part(data.tokens.tensor, rank, ranks, chunk);
+    const OwnedTensor labels = Part(data.labels.tensor, rank, ranks, chunk);
+    const OwnedTensor positions = Part(data.positions.tensor, rank, ranks, chunk);
+    run.positions = positions.tensor;
+    const Model::Batch batch{tokens.tensor, labels.tensor,
+                             1.0 / static_cast<double>(kBatch * data.length())};
+    const Loss loss = ForwardBackward(model, run, batch, chunk, /*completes_step=*/true);
     store.ReduceGrads();
     const std::lock_guard lock(mutex);
     result.loss += loss.sum * batch.scale;
     result.gradients = Clone(store.flat_grads());
+    result.peak_bytes = std::max(result.peak_bytes, arena.peak_bytes());
   });
   return result;
 }
 
+void ExpectEqual(const Result& many, const Result& one, int ranks, int64_t chunk) {
+  EXPECT_NEAR(many.loss, one.loss, 1e-10 * one.loss) << ranks << " ranks, chunks of " << chunk;
+  EXPECT_LT(RelativeError(many.gradients.tensor, one.gradients.tensor), 1e-10)
+      << ranks << " ranks, chunks of " << chunk;
+}
+
 void ExpectAnyNumberOfRanksEqualsOne(const config::ModelConfig& config, bool recompute) {
   TestRandom random;
-  const OwnedTensor tokens = RandomTokens(kBatch, kTokens, config.vocab_size(), random);
-  const OwnedTensor labels = RandomTokens(kBatch, kTokens, config.vocab_size(), random);
-  OwnedTensor one_document(DType::kI32, {kBatch, kTokens});
-  for (int64_t i = 0; i < kBatch * kTokens; ++i) {
-    one_document.tensor.data<int32_t>()[i] = static_cast<int32_t>(i % kTokens);
-  }
-  const OwnedTensor documents = RandomPositions(kBatch, kTokens, random, false);
-  for (const Tensor& positions : {one_document.tensor, documents.tensor}) {
-    const Result one = Train(config, 1, false, tokens.tensor, labels.tensor, positions);
+  for (const bool documents : {false, true}) {
+    const Sequences data(24, config.vocab_size(), documents, random);
+    const Result one = Train(config, 1, 24, false, data);
     for (const int ranks : {2, 3, 4, 8}) {
-      const Result many = Train(config, ranks, recompute, tokens.tensor, labels.tensor, positions);
-      EXPECT_NEAR(many.loss, one.loss, 1e-10 * one.loss) << ranks << " ranks";
-      EXPECT_LT(RelativeError(many.gradients.tensor, one.gradients.tensor), 1e-10)
-          << ranks << " ranks";
+      ExpectEqual(Train(config, ranks, 24 / ranks, recompute, data), one, ranks, 24 / ranks);
+    }
+  }
+}
+
+void ExpectAnyChunksOnRanksEqualOne(const config::ModelConfig& config, bool recompute) {
+  TestRandom random;
+  for (const bool documents : {false, true}) {
+    const Sequences data(36, config.vocab_size(), documents, random);
+    const Result one = Train(config, 1, 36, false, data);
+    for (const auto& [ranks, chunk] :
+         {std::pair<int, int64_t>{2, 3}, {2, 6}, {2, 9}, {3, 3}, {3, 4}, {3, 6}, {4, 3}}) {
+      ExpectEqual(Train(config, ranks, chunk, recompute, data), one, ranks, chunk);
     }
   }
 }
 
 class SequenceTest : public testing::TestWithParam<std::string> {};
 
+// Two blocks, so that gradients cross the exchange of an earlier one; the window of local
+// attention, 5, spans one rank or two, and reaches into the pass before.
 TEST_P(SequenceTest, AnyNumberOfRanksEqualsOne) {
-  // Two blocks, so that gradients cross the exchange of an earlier one; the window of local
-  // attention, 5, spans one rank or two.
   ExpectAnyNumberOfRanksEqualsOne(SmallModel({GetParam()}, 2), /*recompute=*/false);
+}
+
+TEST_P(SequenceTest, AnyChunksOnRanksEqualOne) {
+  ExpectAnyChunksOnRanksEqualOne(SmallModel({GetParam()}, 2), /*recompute=*/false);
+}
+
+// Wider than all that the ranks run at once.
+TEST(SequenceWindowTest, SpansSeveralPasses) {
+  for (const int64_t window : {7, 11, 25}) {
+    config::ModelConfig config = SmallModel({"local_attention"}, 2);
+    config.mutable_attention()->set_window(window);
+    ExpectAnyChunksOnRanksEqualOne(config, /*recompute=*/false);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Registry, SequenceTest, testing::ValuesIn([] {
@@ -87,6 +139,20 @@ INSTANTIATE_TEST_SUITE_P(Registry, SequenceTest, testing::ValuesIn([] {
 
 TEST(SequenceGriffinTest, RecomputationSendsNothingTwice) {
   ExpectAnyNumberOfRanksEqualsOne(SmallGriffin(), /*recompute=*/true);
+  ExpectAnyChunksOnRanksEqualOne(SmallGriffin(), /*recompute=*/true);
+}
+
+TEST(SequenceGriffinTest, MemoryFollowsTheChunkAndNotTheSequence) {
+  TestRandom random;
+  const config::ModelConfig config = SmallGriffin();
+  const auto peak = [&](int64_t length, int64_t chunk) {
+    const Sequences data(length, config.vocab_size(), /*documents=*/true, random);
+    return Train(config, 2, chunk, false, data).peak_bytes;
+  };
+  const size_t small = peak(1024, 64);
+  EXPECT_EQ(peak(4096, 64), small);
+  EXPECT_LT(small, peak(1024, 128));
+  EXPECT_LT(4 * small, peak(1024, 512));
 }
 
 }  // namespace
