@@ -10,12 +10,12 @@ Optimizer::Optimizer(const config::OptimizerConfig& config, ParamStore& params, 
     : config_(config),
       params_(params),
       mesh_(mesh),
-      m_(static_cast<size_t>(params.plan().owned_elements()) * SizeOf(params.dtype())),
-      v_(static_cast<size_t>(params.plan().owned_elements()) * SizeOf(params.dtype())) {}
+      dtype_(params.precision().moments),
+      m_(static_cast<size_t>(params.plan().owned_elements()) * SizeOf(dtype_), params.device()),
+      v_(m_.bytes(), params.device()) {}
 
 Tensor Optimizer::At(const Buffer& moment, const BucketPlan::Part& part) const {
-  return moment.At(static_cast<size_t>(part.owned) * SizeOf(params_.dtype()), params_.dtype(),
-                   {part.range.size()});
+  return moment.At(static_cast<size_t>(part.owned) * SizeOf(dtype_), dtype_, {part.range.size()});
 }
 
 double Optimizer::GradNorm() const {
@@ -38,7 +38,7 @@ void Optimizer::Step(int64_t step, double learning_rate, double grad_norm) {
   for (const BucketPlan::Part& part : params_.owned()) {
     while (bucket < part.bucket) params_.Gather(bucket++);
     const bool decays = params_.table().spec(part.param).weight_decay;
-    AdamW({.param = params_.owned_value(part),
+    AdamW({.param = params_.owned_master(part),
            .grad = params_.owned_grad(part),
            .m = At(m_, part),
            .v = At(v_, part),

@@ -1,5 +1,6 @@
 #include "parallel/param_store.h"
 
+#include "core/tensor_math.h"
 #include "core/threads.h"
 
 namespace eyrie {
@@ -34,31 +35,41 @@ void Draw(const ParamSpec& spec, const Slice& slice, uint64_t seed, T* values) {
 
 }  // namespace
 
-ParamStore::ParamStore(const ParamTable& table, const Mesh& mesh, DType dtype, bool with_gradients,
-                       const BucketOptions& options)
+ParamStore::ParamStore(const ParamTable& table, const Mesh& mesh, Precision precision,
+                       bool with_gradients, const BucketOptions& options, Device device)
     : table_(table),
       mesh_(mesh),
-      dtype_(dtype),
+      precision_(precision),
       plan_(table, mesh.shape(), options),
       owned_(plan_.Parts(plan_.sharded() ? mesh.replicas().rank() : 0)),
-      values_(Bytes(plan_.elements())),
+      values_(Bytes(plan_.elements()), device),
       ready_(static_cast<ParamId>(table.specs().size())),
       reduced_(plan_.buckets()) {
   for (const ParamSpec& spec : table.specs()) {
     slices_.push_back(LocalSlice(spec, mesh.shape().tensor, mesh.tensor().rank()));
   }
   if (!with_gradients) return;
-  grads_ = Buffer(Bytes(plan_.elements()));
+  grads_ = Buffer(GradientBytes(plan_.elements()), device);
+  if (precision.has_masters()) {
+    masters_ = Buffer(static_cast<size_t>(plan_.owned_elements()) * SizeOf(precision.masters),
+                      device);
+  }
   // MPI's reduce-scatter cannot leave a part where it was.
-  if (plan_.sharded()) owned_grads_ = Buffer(Bytes(plan_.owned_elements()));
+  if (plan_.sharded()) {
+    owned_grads_ = Buffer(GradientBytes(plan_.owned_elements()), device);
+  }
 }
 
 Tensor ParamStore::At(const Buffer& flat, ParamId id) const {
-  return flat.At(Bytes(offset(id)), dtype_, slice(id).extent);
+  return flat.At(Bytes(offset(id)), dtype(), slice(id).extent);
 }
 
-Tensor ParamStore::AtRange(const Buffer& flat, BucketPlan::Range range) const {
-  return flat.At(Bytes(range.begin), dtype_, {range.size()});
+Tensor ParamStore::ValuesAt(BucketPlan::Range range) const {
+  return values_.At(Bytes(range.begin), precision_.values, {range.size()});
+}
+
+Tensor ParamStore::GradientsAt(const Buffer& flat, BucketPlan::Range range) const {
+  return flat.At(GradientBytes(range.begin), precision_.gradients, {range.size()});
 }
 
 Tensor ParamStore::value(ParamId id) const {
@@ -68,24 +79,59 @@ Tensor ParamStore::value(ParamId id) const {
 
 Tensor ParamStore::flat_values() const {
   GatherDone();
-  return values_.At(0, dtype_, {elements()});
+  return values_.At(0, dtype(), {elements()});
 }
 
-Tensor ParamStore::owned_value(const BucketPlan::Part& part) const {
-  return AtRange(values_, {part.flat, part.flat + part.range.size()});
+Tensor ParamStore::owned_master(const BucketPlan::Part& part) const {
+  if (!precision_.has_masters()) return ValuesAt({part.flat, part.flat + part.range.size()});
+  return masters_.At(static_cast<size_t>(part.owned) * SizeOf(precision_.masters),
+                     precision_.masters, {part.range.size()});
+}
+
+Tensor ParamStore::owned_copy(const BucketPlan::Part& part) const {
+  if (!precision_.has_masters()) return {};
+  return ValuesAt({part.flat, part.flat + part.range.size()});
+}
+
+Tensor ParamStore::masters() const {
+  if (masters_.bytes() == 0) return {};
+  return masters_.At(0, precision_.masters, {plan_.owned_elements()});
+}
+
+void ParamStore::PublishMasters() {
+  GatherDone();
+  for (const BucketPlan::Part& part : owned_) Convert(owned_master(part), owned_copy(part));
+  for (int bucket = 0; bucket < plan_.buckets(); ++bucket) Gather(bucket);
 }
 
 Tensor ParamStore::owned_grad(const BucketPlan::Part& part) const {
-  return AtRange(plan_.sharded() ? owned_grads_ : grads_,
-                 {part.owned, part.owned + part.range.size()});
+  return GradientsAt(plan_.sharded() ? owned_grads_ : grads_,
+                     {part.owned, part.owned + part.range.size()});
 }
 
 void ParamStore::Initialise(uint64_t seed) {
+  auto owned = owned_.begin();
   for (ParamId id = 0; id < static_cast<ParamId>(slices_.size()); ++id) {
-    if (dtype_ == DType::kF64) {
-      Draw(table_.spec(id), slice(id), seed, value(id).data<double>());
+    const Tensor to = value(id);
+    // Drawn on the host, in full precision.
+    const OwnedTensor drawn(FullPrecision(to.dtype), to.shape);
+    if (to.dtype == DType::kF64) {
+      Draw(table_.spec(id), slice(id), seed, drawn.tensor.data<double>());
     } else {
-      Draw(table_.spec(id), slice(id), seed, value(id).data<float>());
+      Draw(table_.spec(id), slice(id), seed, drawn.tensor.data<float>());
+    }
+    if (masters_.bytes() > 0) {
+      const Tensor flat = drawn.tensor.View({drawn.tensor.size()});
+      for (; owned != owned_.end() && owned->param == id; ++owned) {
+        Copy(flat.Rows(owned->range.begin, owned->range.end), owned_master(*owned));
+      }
+    }
+    if (to.dtype == drawn.tensor.dtype) {
+      Copy(drawn.tensor, to);
+    } else {
+      const OwnedTensor rounded(to.dtype, to.shape);
+      Convert(drawn.tensor, rounded.tensor);
+      Copy(rounded.tensor, to);
     }
   }
 }
@@ -106,13 +152,13 @@ void ParamStore::StartReducing(int bucket) {
   for (Event& event : partials_) event.Wait();
   partials_.clear();
   const BucketPlan::Range range = plan_.bucket(bucket);
-  const Tensor whole = AtRange(grads_, range);
+  const Tensor whole = GradientsAt(grads_, range);
   if (!plan_.sharded()) {
     reductions_.push_back(mesh_.replicas().AllReduce(whole, ReduceOp::kSum));
     return;
   }
   const int64_t begin = plan_.owned_offset(bucket);
-  const Tensor mine = AtRange(owned_grads_, {begin, begin + range.size() / plan_.owners()});
+  const Tensor mine = GradientsAt(owned_grads_, {begin, begin + range.size() / plan_.owners()});
   reductions_.push_back(mesh_.replicas().ReduceScatter(whole, mine));
 }
 
@@ -135,8 +181,8 @@ void ParamStore::Gather(int bucket) {
   }
   EYRIE_CHECK(static_cast<size_t>(bucket) == gathering_.size());
   Communicator& replicas = mesh_.replicas();
-  gathering_.push_back(replicas.AllGather(AtRange(values_, plan_.share(bucket, replicas.rank())),
-                                          AtRange(values_, plan_.bucket(bucket))));
+  gathering_.push_back(replicas.AllGather(ValuesAt(plan_.share(bucket, replicas.rank())),
+                                          ValuesAt(plan_.bucket(bucket))));
 }
 
 void ParamStore::AwaitValues(int64_t end) const {

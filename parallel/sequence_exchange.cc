@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "core/tensor_math.h"
+
 namespace eyrie {
 namespace {
 
@@ -12,35 +14,6 @@ struct Overlap {
       : after(tokens * (distance - 1)), rows(std::clamp<int64_t>(wanted - after, 0, tokens)) {}
   int64_t after, rows;
 };
-
-template <class T>
-void AddRowsOf(const Tensor& from, int64_t from_row, const Tensor& to, int64_t to_row,
-               int64_t rows) {
-  const int64_t width = from.dim(2);
-  for (int64_t b = 0; b < from.dim(0); ++b) {
-    const T* source = from.data<T>() + (b * from.dim(1) + from_row) * width;
-    T* target = to.data<T>() + (b * to.dim(1) + to_row) * width;
-    for (int64_t i = 0; i < rows * width; ++i) target[i] += source[i];
-  }
-}
-
-// Arguments as for CopyRows.
-void AddRows(const Tensor& from, int64_t from_row, const Tensor& to, int64_t to_row, int64_t rows) {
-  if (from.dtype == DType::kF64) {
-    AddRowsOf<double>(from, from_row, to, to_row, rows);
-  } else {
-    AddRowsOf<float>(from, from_row, to, to_row, rows);
-  }
-}
-
-// state := decay * state + increment
-template <class T>
-void Apply(const Tensor& map, const Tensor& state) {
-  const int64_t n = state.size();
-  const T *decay = map.data<T>(), *increment = decay + n;
-  T* out = state.data<T>();
-  for (int64_t i = 0; i < n; ++i) out[i] = decay[i] * out[i] + increment[i];
-}
 
 }  // namespace
 
@@ -156,11 +129,8 @@ void CarryScan::Wait() {
     for (int place = begin; place < end; ++place) {
       const int rank = direction_ == Direction::kForward ? place : size_ - 1 - place;
       const Tensor map = gathered_.Rows(rank, rank + 1);
-      if (state.dtype == DType::kF64) {
-        Apply<double>(map, state);
-      } else {
-        Apply<float>(map, state);
-      }
+      const Tensor pair = map.View({2, state.size()});
+      MultiplyAdd(pair.Rows(0, 1), pair.Rows(1, 2), state);
     }
   };
   const int place = direction_ == Direction::kForward ? rank_ : size_ - 1 - rank_;

@@ -55,6 +55,7 @@ class LateCommunicator final : public Communicator {
     return std::make_unique<LateCommunicator>(inner_->Split(color, key), log_);
   }
   int RanksOnNode() override { return inner_->RanksOnNode(); }
+  int RankOnNode() override { return inner_->RankOnNode(); }
 
  private:
   struct Later final : Event::Pending {
@@ -158,7 +159,7 @@ TEST(Reduction, ValuesWaitForTheirBucketsAlone) {
             for (int step = 1; step <= 2; ++step) {
               for (const BucketPlan::Part& part : store.owned()) {
                 for (int64_t i = 0; i < part.range.size(); ++i) {
-                  store.owned_value(part).data<double>()[i] =
+                  store.owned_master(part).data<double>()[i] =
                       static_cast<double>(step * 10000 + part.param * 1000 + part.range.begin + i);
                 }
               }

@@ -158,6 +158,7 @@ class FakeCommunicator final : public Communicator {
     return std::make_unique<FakeCommunicator>(group, static_cast<int>(me - members.begin()));
   }
   int RanksOnNode() override { return size(); }
+  int RankOnNode() override { return rank_; }
 
  private:
   // What rank `from` showed, which is like `mine`.

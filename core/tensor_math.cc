@@ -1,0 +1,97 @@
+#include "core/tensor_math.h"
+
+#include "core/device.h"
+#include "core/threads.h"
+
+namespace eyrie {
+namespace {
+
+// Calls body(T{}) with T the floating-point type of `tensor`.
+template <class Body>
+void ForType(const Tensor& tensor, const Body& body) {
+  switch (tensor.dtype) {
+    case DType::kF32: return body(float{});
+    case DType::kF64: return body(double{});
+    case DType::kBF16: return body(BFloat16{});
+    case DType::kI32: break;
+  }
+  ThrowFailure("no arithmetic on ", Name(tensor.dtype));
+}
+
+template <class T>
+T Sum(T a, T b) {
+  return a + b;
+}
+BFloat16 Sum(BFloat16 a, BFloat16 b) {
+  return BFloat16(static_cast<float>(a) + static_cast<float>(b));
+}
+
+template <class To, class From>
+To As(From value) {
+  if constexpr (std::is_same_v<To, From>) {
+    return value;
+  } else if constexpr (std::is_same_v<From, BFloat16> || std::is_same_v<To, BFloat16>) {
+    return static_cast<To>(static_cast<float>(value));
+  } else {
+    return static_cast<To>(value);
+  }
+}
+
+}  // namespace
+
+void AddRows(const Tensor& from, int64_t from_row, const Tensor& to, int64_t to_row,
+             int64_t rows) {
+  EYRIE_CHECK(from.dtype == to.dtype && from.device == to.device && from.dim(0) == to.dim(0) &&
+              from.dim(2) == to.dim(2));
+  EYRIE_CHECK(0 <= from_row && from_row + rows <= from.dim(1) && 0 <= to_row &&
+              to_row + rows <= to.dim(1));
+  if (rows == 0) return;
+  if constexpr (kCudaBuild) {
+    if (to.device == Device::kCuda) return cuda::AddRows(from, from_row, to, to_row, rows);
+  }
+  const int64_t width = from.dim(2);
+  ForType(to, [&]<class T>(T) {
+    for (int64_t b = 0; b < from.dim(0); ++b) {
+      const T* source = from.data<T>() + (b * from.dim(1) + from_row) * width;
+      T* target = to.data<T>() + (b * to.dim(1) + to_row) * width;
+      for (int64_t i = 0; i < rows * width; ++i) target[i] = Sum(target[i], source[i]);
+    }
+  });
+}
+
+void MultiplyAdd(const Tensor& factor, const Tensor& addend, const Tensor& state) {
+  EYRIE_CHECK(factor.size() == state.size() && addend.size() == state.size());
+  if constexpr (kCudaBuild) {
+    if (state.device == Device::kCuda) return cuda::MultiplyAdd(factor, addend, state);
+  }
+  ForType(state, [&]<class T>(T) {
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      ThrowFailure("MultiplyAdd: states have full precision");
+    } else {
+      const T *scale = factor.data<T>(), *term = addend.data<T>();
+      T* out = state.data<T>();
+      for (int64_t i = 0; i < state.size(); ++i) out[i] = scale[i] * out[i] + term[i];
+    }
+  });
+}
+
+void Convert(const Tensor& from, const Tensor& to) {
+  EYRIE_CHECK(from.size() == to.size() && from.device == to.device);
+  if (from.dtype == to.dtype) return Copy(from, to);
+  if constexpr (kCudaBuild) {
+    if (to.device == Device::kCuda) return cuda::Convert(from, to);
+  }
+  ForType(from, [&]<class From>(From) {
+    ForType(to, [&]<class To>(To) {
+      const From* source = from.data<From>();
+      To* target = to.data<To>();
+      constexpr int64_t kPiece = 1 << 16;
+      ParallelFor((to.size() + kPiece - 1) / kPiece, [&](int64_t piece) {
+        const int64_t end = std::min(to.size(), (piece + 1) * kPiece);
+        for (int64_t i = piece * kPiece; i < end; ++i) target[i] = As<To>(source[i]);
+      });
+    });
+  });
+}
+
+}  // namespace eyrie

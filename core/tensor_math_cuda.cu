@@ -1,0 +1,79 @@
+// The CUDA side of core/tensor_math.h.
+#include "core/cuda.h"
+#include "core/tensor_math.h"
+
+namespace eyrie {
+namespace {
+
+constexpr int kThreads = 256;
+
+__device__ float Value(float x) { return x; }
+__device__ float Value(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ void Store(float* to, float x) { *to = x; }
+__device__ void Store(__nv_bfloat16* to, float x) { *to = __float2bfloat16_rn(x); }
+
+unsigned Blocks(int64_t elements) {
+  return static_cast<unsigned>(
+      std::min<int64_t>((elements + kThreads - 1) / kThreads, 32 * Multiprocessors()));
+}
+
+// Sequence blockIdx.y; `count` elements of it.
+template <class T>
+__global__ void AddRowsKernel(const T* from, int64_t from_stride, T* to, int64_t to_stride,
+                              int64_t count) {
+  from += blockIdx.y * from_stride;
+  to += blockIdx.y * to_stride;
+  const int64_t step = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) {
+    Store(to + i, Value(to[i]) + Value(from[i]));
+  }
+}
+
+__global__ void MultiplyAddKernel(const float* factor, const float* addend, float* state,
+                                  int64_t count) {
+  const int64_t step = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) {
+    state[i] = fmaf(factor[i], state[i], addend[i]);
+  }
+}
+
+template <class From, class To>
+__global__ void ConvertKernel(const From* from, To* to, int64_t count) {
+  const int64_t step = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) {
+    Store(to + i, Value(from[i]));
+  }
+}
+
+}  // namespace
+
+namespace cuda {
+
+void AddRows(const Tensor& from, int64_t from_row, const Tensor& to, int64_t to_row,
+             int64_t rows) {
+  const int64_t width = from.dim(2), count = rows * width;
+  DispatchCuda("AddRows", to, [&]<class T>(T) {
+    const dim3 grid(Blocks(count), static_cast<unsigned>(from.dim(0)));
+    Launch("AddRows", AddRowsKernel<T>, grid, kThreads, 0,
+           static_cast<const T*>(from.raw) + from_row * width, from.dim(1) * width,
+           static_cast<T*>(to.raw) + to_row * width, to.dim(1) * width, count);
+  });
+}
+
+void MultiplyAdd(const Tensor& factor, const Tensor& addend, const Tensor& state) {
+  const int64_t count = state.size();
+  Launch("MultiplyAdd", MultiplyAddKernel, Blocks(count), kThreads, 0, factor.data<float>(),
+         addend.data<float>(), state.data<float>(), count);
+}
+
+void Convert(const Tensor& from, const Tensor& to) {
+  DispatchCuda("Convert", from, [&]<class From>(From) {
+    DispatchCuda("Convert", to, [&]<class To>(To) {
+      Launch("Convert", ConvertKernel<From, To>, Blocks(to.size()), kThreads, 0,
+             static_cast<const From*>(from.raw), static_cast<To*>(to.raw), to.size());
+    });
+  });
+}
+
+}  // namespace cuda
+}  // namespace eyrie
