@@ -41,11 +41,11 @@ To As(From value) {
 
 void AddRows(const Tensor& from, int64_t from_row, const Tensor& to, int64_t to_row,
              int64_t rows) {
+  if (rows == 0) return;
   EYRIE_CHECK(from.dtype == to.dtype && from.device == to.device && from.dim(0) == to.dim(0) &&
               from.dim(2) == to.dim(2));
   EYRIE_CHECK(0 <= from_row && from_row + rows <= from.dim(1) && 0 <= to_row &&
               to_row + rows <= to.dim(1));
-  if (rows == 0) return;
   if constexpr (kCudaBuild) {
     if (to.device == Device::kCuda) return cuda::AddRows(from, from_row, to, to_row, rows);
   }
