@@ -17,7 +17,10 @@ struct AdamWArgs {
 };
 void AdamW(const AdamWArgs& args);
 
-// The sum of squares of a flat range, in float64, independent of the number of threads.
-double SumOfSquares(const Tensor& values);
+// sum += the sum of the squares of `values` [...], in float64 and in an order that depends on their
+// number alone. `sum` is one float64 element on the device of the values: nothing waits for it.
+void SumOfSquares(const Tensor& values, const Tensor& sum, const Tensor& workspace);
+// The float32 elements of its workspace; 0 on the CPU, where it may be absent.
+int64_t SumOfSquaresWorkspace(const Tensor& values);
 
 }  // namespace eyrie

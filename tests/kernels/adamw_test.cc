@@ -105,14 +105,25 @@ TEST(SumOfSquares, MatchesTheDefinitionInFloat64) {
     for (int64_t n : {1, 7, 8192, 8193, 100003}) {
       const OwnedTensor values = RandomTensor(dtype, {n}, random);
       const double expected = Dot(values.tensor, values.tensor);
-      double one = 0, two = 0;
-      WithThreads(1, [&] { one = SumOfSquares(values.tensor); });
-      WithThreads(2, [&] { two = SumOfSquares(values.tensor); });
-      EXPECT_NEAR(one, expected, 1e-12 * expected);
-      EXPECT_EQ(one, two);
+      const OwnedTensor one(DType::kF64, {1}), two(DType::kF64, {1});
+      WithThreads(1, [&] { SumOfSquares(values.tensor, one.tensor, {}); });
+      WithThreads(2, [&] { SumOfSquares(values.tensor, two.tensor, {}); });
+      EXPECT_NEAR(Get(one.tensor, 0), expected, 1e-12 * expected);
+      EXPECT_TRUE(BitwiseEqual(one.tensor, two.tensor));
+      SumOfSquares(values.tensor, one.tensor, {});
+      EXPECT_EQ(Get(one.tensor, 0), 2 * Get(two.tensor, 0));  // it is added to
     }
-    EXPECT_EQ(SumOfSquares(OwnedTensor(dtype, {0}).tensor), 0.0);
+    const OwnedTensor none(DType::kF64, {1});
+    SumOfSquares(OwnedTensor(dtype, {0}).tensor, none.tensor, {});
+    EXPECT_EQ(Get(none.tensor, 0), 0.0);
   }
+}
+
+TEST(SumOfSquares, RefusesWrongSums) {
+  const OwnedTensor values(DType::kF32, {4}), two(DType::kF64, {2}), narrow(DType::kF32, {1});
+  EXPECT_THROW(SumOfSquares(values.tensor, two.tensor, {}), Error);
+  EXPECT_THROW(SumOfSquares(values.tensor, narrow.tensor, {}), Error);
+  EXPECT_THROW(SumOfSquares(values.tensor, {}, {}), Error);
 }
 
 }  // namespace
