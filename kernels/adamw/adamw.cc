@@ -11,6 +11,7 @@ void AdamW(const AdamWArgs& args) {
   CheckShape(kKernel, "grad", args.grad, args.param.shape);
   CheckShape(kKernel, "m", args.m, args.param.shape);
   CheckShape(kKernel, "v", args.v, args.param.shape);
+  CheckOptional(kKernel, "copy", args.copy, args.param.shape);
   EYRIE_CHECK(args.step >= 1, kKernel, ": step ", args.step);
   DispatchCpu(kKernel, args.param, [&]<class T>(T) { AdamWCpu<T>(args); });
 }

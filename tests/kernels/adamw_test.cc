@@ -32,7 +32,10 @@ TEST(AdamW, MatchesTheDefinitionOverSteps) {
         args.grad = grad.tensor;
         args.m = m.tensor;
         args.v = v.tensor;
+        const OwnedTensor copy = PoisonedTensor(dtype, {n});
+        args.copy = args.step % 2 == 0 ? copy.tensor : Tensor{};
         AdamW(args);
+        if (args.copy.defined()) EXPECT_TRUE(BitwiseEqual(copy.tensor, param.tensor));
         double beta1_power = 1, beta2_power = 1;
         for (int64_t s = 0; s < args.step; ++s) {
           beta1_power *= args.beta1;
@@ -97,6 +100,16 @@ TEST(AdamW, RefusesWrongArguments) {
   EXPECT_THROW(step(five, 1), Error);
   EXPECT_THROW(step(wide, 1), Error);
   EXPECT_THROW(step(four, 0), Error);
+  const auto copied = [&](const OwnedTensor& copy) {
+    AdamW({.param = four.tensor,
+           .grad = four.tensor,
+           .m = four.tensor,
+           .v = four.tensor,
+           .copy = copy.tensor});
+  };
+  EXPECT_NO_THROW(copied(OwnedTensor(DType::kF32, {4})));
+  EXPECT_THROW(copied(five), Error);
+  EXPECT_THROW(copied(wide), Error);
 }
 
 TEST(SumOfSquares, MatchesTheDefinitionInFloat64) {
