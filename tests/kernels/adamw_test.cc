@@ -35,7 +35,7 @@ TEST(AdamW, MatchesTheDefinitionOverSteps) {
         const OwnedTensor copy = PoisonedTensor(dtype, {n});
         args.copy = args.step % 2 == 0 ? copy.tensor : Tensor{};
         AdamW(args);
-        if (args.copy.defined()) EXPECT_TRUE(BitwiseEqual(copy.tensor, param.tensor));
+        EXPECT_EQ(BitwiseEqual(copy.tensor, param.tensor), args.copy.defined());
         double beta1_power = 1, beta2_power = 1;
         for (int64_t s = 0; s < args.step; ++s) {
           beta1_power *= args.beta1;
