@@ -15,8 +15,8 @@ template <class Function>
 Function DriverFunction(const char* name) {
   void* function = nullptr;
   cudaDriverEntryPointQueryResult found{};
-  EYRIE_CUDA_CHECK(cudaGetDriverEntryPointByVersion(name, &function, 12000, cudaEnableDefault,
-                                                    &found));
+  EYRIE_CUDA_CHECK(
+      cudaGetDriverEntryPointByVersion(name, &function, 12000, cudaEnableDefault, &found));
   if (function == nullptr) ThrowFailure("the CUDA driver has no ", name);
   return reinterpret_cast<Function>(function);
 }

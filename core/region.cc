@@ -14,8 +14,8 @@ class HostRegion final : public Region {
  public:
   HostRegion() {
     // Without access, a reservation counts against no limit on memory.
-    void* address = mmap(nullptr, kReserved, PROT_NONE,
-                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* address =
+        mmap(nullptr, kReserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (address == MAP_FAILED) ThrowFailure("cannot reserve a range of addresses");
     base_ = static_cast<char*>(address);
   }

@@ -19,15 +19,15 @@ Tensor Optimizer::At(const Buffer& moment, const BucketPlan::Part& part) const {
 }
 
 double Optimizer::GradNorm() const {
-  double sum = 0.0;
+  const OwnedTensor sum(DType::kF64, {1});
   for (const BucketPlan::Part& part : params_.owned()) {
     const bool replicated = params_.table().spec(part.param).shard_axis < 0;
     if (replicated && mesh_.tensor().rank() != 0) continue;
-    sum += SumOfSquares(params_.owned_grad(part));
+    SumOfSquares(params_.owned_grad(part), sum.tensor, /*workspace=*/{});
   }
   // Owned parts differ from replica to replica with ZeRO, and are all there is without.
   Communicator& others = params_.plan().sharded() ? mesh_.world() : mesh_.tensor();
-  return std::sqrt(AllReduceValue(others, sum, ReduceOp::kSum));
+  return std::sqrt(AllReduceValue(others, *sum.tensor.data<double>(), ReduceOp::kSum));
 }
 
 void Optimizer::Step(int64_t step, double learning_rate, double grad_norm) {

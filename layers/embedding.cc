@@ -61,7 +61,7 @@ Loss Embedding::HeadLoss(Run& run, const Tensor& x, const Tensor& labels, double
   const int64_t width = options_.width, tokens = labels.size(), first = FirstRow(run);
   const Tensor all_x = x.View({tokens, width}), all_labels = labels.View({tokens});
   Communicator& tensor = run.mesh.tensor();
-  Loss loss;
+  const OwnedTensor loss(DType::kF64, {2});
   for (int64_t begin = 0; begin < tokens; begin += kPieceTokens) {
     ArenaScope scope(run.arena);
     const int64_t end = std::min(tokens, begin + kPieceTokens), rows = end - begin;
@@ -79,13 +79,14 @@ Loss Embedding::HeadLoss(Run& run, const Tensor& x, const Tensor& labels, double
                      .row_max = row_max,
                      .partials = partials});
     tensor.AllReduce(partials, ReduceOp::kSum).Wait();
-    loss.sum += CrossEntropyLoss(label, row_max, partials, &loss.valid);
+    CrossEntropyLoss(label, row_max, partials, loss.tensor);
     if (!dx.defined()) continue;
 
     CrossEntropyGrad({.logits = logits,
                       .labels = label,
                       .row_max = row_max,
                       .partials = partials,
+                      .dlogits = logits,
                       .first = first,
                       .soft_cap = options_.soft_cap,
                       .scale = scale});
@@ -111,7 +112,8 @@ Loss Embedding::HeadLoss(Run& run, const Tensor& x, const Tensor& labels, double
           .accumulate = true});
   }
   if (dx.defined()) tensor.AllReduce(dx, ReduceOp::kSum).Wait();
-  return loss;
+  const double* sums = loss.tensor.data<double>();
+  return {.sum = sums[0], .valid = static_cast<int64_t>(sums[1])};
 }
 
 void Embedding::Logits(Run& run, const Tensor& x, const Tensor& logits) const {

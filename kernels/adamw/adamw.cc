@@ -11,16 +11,21 @@ void AdamW(const AdamWArgs& args) {
   CheckShape(kKernel, "grad", args.grad, args.param.shape);
   CheckShape(kKernel, "m", args.m, args.param.shape);
   CheckShape(kKernel, "v", args.v, args.param.shape);
+  CheckOptional(kKernel, "copy", args.copy, args.param.shape);
   EYRIE_CHECK(args.step >= 1, kKernel, ": step ", args.step);
   DispatchCpu(kKernel, args.param, [&]<class T>(T) { AdamWCpu<T>(args); });
 }
 
-double SumOfSquares(const Tensor& values) {
+void SumOfSquares(const Tensor& values, const Tensor& sum, const Tensor& workspace) {
   constexpr const char* kKernel = "sum_of_squares";
   EYRIE_CHECK(values.defined(), kKernel, ": values are absent");
-  double sum = 0.0;
-  DispatchCpu(kKernel, values, [&]<class T>(T) { sum = SumOfSquaresCpu<T>(values); });
-  return sum;
+  CheckShape(kKernel, "sum", sum, {1});
+  CheckTypes(kKernel, values, DType::kF64, {sum});
+  CheckWorkspace(kKernel, values, workspace, SumOfSquaresWorkspace(values));
+  DispatchCpu(kKernel, values,
+              [&]<class T>(T) { *sum.data<double>() += SumOfSquaresCpu<T>(values); });
 }
+
+int64_t SumOfSquaresWorkspace(const Tensor&) { return 0; }
 
 }  // namespace eyrie

@@ -1,5 +1,6 @@
 #include "kernels/adamw/adamw_cpu.h"
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -63,8 +64,10 @@ void AdamWCpu(const AdamWArgs& args) {
   T* m = args.m.data<T>();
   T* v = args.v.data<T>();
   T* param = args.param.data<T>();
+  T* copy = args.copy.data<T>();
   ForElements(args.param.size(), [&](int64_t begin, int64_t end) {
     UpdateRange(coefficients, end - begin, grad + begin, m + begin, v + begin, param + begin);
+    if (copy != nullptr) std::copy(param + begin, param + end, copy + begin);
   });
 }
 

@@ -34,22 +34,22 @@ void SoftmaxPartials(const SoftmaxPartialsArgs& args) {
   DispatchCpu(kKernel, args.logits, [&]<class T>(T) { SoftmaxPartialsCpu<T>(args); });
 }
 
-double CrossEntropyLoss(const Tensor& labels, const Tensor& row_max, const Tensor& partials,
-                        int64_t* valid) {
+void CrossEntropyLoss(const Tensor& labels, const Tensor& row_max, const Tensor& partials,
+                      const Tensor& loss) {
   constexpr const char* kKernel = "cross_entropy_loss";
   EYRIE_CHECK(row_max.defined() && row_max.shape.rank() == 1, kKernel, ": row_max must be [N]");
-  EYRIE_CHECK(valid != nullptr, kKernel);
   CheckTokens(kKernel, row_max.dim(0), labels, partials);
-  double loss = 0.0;
+  CheckShape(kKernel, "loss", loss, {2});
+  CheckTypes(kKernel, row_max, DType::kF64, {loss});
   DispatchCpu(kKernel, row_max,
-              [&]<class T>(T) { loss = CrossEntropyLossCpu<T>(labels, row_max, partials, valid); });
-  return loss;
+              [&]<class T>(T) { CrossEntropyLossCpu<T>(labels, row_max, partials, loss); });
 }
 
 void CrossEntropyGrad(const CrossEntropyGradArgs& args) {
   constexpr const char* kKernel = "cross_entropy_grad";
   const int64_t tokens = CheckLogits(kKernel, args.logits, args.row_max);
   CheckTokens(kKernel, tokens, args.labels, args.partials);
+  CheckShape(kKernel, "dlogits", args.dlogits, args.logits.shape);
   DispatchCpu(kKernel, args.logits, [&]<class T>(T) { CrossEntropyGradCpu<T>(args); });
 }
 

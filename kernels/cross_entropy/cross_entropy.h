@@ -3,10 +3,11 @@
 //
 //   1. SoftCapRowMax     z = cap tanh(u / cap) in place; row maxima           -> all-reduce max
 //   2. SoftmaxPartials   sum of exp(z - max), z at the label if it is here    -> all-reduce sum
-//   3. CrossEntropyGrad  du = scale (softmax(z) - onehot) (1 - (z/cap)^2) in place of z
+//   3. CrossEntropyGrad  du = scale (softmax(z) - onehot) (1 - (z/cap)^2)
 //
 // and loss = log(sum) + max - z_label per token, by CrossEntropyLoss. A negative label is ignored:
-// no loss, no gradient. N tokens; this rank holds columns [first, first + V). float32 or float64.
+// no loss, no gradient. N tokens; this rank holds columns [first, first + V). Everything has full
+// precision (float32, on the CPU also float64) but dlogits, which has the activations' type.
 #pragma once
 
 #include "core/tensor.h"
@@ -29,14 +30,16 @@ struct SoftmaxPartialsArgs {
 };
 void SoftmaxPartials(const SoftmaxPartialsArgs& args);
 
-// Sum over tokens of the loss, in float64 and in token order; adds the number of valid labels.
-double CrossEntropyLoss(const Tensor& labels, const Tensor& row_max, const Tensor& partials,
-                        int64_t* valid);
+// loss += {the sum over tokens of the loss, the number of valid labels}: two float64 elements on
+// the device of the others, added up in an order that depends on N alone. Nothing waits for them.
+void CrossEntropyLoss(const Tensor& labels, const Tensor& row_max, const Tensor& partials,
+                      const Tensor& loss);
 
 struct CrossEntropyGradArgs {
-  Tensor logits;  // [N, V] in: z, out: du
+  Tensor logits;  // [N, V] z
   Tensor labels, row_max;
   Tensor partials;  // [2, N] global sums
+  Tensor dlogits;   // [N, V] du, out; may be the same memory as logits where the types are the same
   int64_t first = 0;
   double soft_cap = 0.0;
   double scale = 1.0;  // 1 / valid targets of the global batch

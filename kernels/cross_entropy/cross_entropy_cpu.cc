@@ -24,12 +24,12 @@ void SoftCapRow(T cap, T* z, int64_t n) {
   for (int64_t j = 0; j < n; ++j) z[j] = cap * Tanh(z[j] * inverse);
 }
 
-// z -> factor exp(z - shift) dz/du, the softmax's part of du.
+// du = factor exp(z - shift) dz/du, the softmax's part; du may be z.
 template <class T>
-void GradRow(T factor, T shift, T inverse_cap, T* z, int64_t n) {
+void GradRow(T factor, T shift, T inverse_cap, const T* z, T* du, int64_t n) {
 #pragma omp simd
   for (int64_t j = 0; j < n; ++j) {
-    z[j] = factor * SoftCapSlope(z[j], inverse_cap) * Exp(z[j] - shift);
+    du[j] = factor * SoftCapSlope(z[j], inverse_cap) * Exp(z[j] - shift);
   }
 }
 
@@ -72,35 +72,38 @@ void SoftmaxPartialsCpu(const SoftmaxPartialsArgs& args) {
 }
 
 template <class T>
-double CrossEntropyLossCpu(const Tensor& labels, const Tensor& row_max, const Tensor& partials,
-                           int64_t* valid) {
+void CrossEntropyLossCpu(const Tensor& labels, const Tensor& row_max, const Tensor& partials,
+                         const Tensor& loss) {
   const int32_t* label = labels.data<int32_t>();
   const T* largest = row_max.data<T>();
   const int64_t tokens = row_max.dim(0);
   const T* sums = partials.data<T>();
   const T* at_label = sums + tokens;
-  double loss = 0.0;
+  double sum = 0.0, valid = 0.0;
   for (int64_t n = 0; n < tokens; ++n) {
     if (label[n] < 0) continue;
-    ++*valid;
+    ++valid;
     // The two large terms first: their difference is exact when the label is the likely one.
-    loss += std::log(static_cast<double>(sums[n])) +
-            (static_cast<double>(largest[n]) - static_cast<double>(at_label[n]));
+    sum += std::log(static_cast<double>(sums[n])) +
+           (static_cast<double>(largest[n]) - static_cast<double>(at_label[n]));
   }
-  return loss;
+  loss.data<double>()[0] += sum;
+  loss.data<double>()[1] += valid;
 }
 
 template <class T>
 void CrossEntropyGradCpu(const CrossEntropyGradArgs& args) {
-  T* logits = args.logits.data<T>();
+  const T* logits = args.logits.data<T>();
+  T* dlogits = args.dlogits.data<T>();
   const int32_t* labels = args.labels.data<int32_t>();
   const T* row_max = args.row_max.data<T>();
   const T* sums = args.partials.data<T>();
   const int64_t columns = args.logits.dim(1);
   ForPieces(args.logits.dim(0), args.logits.size(), [&](int64_t n) {
-    T* z = logits + n * columns;
+    const T* z = logits + n * columns;
+    T* du = dlogits + n * columns;
     if (labels[n] < 0) {
-      std::fill(z, z + columns, T(0));
+      std::fill(du, du + columns, T(0));
       return;
     }
     const T largest = row_max[n];
@@ -108,10 +111,10 @@ void CrossEntropyGradCpu(const CrossEntropyGradArgs& args) {
     const T factor = static_cast<T>(args.scale / static_cast<double>(sums[n]));
     const int64_t column = labels[n] - args.first;
     const bool here = column >= 0 && column < columns;
-    // What the one-hot term takes off; z at the label is gone once the loop has run.
+    // What the one-hot term takes off; z at the label may be gone once the loop has run.
     const T label_slope = here ? SoftCapSlope(z[column], inverse) : T(0);
-    GradRow(factor, largest, inverse, z, columns);
-    if (here) z[column] -= static_cast<T>(args.scale) * label_slope;
+    GradRow(factor, largest, inverse, z, du, columns);
+    if (here) du[column] -= static_cast<T>(args.scale) * label_slope;
   });
 }
 
@@ -119,8 +122,10 @@ template void SoftCapRowMaxCpu<float>(const SoftCapRowMaxArgs&);
 template void SoftCapRowMaxCpu<double>(const SoftCapRowMaxArgs&);
 template void SoftmaxPartialsCpu<float>(const SoftmaxPartialsArgs&);
 template void SoftmaxPartialsCpu<double>(const SoftmaxPartialsArgs&);
-template double CrossEntropyLossCpu<float>(const Tensor&, const Tensor&, const Tensor&, int64_t*);
-template double CrossEntropyLossCpu<double>(const Tensor&, const Tensor&, const Tensor&, int64_t*);
+template void CrossEntropyLossCpu<float>(const Tensor&, const Tensor&, const Tensor&,
+                                         const Tensor&);
+template void CrossEntropyLossCpu<double>(const Tensor&, const Tensor&, const Tensor&,
+                                          const Tensor&);
 template void CrossEntropyGradCpu<float>(const CrossEntropyGradArgs&);
 template void CrossEntropyGradCpu<double>(const CrossEntropyGradArgs&);
 

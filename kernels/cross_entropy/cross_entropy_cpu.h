@@ -10,8 +10,8 @@ void SoftCapRowMaxCpu(const SoftCapRowMaxArgs& args);
 template <class T>
 void SoftmaxPartialsCpu(const SoftmaxPartialsArgs& args);
 template <class T>
-double CrossEntropyLossCpu(const Tensor& labels, const Tensor& row_max, const Tensor& partials,
-                           int64_t* valid);
+void CrossEntropyLossCpu(const Tensor& labels, const Tensor& row_max, const Tensor& partials,
+                         const Tensor& loss);
 template <class T>
 void CrossEntropyGradCpu(const CrossEntropyGradArgs& args);
 

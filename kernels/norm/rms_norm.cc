@@ -23,6 +23,10 @@ void RmsNormForward(const RmsNormForwardArgs& args) {
   const char* kernel = "RmsNormForward";
   CheckInputs(kernel, args);
   CheckShape(kernel, "y", args.y, args.x.shape);
+  CheckOptional(kernel, "residual", args.residual, args.x.shape);
+  CheckOptional(kernel, "sum", args.sum, args.x.shape);
+  EYRIE_CHECK(args.residual.defined() == args.sum.defined(), kernel,
+              ": residual and sum come together");
   DispatchCpu(kernel, args.x, [&](auto real) { RmsNormForwardCpu<decltype(real)>(args); });
 }
 

@@ -2,7 +2,8 @@
 //
 //   rstd = 1 / sqrt(mean(x^2) + epsilon)      y = x * rstd * (1 + weight)
 //
-// N rows of width D. float32 or float64.
+// N rows of width D. rstd and dweight have full precision, the others the activations' type:
+// float32, on the CPU also float64, on a GPU also bfloat16.
 #pragma once
 
 #include "core/tensor.h"
@@ -15,6 +16,10 @@ struct RmsNormForwardArgs {
   double epsilon = 1e-6;
   Tensor y;     // like x, out
   Tensor rstd;  // [N] elements in any shape, out
+  // Both or none. With them x + residual is normed, and is kept in `sum`: the norm is that of the
+  // rounded sums, which are the x of the backward pass.
+  Tensor residual;  // like x
+  Tensor sum;       // like x, out (may be the same memory as x or residual)
 };
 void RmsNormForward(const RmsNormForwardArgs& args);
 

@@ -32,7 +32,10 @@ TEST(AdamW, MatchesTheDefinitionOverSteps) {
         args.grad = grad.tensor;
         args.m = m.tensor;
         args.v = v.tensor;
+        const OwnedTensor copy = PoisonedTensor(dtype, {n});
+        args.copy = args.step % 2 == 0 ? copy.tensor : Tensor{};
         AdamW(args);
+        EXPECT_EQ(BitwiseEqual(copy.tensor, param.tensor), args.copy.defined());
         double beta1_power = 1, beta2_power = 1;
         for (int64_t s = 0; s < args.step; ++s) {
           beta1_power *= args.beta1;
@@ -97,6 +100,16 @@ TEST(AdamW, RefusesWrongArguments) {
   EXPECT_THROW(step(five, 1), Error);
   EXPECT_THROW(step(wide, 1), Error);
   EXPECT_THROW(step(four, 0), Error);
+  const auto copied = [&](const OwnedTensor& copy) {
+    AdamW({.param = four.tensor,
+           .grad = four.tensor,
+           .m = four.tensor,
+           .v = four.tensor,
+           .copy = copy.tensor});
+  };
+  EXPECT_NO_THROW(copied(OwnedTensor(DType::kF32, {4})));
+  EXPECT_THROW(copied(five), Error);
+  EXPECT_THROW(copied(wide), Error);
 }
 
 TEST(SumOfSquares, MatchesTheDefinitionInFloat64) {
@@ -105,14 +118,25 @@ TEST(SumOfSquares, MatchesTheDefinitionInFloat64) {
     for (int64_t n : {1, 7, 8192, 8193, 100003}) {
       const OwnedTensor values = RandomTensor(dtype, {n}, random);
       const double expected = Dot(values.tensor, values.tensor);
-      double one = 0, two = 0;
-      WithThreads(1, [&] { one = SumOfSquares(values.tensor); });
-      WithThreads(2, [&] { two = SumOfSquares(values.tensor); });
-      EXPECT_NEAR(one, expected, 1e-12 * expected);
-      EXPECT_EQ(one, two);
+      const OwnedTensor one(DType::kF64, {1}), two(DType::kF64, {1});
+      WithThreads(1, [&] { SumOfSquares(values.tensor, one.tensor, {}); });
+      WithThreads(2, [&] { SumOfSquares(values.tensor, two.tensor, {}); });
+      EXPECT_NEAR(Get(one.tensor, 0), expected, 1e-12 * expected);
+      EXPECT_TRUE(BitwiseEqual(one.tensor, two.tensor));
+      SumOfSquares(values.tensor, one.tensor, {});
+      EXPECT_EQ(Get(one.tensor, 0), 2 * Get(two.tensor, 0));  // it is added to
     }
-    EXPECT_EQ(SumOfSquares(OwnedTensor(dtype, {0}).tensor), 0.0);
+    const OwnedTensor none(DType::kF64, {1});
+    SumOfSquares(OwnedTensor(dtype, {0}).tensor, none.tensor, {});
+    EXPECT_EQ(Get(none.tensor, 0), 0.0);
   }
+}
+
+TEST(SumOfSquares, RefusesWrongSums) {
+  const OwnedTensor values(DType::kF32, {4}), two(DType::kF64, {2}), narrow(DType::kF32, {1});
+  EXPECT_THROW(SumOfSquares(values.tensor, two.tensor, {}), Error);
+  EXPECT_THROW(SumOfSquares(values.tensor, narrow.tensor, {}), Error);
+  EXPECT_THROW(SumOfSquares(values.tensor, {}, {}), Error);
 }
 
 }  // namespace

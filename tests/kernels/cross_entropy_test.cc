@@ -70,16 +70,28 @@ Result Solve(const Tensor& logits, const Tensor& labels, double cap, double scal
       Set(partials.tensor, i, Get(partials.tensor, i) + Get(local.tensor, i));
     }
   }
-  result.loss = CrossEntropyLoss(labels, row_max.tensor, partials.tensor, &result.valid);
+  // It is added to.
+  const OwnedTensor loss(DType::kF64, {2});
+  Set(loss.tensor, 0, 1.0);
+  Set(loss.tensor, 1, 2.0);
+  CrossEntropyLoss(labels, row_max.tensor, partials.tensor, loss.tensor);
+  result.loss = Get(loss.tensor, 0) - 1.0;
+  result.valid = static_cast<int64_t>(Get(loss.tensor, 1)) - 2;
   for (size_t s = 0; s < shards; ++s) {
-    CrossEntropyGrad({.logits = shard[s].tensor,
-                      .labels = labels,
-                      .row_max = row_max.tensor,
-                      .partials = partials.tensor,
-                      .first = cuts[s],
-                      .soft_cap = cap,
-                      .scale = scale});
-    PasteColumns(shard[s].tensor, result.du.tensor, cuts[s]);
+    // In place or not, the same.
+    const OwnedTensor dlogits = PoisonedTensor(logits.dtype, shard[s].tensor.shape);
+    for (const Tensor& out : {dlogits.tensor, shard[s].tensor}) {
+      CrossEntropyGrad({.logits = shard[s].tensor,
+                        .labels = labels,
+                        .row_max = row_max.tensor,
+                        .partials = partials.tensor,
+                        .dlogits = out,
+                        .first = cuts[s],
+                        .soft_cap = cap,
+                        .scale = scale});
+    }
+    EXPECT_TRUE(BitwiseEqual(dlogits.tensor, shard[s].tensor));
+    PasteColumns(dlogits.tensor, result.du.tensor, cuts[s]);
   }
   return result;
 }
@@ -185,13 +197,19 @@ TEST(CrossEntropy, RefusesWrongArguments) {
   const OwnedTensor labels(DType::kI32, {4}), partials(DType::kF32, {2, 4});
   EXPECT_NO_THROW(SoftCapRowMax({.logits = logits.tensor, .row_max = four.tensor}));
   EXPECT_THROW(SoftCapRowMax({.logits = logits.tensor, .row_max = three.tensor}), Error);
-  int64_t valid = 0;
+  const OwnedTensor total(DType::kF64, {2});
   const auto loss = [&](const OwnedTensor& sums) {
-    return CrossEntropyLoss(labels.tensor, four.tensor, sums.tensor, &valid);
+    CrossEntropyLoss(labels.tensor, four.tensor, sums.tensor, total.tensor);
   };
   EXPECT_NO_THROW(loss(partials));
   EXPECT_THROW(loss(four), Error);
   EXPECT_THROW(loss(OwnedTensor()), Error);
+  EXPECT_THROW(CrossEntropyLoss(labels.tensor, four.tensor, partials.tensor, four.tensor), Error);
+  EXPECT_THROW(CrossEntropyGrad({.logits = logits.tensor,
+                                 .labels = labels.tensor,
+                                 .row_max = four.tensor,
+                                 .partials = partials.tensor}),
+               Error);
 }
 
 }  // namespace
