@@ -14,6 +14,14 @@ namespace eyrie {
 
 using SlotId = int;
 
+// What a slot holds: activations, in the type of the run, or what keeps full precision beside them
+// (FullPrecision in core/dtype.h), such as statistics and recurrent states.
+enum class Holds : bool { kActivations, kFullPrecision };
+
+constexpr DType TypeOf(Holds holds, DType activations) {
+  return holds == Holds::kActivations ? activations : FullPrecision(activations);
+}
+
 // Activations a layer saves: `width` numbers a token; or, for what has crossed a time boundary,
 // rows of its own.
 class StashTable {
@@ -22,14 +30,17 @@ class StashTable {
   // one with number `chunk`.
   using Rows = std::function<int64_t(int64_t tokens, int64_t chunk)>;
 
-  SlotId Add(std::string name, int64_t width) { return Add({std::move(name), width, nullptr}); }
+  SlotId Add(std::string name, int64_t width, Holds holds = Holds::kActivations) {
+    return Add({std::move(name), width, holds, nullptr});
+  }
   // A slot that outlives recomputation: what came from another rank is not sent twice.
-  SlotId AddKept(std::string name, int64_t width, Rows rows) {
-    return Add({std::move(name), width, std::move(rows)});
+  SlotId AddKept(std::string name, int64_t width, Rows rows, Holds holds = Holds::kActivations) {
+    return Add({std::move(name), width, holds, std::move(rows)});
   }
   struct Slot {
     std::string name;
     int64_t width;
+    Holds holds;
     Rows rows;  // null: one a token, and not kept
     bool kept() const { return rows != nullptr; }
   };
@@ -65,7 +76,7 @@ class Stash {
       const StashTable::Slot& slot = table_->slots()[i];
       if (slot.kept() != kept) continue;
       const int64_t rows = kept ? slot.rows(tokens_, chunk_) : tokens_;
-      tensors_[i] = arena.Allocate(dtype_, {batch_, rows, slot.width});
+      tensors_[i] = arena.Allocate(TypeOf(slot.holds, dtype_), {batch_, rows, slot.width});
     }
   }
 
@@ -82,13 +93,14 @@ class StateTable {
   // keeps.
   explicit StateTable(int64_t capacity = 0) : capacity_(capacity) {}
   int64_t capacity() const { return capacity_; }
-  SlotId Add(std::string name, int64_t rows, int64_t width) {
-    slots_.push_back({std::move(name), rows, width});
+  SlotId Add(std::string name, int64_t rows, int64_t width, Holds holds = Holds::kActivations) {
+    slots_.push_back({std::move(name), rows, width, holds});
     return static_cast<SlotId>(slots_.size()) - 1;
   }
   struct Slot {
     std::string name;
     int64_t rows, width;
+    Holds holds;
   };
   const std::vector<Slot>& slots() const { return slots_; }
 
@@ -97,13 +109,14 @@ class StateTable {
   std::vector<Slot> slots_;
 };
 
-// The memory of a StateTable for B sequences. Zero is the state before the first token.
+// The memory of a StateTable for B sequences, beside activations of type `dtype`. Zero is the state
+// before the first token.
 class State {
  public:
   State() = default;
-  State(const StateTable& table, DType dtype, int64_t batch) {
+  State(const StateTable& table, DType dtype, int64_t batch, Device device) {
     for (const auto& slot : table.slots()) {
-      tensors_.emplace_back(dtype, Shape{batch, slot.rows, slot.width});
+      tensors_.emplace_back(TypeOf(slot.holds, dtype), Shape{batch, slot.rows, slot.width}, device);
     }
   }
   // [B, rows, width]

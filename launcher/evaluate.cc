@@ -10,14 +10,15 @@ Evaluation Evaluate(Run& run, const Model& model, BatchReader& reader, int64_t s
   const int64_t share = (sequences + data.size() - 1) / data.size();
   const int64_t begin = std::min(sequences, share * data.rank());
   const int64_t end = std::min(sequences, begin + share);
-  Loss total;
+  const OwnedTensor loss(DType::kF64, {2}, run.params.device());
   for (int64_t first = begin; first < end; first += micro_batch) {
     const int64_t count = std::min(micro_batch, end - first);
     run.positions = reader.positions(count);
-    const Loss loss = model.Evaluate(run, reader.Read(first, count));
-    total.sum += loss.sum;
-    total.valid += loss.valid;
+    Model::Batch batch = reader.Read(first, count);
+    batch.loss = loss.tensor;
+    model.Evaluate(run, batch);
   }
+  const Loss total = ReadLoss(loss.tensor);
   Communicator& replicas = run.mesh.replicas();
   const double sum = AllReduceValue(replicas, total.sum, ReduceOp::kSum);
   const double valid = AllReduceValue(replicas, static_cast<double>(total.valid), ReduceOp::kSum);

@@ -61,8 +61,8 @@ Inference::Inference(const InferenceOptions& options, Layout layout, Job& job) {
 
 Decoder::Decoder(Inference& inference, int64_t capacity)
     : inference_(inference),
-      state_(inference.model().MakeState(DType::kF32, 1, capacity)),
-      next_(inference.model().MakeState(DType::kF32, 1, capacity)),
+      state_(inference.model().MakeState(inference.run().params, 1, capacity)),
+      next_(inference.model().MakeState(inference.run().params, 1, capacity)),
       tokens_(DType::kI32, {1, kChunk}),
       positions_(DType::kI32, {1, kChunk}),
       logits_(DType::kF32, {1, kChunk, inference.config().model().vocab_size()}) {}

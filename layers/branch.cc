@@ -8,7 +8,7 @@ void Branch::Declare(const Declaration& declare) {
   Declaration own{declare.params, stash_table_, declare.tensor_size, declare.prefix};
   norm_.Declare(own);
   normed_ = stash_table_.Add("normed", norm_.width());
-  rstd_ = stash_table_.Add("rstd", 1);
+  rstd_ = stash_table_.Add("rstd", 1, Holds::kFullPrecision);
   mixer_->Declare(own);
 }
 

@@ -17,16 +17,16 @@ Tensor Columns(Arena& arena, const Tensor& from, int64_t begin, int64_t end) {
 
 }  // namespace
 
-Loss ForwardBackward(const Model& model, Run& run, const Model::Batch& batch, int64_t chunk_length,
+void ForwardBackward(const Model& model, Run& run, const Model::Batch& batch, int64_t chunk_length,
                      bool completes_step) {
   ArenaScope scope(run.arena);
   const int64_t tokens = run.tokens();
   if (chunk_length <= 0 || chunk_length >= tokens) {
     Model::Activations saved;
-    const Loss loss = model.Forward(run, batch, nullptr, nullptr, saved);
+    model.Forward(run, batch, nullptr, nullptr, saved);
     if (completes_step) run.params.ReduceAsReady();
     model.Backward(run, batch, saved, nullptr, nullptr, nullptr);
-    return loss;
+    return;
   }
 
   EYRIE_CHECK(run.mesh.shape().sequence == 1 || tokens % chunk_length == 0);
@@ -35,7 +35,7 @@ Loss ForwardBackward(const Model& model, Run& run, const Model::Batch& batch, in
   const auto begin = [&](int64_t chunk) { return chunk * chunk_length; };
   const auto end = [&](int64_t chunk) { return std::min(tokens, (chunk + 1) * chunk_length); };
   const auto make_state = [&] {
-    return model.MakeState(run.params.dtype(), batch.tokens.dim(0),
+    return model.MakeState(run.params, batch.tokens.dim(0),
                            tokens * run.mesh.shape().sequence);
   };
 
@@ -50,27 +50,23 @@ Loss ForwardBackward(const Model& model, Run& run, const Model::Batch& batch, in
                   entering[static_cast<size_t>(chunk)], entering.back());
   }
 
-  Loss total;
   ModelState grad_after = make_state(), grad_before = make_state();
   for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
     ArenaScope chunk_scope(run.arena);
     run.positions = Columns(run.arena, positions, begin(chunk), end(chunk));
     const Model::Batch part{Columns(run.arena, batch.tokens, begin(chunk), end(chunk)),
                             Columns(run.arena, batch.labels, begin(chunk), end(chunk)),
-                            batch.scale};
+                            batch.scale, batch.loss};
     const ModelState& before = entering.back();
     Model::Activations saved;
-    const Loss loss = model.Forward(run, part, &before, nullptr, saved);
+    model.Forward(run, part, &before, nullptr, saved);
     const bool last = chunk == chunks - 1;
     if (completes_step && chunk == 0) run.params.ReduceAsReady();
     model.Backward(run, part, saved, &before, last ? nullptr : &grad_after, &grad_before);
     std::swap(grad_after, grad_before);
     entering.pop_back();
-    total.sum += loss.sum;
-    total.valid += loss.valid;
   }
   run.positions = positions;
-  return total;
 }
 
 }  // namespace eyrie

@@ -8,13 +8,13 @@
 
 namespace eyrie {
 
-// The loss of `batch` and, added, its gradients; run.positions is [B, T] as for Model::Forward.
+// Adds the loss of `batch` and its gradients; run.positions is [B, T] as for Model::Forward.
 // With chunk_length 0 or at least T: the whole at once. Otherwise a first sweep keeps only the
 // state that enters each chunk, and a second one, from the last chunk to the first, recomputes the
 // chunk and takes its backward step: one more forward pass, for memory. Global attention's states
 // hold all earlier keys and values, so with it memory still grows with the sequence. With
 // `completes_step` the last backward step of all lets gradients leave as they become complete.
-Loss ForwardBackward(const Model& model, Run& run, const Model::Batch& batch, int64_t chunk_length,
+void ForwardBackward(const Model& model, Run& run, const Model::Batch& batch, int64_t chunk_length,
                      bool completes_step);
 
 }  // namespace eyrie

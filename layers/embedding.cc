@@ -56,19 +56,25 @@ void Embedding::PartialLogits(Run& run, const Tensor& x, const Tensor& u) const 
         .ldc = local_vocab_});
 }
 
-Loss Embedding::HeadLoss(Run& run, const Tensor& x, const Tensor& labels, double scale,
-                         const Tensor& dx) const {
+Loss ReadLoss(const Tensor& loss) {
+  double sums[2];
+  Copy(loss, Tensor{sums, DType::kF64, Device::kCpu, {2}});
+  return {.sum = sums[0], .valid = static_cast<int64_t>(sums[1])};
+}
+
+void Embedding::HeadLoss(Run& run, const Tensor& x, const Tensor& labels, double scale,
+                         const Tensor& loss, const Tensor& dx) const {
   const int64_t width = options_.width, tokens = labels.size(), first = FirstRow(run);
   const Tensor all_x = x.View({tokens, width}), all_labels = labels.View({tokens});
   Communicator& tensor = run.mesh.tensor();
-  const OwnedTensor loss(DType::kF64, {2});
+  const DType activations = run.params.dtype(), full = FullPrecision(activations);
   for (int64_t begin = 0; begin < tokens; begin += kPieceTokens) {
     ArenaScope scope(run.arena);
     const int64_t end = std::min(tokens, begin + kPieceTokens), rows = end - begin;
     const Tensor piece = all_x.Rows(begin, end), label = all_labels.Rows(begin, end);
-    const Tensor logits = run.arena.Allocate(run.params.dtype(), {rows, local_vocab_});
-    const Tensor row_max = run.arena.Allocate(run.params.dtype(), {rows});
-    const Tensor partials = run.arena.Allocate(run.params.dtype(), {2, rows});
+    const Tensor logits = run.arena.Allocate(full, {rows, local_vocab_});
+    const Tensor row_max = run.arena.Allocate(full, {rows});
+    const Tensor partials = run.arena.Allocate(full, {2, rows});
 
     PartialLogits(run, piece, logits);
     SoftCapRowMax({.logits = logits, .soft_cap = options_.soft_cap, .row_max = row_max});
@@ -79,21 +85,23 @@ Loss Embedding::HeadLoss(Run& run, const Tensor& x, const Tensor& labels, double
                      .row_max = row_max,
                      .partials = partials});
     tensor.AllReduce(partials, ReduceOp::kSum).Wait();
-    CrossEntropyLoss(label, row_max, partials, loss.tensor);
+    CrossEntropyLoss(label, row_max, partials, loss);
     if (!dx.defined()) continue;
 
+    Tensor dlogits = logits;
+    if (activations != full) dlogits = run.arena.Allocate(activations, logits.shape);
     CrossEntropyGrad({.logits = logits,
                       .labels = label,
                       .row_max = row_max,
                       .partials = partials,
-                      .dlogits = logits,
+                      .dlogits = dlogits,
                       .first = first,
                       .soft_cap = options_.soft_cap,
                       .scale = scale});
     Gemm({.m = rows,
           .n = width,
           .k = local_vocab_,
-          .a = logits,
+          .a = dlogits,
           .lda = local_vocab_,
           .b = run.params.value(table_),
           .ldb = width,
@@ -103,7 +111,7 @@ Loss Embedding::HeadLoss(Run& run, const Tensor& x, const Tensor& labels, double
           .m = local_vocab_,
           .n = width,
           .k = rows,
-          .a = logits,
+          .a = dlogits,
           .lda = local_vocab_,
           .b = piece,
           .ldb = width,
@@ -112,25 +120,23 @@ Loss Embedding::HeadLoss(Run& run, const Tensor& x, const Tensor& labels, double
           .accumulate = true});
   }
   if (dx.defined()) tensor.AllReduce(dx, ReduceOp::kSum).Wait();
-  const double* sums = loss.tensor.data<double>();
-  return {.sum = sums[0], .valid = static_cast<int64_t>(sums[1])};
 }
 
 void Embedding::Logits(Run& run, const Tensor& x, const Tensor& logits) const {
   ArenaScope scope(run.arena);
   const int64_t rows = x.size() / options_.width;
   const int ranks = run.mesh.tensor().size();
-  const Tensor local = run.arena.Allocate(run.params.dtype(), {rows, local_vocab_});
-  const Tensor row_max = run.arena.Allocate(run.params.dtype(), {rows});
+  const Tensor local = run.arena.Allocate(logits.dtype, {rows, local_vocab_});
+  const Tensor row_max = run.arena.Allocate(logits.dtype, {rows});
   PartialLogits(run, x, local);
   SoftCapRowMax({.logits = local, .soft_cap = options_.soft_cap, .row_max = row_max});
   if (ranks == 1) return Copy(local, logits);
-  const Tensor gathered = run.arena.Allocate(run.params.dtype(), {ranks, rows, local_vocab_});
+  const Tensor gathered = run.arena.Allocate(logits.dtype, {ranks, rows, local_vocab_});
   run.mesh.tensor().AllGather(local, gathered).Wait();
+  // Rank by rank and row by row: each rank's columns of the whole rows.
   for (int rank = 0; rank < ranks; ++rank) {
-    const Slice columns{{0, rank * local_vocab_}, {rows, local_vocab_}};
-    CopyPart(columns, columns, gathered.Rows(rank, rank + 1).raw,
-             {{0, 0}, {rows, options_.vocab_size}}, logits.raw, SizeOf(logits.dtype));
+    CopyRows(gathered.Rows(rank, rank + 1).View({rows, local_vocab_, 1}), 0,
+             logits.View({rows, options_.vocab_size, 1}), rank * local_vocab_, local_vocab_);
   }
 }
 

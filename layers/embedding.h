@@ -10,6 +10,8 @@ struct Loss {
   double sum = 0.0;   // of the negative log-likelihoods, in nats
   int64_t valid = 0;  // labels that counted
 };
+// From where HeadLoss adds it up; waits for the device.
+Loss ReadLoss(const Tensor& loss);
 
 class Embedding {
  public:
@@ -27,14 +29,14 @@ class Embedding {
   void LookUp(Run& run, const Tensor& tokens, const Tensor& y) const;
   void LookUpBackward(Run& run, const Tensor& tokens, const Tensor& dy) const;
 
-  // The loss of predicting `labels` [B, T] from x [B, T, D] (a negative label does not count). With
-  // `dx` (training) also runs backward at once, with the loss scaled by `scale`: dx := gradient of
+  // Adds the loss of predicting `labels` [B, T] from x [B, T, D] (a negative label does not count)
+  // to `loss`, [2] float64: the sum, and the labels that counted. With `dx` (training) also runs backward at once, with the loss scaled by `scale`: dx := gradient of
   // x, and the table's gradient is added to. Works through the tokens piece by piece, so that
   // logits exist for one piece at a time.
-  Loss HeadLoss(Run& run, const Tensor& x, const Tensor& labels, double scale,
+  void HeadLoss(Run& run, const Tensor& x, const Tensor& labels, double scale, const Tensor& loss,
                 const Tensor& dx) const;
 
-  // logits [N, vocab_size] of x [N, D], whole on every tensor rank, cap applied.
+  // logits [N, vocab_size] of x [N, D], in full precision, whole on every tensor rank, cap applied.
   void Logits(Run& run, const Tensor& x, const Tensor& logits) const;
 
  private:

@@ -1,5 +1,5 @@
 // What every layer is given and what it must offer. Notation throughout this folder: B sequences,
-// T tokens, D model width; activations are [B, T, width], row-major, in the store's dtype.
+// T tokens, D model width; activations are [B, T, width], row-major, in the store's dtype, on its device.
 #pragma once
 
 #include <functional>
@@ -43,6 +43,10 @@ struct Run {
   // Scratch [B, T, width].
   Tensor Scratch(int64_t width) {
     return arena.Allocate(params.dtype(), {batch(), tokens(), width});
+  }
+  // The same in full precision.
+  Tensor FullScratch(int64_t width) {
+    return arena.Allocate(FullPrecision(params.dtype()), {batch(), tokens(), width});
   }
 };
 

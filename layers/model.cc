@@ -52,17 +52,17 @@ Model::Model(const config::ModelConfig& config, int tensor_size, bool recompute)
   norm_f_.Declare(declare);
 }
 
-ModelState Model::MakeState(DType dtype, int64_t batch, int64_t capacity) const {
+ModelState Model::MakeState(const ParamStore& params, int64_t batch, int64_t capacity) const {
   ModelState state;
   for (const Branch& branch : branches_) {
     StateTable table(capacity);
     branch.DeclareState(table);
-    state.emplace_back(table, dtype, batch);
+    state.emplace_back(table, params.dtype(), batch, params.device());
   }
   return state;
 }
 
-Loss Model::Forward(Run& run, const Batch& batch, const ModelState* before, ModelState* after,
+void Model::Forward(Run& run, const Batch& batch, const ModelState* before, ModelState* after,
                     Activations& saved) const {
   run.pass = Pass::kTrain;
   saved.inputs.clear();
@@ -84,19 +84,18 @@ Loss Model::Forward(Run& run, const Batch& batch, const ModelState* before, Mode
     run.Show(Seen::kOutput, names_[i], x);
   }
   saved.inputs.push_back(x);
-  saved.rstd = run.Scratch(1);
+  saved.rstd = run.FullScratch(1);
   saved.gradient = run.Scratch(width_);
 
   ArenaScope scope(run.arena);
   const Tensor normed = run.Scratch(width_), dnormed = run.Scratch(width_);
   norm_f_.Forward(run, x, normed, saved.rstd);
   run.Show(Seen::kOutput, "norm_f", normed);
-  Loss loss = embedding_.HeadLoss(run, normed, batch.labels, batch.scale, dnormed);
-  run.Show(Seen::kOutput, "head", {.raw = &loss.sum, .dtype = DType::kF64, .shape = {1}});
+  embedding_.HeadLoss(run, normed, batch.labels, batch.scale, batch.loss, dnormed);
+  run.Show(Seen::kOutput, "head", batch.loss.Rows(0, 1));
   run.Show(Seen::kGradient, "head", dnormed);
   norm_f_.Backward(run, x, saved.rstd, dnormed, /*dresidual=*/{}, saved.gradient);
   run.Show(Seen::kGradient, "norm_f", saved.gradient);
-  return loss;
 }
 
 void Model::Backward(Run& run, const Batch& batch, Activations& saved, const ModelState* before,
@@ -135,7 +134,7 @@ Tensor Model::Infer(Run& run, const Tensor& tokens, const ModelState* before,
     branches_[i].Forward(run, x, y, stash, CarryOf(i, before, after));
     std::swap(x, y);
   }
-  norm_f_.Forward(run, x, y, run.Scratch(1));
+  norm_f_.Forward(run, x, y, run.FullScratch(1));
   return y;
 }
 
@@ -145,10 +144,10 @@ void Model::Advance(Run& run, const Tensor& tokens, const ModelState& before,
   Infer(run, tokens, &before, &after);
 }
 
-Loss Model::Evaluate(Run& run, const Batch& batch) const {
+void Model::Evaluate(Run& run, const Batch& batch) const {
   ArenaScope scope(run.arena);
   const Tensor x = Infer(run, batch.tokens, nullptr, nullptr);
-  return embedding_.HeadLoss(run, x, batch.labels, batch.scale, {});
+  embedding_.HeadLoss(run, x, batch.labels, batch.scale, batch.loss, {});
 }
 
 void Model::Logits(Run& run, const Tensor& tokens, const ModelState* before, ModelState* after,

@@ -22,12 +22,15 @@ class Model {
 
   const ParamTable& params() const { return params_; }
   // Zero states: the sequences' start. `capacity`: the longest sequence that will be carried.
-  ModelState MakeState(DType dtype, int64_t batch, int64_t capacity) const;
+  ModelState MakeState(const ParamStore& params, int64_t batch, int64_t capacity) const;
 
   struct Batch {
     Tensor tokens;       // [B, T] int32
     Tensor labels;       // [B, T] int32, the tokens to predict; negative: does not count
     double scale = 1.0;  // of the loss: one over the valid labels of the whole global batch
+    // [2] float64, added to: the sum of the negative log-likelihoods, in nats, and the number of
+    // labels that counted (ReadLoss).
+    Tensor loss;
   };
   // What Forward leaves for Backward, in the arena of the Run.
   struct Activations {
@@ -39,7 +42,7 @@ class Model {
 
   // Training: the loss of a chunk of sequences, from the state before it (null: the start), giving
   // the state after it (null: not wanted). Also takes the head's backward step.
-  Loss Forward(Run& run, const Batch& batch, const ModelState* before, ModelState* after,
+  void Forward(Run& run, const Batch& batch, const ModelState* before, ModelState* after,
                Activations& saved) const;
   // Adds the parameters' gradients, and tells the store of each as it is done with it
   // (ParamStore::GradsReady). `after`, the gradient of the state after the chunk (null: no
@@ -50,7 +53,7 @@ class Model {
   // The state after a chunk from that before it, and nothing else.
   void Advance(Run& run, const Tensor& tokens, const ModelState& before, ModelState& after) const;
   // The loss alone.
-  Loss Evaluate(Run& run, const Batch& batch) const;
+  void Evaluate(Run& run, const Batch& batch) const;
   // logits [B, T, vocab] for every token, or [B, 1, vocab] for the last one.
   void Logits(Run& run, const Tensor& tokens, const ModelState* before, ModelState* after,
               const Tensor& logits) const;

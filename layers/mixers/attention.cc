@@ -55,7 +55,7 @@ void AttentionMixer::Declare(Declaration& declare) {
   k_out_ = declare.stash.Add("k", head_width_);
   v_out_ = declare.stash.Add("v", head_width_);
   o_ = declare.stash.Add("o", q_.local_out());
-  lse_ = declare.stash.Add("lse", heads_);
+  lse_ = declare.stash.Add("lse", heads_, Holds::kFullPrecision);
 }
 
 void AttentionMixer::DeclareState(StateTable& table) const {

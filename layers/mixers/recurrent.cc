@@ -74,7 +74,8 @@ void RecurrentMixer::Declare(Declaration& declare) {
   conv_halo_ = declare.stash.AddKept("conv_halo", width_, [](int64_t tokens, int64_t chunk) {
     return HaloRows(tokens, chunk, kTaps - 1);
   });
-  h0_ = declare.stash.AddKept("h0", width_, [](int64_t, int64_t) { return 1; });
+  h0_ = declare.stash.AddKept(
+      "h0", width_, [](int64_t, int64_t) { return 1; }, Holds::kFullPrecision);
   gate_ = declare.stash.Add("gate", width_);
   conv_in_ = declare.stash.Add("conv_in", width_);
   u_ = declare.stash.Add("u", width_);
@@ -86,7 +87,7 @@ void RecurrentMixer::Declare(Declaration& declare) {
 
 void RecurrentMixer::DeclareState(StateTable& table) const {
   table.Add("conv", kTaps - 1, width_);
-  table.Add("h", 1, width_);
+  table.Add("h", 1, width_, Holds::kFullPrecision);
 }
 
 void RecurrentMixer::Gate(Run& run, ParamId weight, ParamId bias, const Tensor& u,
@@ -186,8 +187,8 @@ void RecurrentMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& 
   const Shape state{run.batch(), width_};
   std::optional<CarryScan> scan;
   if (exchanges) {
-    const Tensor decay = run.arena.Allocate(x.dtype, state);
-    const Tensor increment = run.arena.Allocate(x.dtype, state);
+    const Tensor decay = run.arena.Allocate(FullPrecision(x.dtype), state);
+    const Tensor increment = run.arena.Allocate(FullPrecision(x.dtype), state);
     RgLruSummary({.u = stash[u_],
                   .zi = stash[zi_],
                   .zr = stash[zr_],
@@ -241,9 +242,9 @@ void RecurrentMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const
   if (carry_grad.before != nullptr) dh0 = (*carry_grad.before)[kHiddenState].View(state);
   std::optional<CarryScan> scan;
   if (split) {
-    const Tensor decay = run.arena.Allocate(x.dtype, state);
-    const Tensor increment = run.arena.Allocate(x.dtype, state);
-    const Tensor entering = run.arena.Allocate(x.dtype, state);
+    const Tensor decay = run.arena.Allocate(FullPrecision(x.dtype), state);
+    const Tensor increment = run.arena.Allocate(FullPrecision(x.dtype), state);
+    const Tensor entering = run.arena.Allocate(FullPrecision(x.dtype), state);
     RgLruGradSummary({.zr = stash[zr_],
                       .lambda = run.params.value(lambda_),
                       .positions = run.positions,

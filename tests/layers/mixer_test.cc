@@ -30,7 +30,7 @@ class MixerTest : public testing::TestWithParam<std::string> {
     stash.TakeRest(arena_);
     return stash;
   }
-  State MakeState() const { return State(state_, DType::kF64, kBatch); }
+  State MakeState() const { return State(state_, DType::kF64, kBatch, Device::kCpu); }
   OwnedTensor RandomActivations() {
     return RandomTensor(DType::kF64, {kBatch, kTokens, config_.width()}, random_);
   }

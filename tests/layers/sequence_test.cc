@@ -66,10 +66,12 @@ Result Train(const config::ModelConfig& config, int ranks, int64_t chunk, bool r
     const OwnedTensor labels = Part(data.labels.tensor, rank, ranks, chunk);
     const OwnedTensor positions = Part(data.positions.tensor, rank, ranks, chunk);
     run.positions = positions.tensor;
+    const OwnedTensor sums(DType::kF64, {2});
     const Model::Batch batch{tokens.tensor, labels.tensor,
-                             1.0 / static_cast<double>(kBatch * data.length())};
-    const Loss loss = ForwardBackward(model, run, batch, chunk, /*completes_step=*/true);
+                             1.0 / static_cast<double>(kBatch * data.length()), sums.tensor};
+    ForwardBackward(model, run, batch, chunk, /*completes_step=*/true);
     store.ReduceGrads();
+    const Loss loss = ReadLoss(sums.tensor);
     const std::lock_guard lock(mutex);
     result.loss += loss.sum * batch.scale;
     result.gradients = Clone(store.flat_grads());
