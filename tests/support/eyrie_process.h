@@ -11,6 +11,7 @@
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -99,6 +100,32 @@ inline ProcessResult RunEyrie(int ranks, const std::vector<std::string>& argumen
   // A hang must not hang the tests.
   command.insert(command.begin(), {"timeout", "--kill-after=5", "300"});
   return Finish(Start(command, log), log);
+}
+
+// What eyrie itself says on stderr, which must be one line.
+inline std::string OnlyLine(const ProcessResult& result) {
+  std::string found;
+  int count = 0;
+  std::istringstream in(result.err);
+  for (std::string line; std::getline(in, line);) {
+    if (line.starts_with("eyrie: ")) ++count, found = line;
+  }
+  EXPECT_EQ(count, 1) << result.err;
+  return found;
+}
+
+// The processes of this run's ranks.
+inline std::vector<pid_t> RanksOf(const std::filesystem::path& run) {
+  std::vector<pid_t> ranks;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+    const std::string name = entry.path().filename();
+    if (name.find_first_not_of("0123456789") != std::string::npos) continue;
+    const std::string command = ReadFile(entry.path() / "cmdline");
+    if (command.rfind(EYRIE_BINARY, 0) == 0 && command.find(run.string()) != std::string::npos) {
+      ranks.push_back(static_cast<pid_t>(std::stoi(name)));
+    }
+  }
+  return ranks;
 }
 
 // With `unfinished`, of a run that goes on or was cut off, whose last line may be half there.
