@@ -77,5 +77,6 @@ double Median(std::vector<double> values);
 
 // The benchmarks. Each function, in bench_<name>.cc, adds one to the command `bench`.
 void AddBenchKernels(CLI::App& bench, ExitCode& code);
+void AddBenchCheckpoint(CLI::App& bench, ExitCode& code);
 
 }  // namespace eyrie

@@ -14,6 +14,7 @@ void AddBenchCommand(CLI::App& app, ExitCode& code) {
       "data. With --json the table is one JSON object.");
   command->require_subcommand(1);
   AddBenchKernels(*command, code);
+  AddBenchCheckpoint(*command, code);
 }
 
 }  // namespace eyrie

@@ -109,9 +109,9 @@ void CheckpointWriter::Begin(const std::vector<NamedFlat>& groups, const Positio
   auto save = std::make_unique<Save>();
   save->plan = PlanSave(config_, mesh_, store_, groups, position);
   const auto& files = save->plan.files;
-  const auto file =
-      std::find_if(files.begin(), files.end(),
-                   [&](const CheckpointPlan::File& each) { return each.rank == world.rank(); });
+  const auto file = std::find_if(files.begin(), files.end(), [&](const CheckpointPlan::File& each) {
+    return each.rank == world.rank();
+  });
   const auto id =
       static_cast<int64_t>(AllReduceValue(world, mesh_.is_root() ? getpid() : 0, ReduceOp::kMax));
   save->target = directory_ / CheckpointName(position.step);

@@ -38,7 +38,8 @@ class FullDiskTest : public testing::Test {
   }
   // A run that was cut off and resumed took the steps that another took in one piece.
   void ExpectSameLosses(const std::string& resumed, const std::string& whole) const {
-    const auto actual = ReadMetrics(directory_ / resumed), expected = ReadMetrics(directory_ / whole);
+    const auto actual = ReadMetrics(directory_ / resumed),
+               expected = ReadMetrics(directory_ / whole);
     ASSERT_EQ(actual.size(), expected.size());
     for (size_t i = 0; i < actual.size(); ++i) {
       EXPECT_EQ(actual[i]["step"], expected[i]["step"]);
@@ -121,14 +122,13 @@ TEST_F(FullDiskTest, NoSpaceLeftEndsTheRunAndItResumes) {
     train += " '" + word + "'";
   }
   const std::string log = (directory_ / "log").string();
-  const std::string script = mount + " || exit 100\n" +                           //
-                             train + "\ncode=$?\n" +                              //
+  const std::string script = mount + " || exit 100\n" +                               //
+                             train + "\ncode=$?\n" +                                  //
                              "ls -A " + mounted.string() + " >" + log + ".names\n" +  //
                              EYRIE_BINARY + " checkpoint verify " + mounted.string() +
-                             "/step-00000010 || exit 101\n" +
-                             "mount -o remount,size=100m " + mounted.string() + " || exit 102\n" +
-                             train + " 2>/dev/null || exit 103\n" +
-                             "exit $code\n";
+                             "/step-00000010 || exit 101\n" + "mount -o remount,size=100m " +
+                             mounted.string() + " || exit 102\n" + train +
+                             " 2>/dev/null || exit 103\n" + "exit $code\n";
   std::vector<std::string> command = {"unshare", geteuid() == 0 ? "-m" : "-rm", "bash", "-c",
                                       script};
   const ProcessResult result = Finish(Start(command, log), log);

@@ -151,11 +151,11 @@ TEST_F(CheckpointWriterTest, TheTrainerTrainsWhileItsDiskIsBusy) {
   model.mutable_recurrent()->set_width(16);
   model.mutable_recurrent()->set_gate_blocks(4);
   model.mutable_mlp()->set_width(16);
-  ApplySettings({"train.steps=8", "train.sequence_length=16", "train.global_batch_size=2",
-                 "train.micro_batch_size=2", "optimizer.learning_rate=1e-3",
-                 "data.train=" + Path("data"), "run.directory=" + Path("run"),
-                 "run.tensorboard=false", "checkpoint.interval=4"},
-                config);
+  ApplySettings(
+      {"train.steps=8", "train.sequence_length=16", "train.global_batch_size=2",
+       "train.micro_batch_size=2", "optimizer.learning_rate=1e-3", "data.train=" + Path("data"),
+       "run.directory=" + Path("run"), "run.tensorboard=false", "checkpoint.interval=4"},
+      config);
   Resolve(config, 1);
   ValidateForTraining(config);
   const Mesh mesh;
