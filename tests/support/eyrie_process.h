@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "launcher/indexed_dataset.h"
+#include "tests/support/test_directory.h"
 
 namespace eyrie {
 
@@ -29,25 +30,6 @@ inline std::string ReadFile(const std::filesystem::path& file) {
   std::ifstream in(file, std::ios::binary);
   return {std::istreambuf_iterator<char>(in), {}};
 }
-
-// A directory of its own for each test, removed at the end.
-class TestDirectory {
- public:
-  TestDirectory() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "eyrie-test-XXXXXX").string();
-    path_ = mkdtemp(pattern.data());
-  }
-  ~TestDirectory() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TestDirectory(const TestDirectory&) = delete;
-  TestDirectory& operator=(const TestDirectory&) = delete;
-  std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
-
- private:
-  std::filesystem::path path_;
-};
 
 // The command line of `ranks` ranks of eyrie; 0: without mpirun.
 inline std::vector<std::string> EyrieCommand(int ranks, const std::vector<std::string>& arguments) {
