@@ -10,8 +10,8 @@
 
 int main(int argc, char** argv) {
   using eyrie::ExitCode;
-  std::signal(SIGXFSZ,
-              SIG_IGN);  // a limit on files' sizes is an error of a write, like a full disk
+  // A limit on the size of files is then an error of a write, like a full disk.
+  std::signal(SIGXFSZ, SIG_IGN);
   CLI::App app{
       "Trains Griffin, Hawk and Transformer language models on many ranks, and works with their\n"
       "checkpoints. Start distributed commands with mpirun; alone, a command is one rank.\n"

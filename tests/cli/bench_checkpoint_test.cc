@@ -10,8 +10,8 @@ namespace fs = std::filesystem;
 
 TEST(BenchCheckpointTest, MeasuresAndLeavesNothing) {
   const TestDirectory directory;
-  const std::string config = WriteText(
-      directory / "config.textproto", SmallTrainingConfig(directory / "none", directory / "none"));
+  const std::string config = WriteText(directory / "config.textproto",
+                                       SmallTrainingConfig(directory / "none", directory / "none"));
   fs::create_directory(directory / "disk");
   const auto run = [&](int ranks, const std::string& disk) {
     return RunEyrie(ranks, {"bench", "checkpoint", "--config", config, "--directory",
