@@ -33,15 +33,13 @@ struct NamedFlat {
   std::string prefix;
   Tensor flat;
   bool owned = false;
+
+  // The bytes from element `offset` on.
+  char* At(int64_t offset) const;
 };
 
-// Writes the checkpoint of `position.step` into `directory` (the run's checkpoints/), replacing
-// one of the same step. Collective over mesh.world(), not to be called inside Collectively. Throws
-// on every rank if any failed (kFailed: disk full, ...); then `directory` holds what it held.
-// `config` must be the same on all ranks.
-void SaveCheckpoint(const std::filesystem::path& directory, const config::Config& config,
-                    const Mesh& mesh, const ParamStore& store, const std::vector<NamedFlat>& groups,
-                    const Position& position);
+// Throws unless `groups` are laid out as they say.
+void CheckGroups(const ParamStore& store, const std::vector<NamedFlat>& groups);
 
 // Fills `groups` of a store of any layout; inference passes the group "" alone. Reads and checks
 // only what this rank needs. Moments that a checkpoint of step 0 does not hold start from zero.

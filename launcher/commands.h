@@ -14,5 +14,6 @@ void AddTrainCommand(CLI::App& app, ExitCode& code);
 void AddEvalCommand(CLI::App& app, ExitCode& code);
 void AddGenerateCommand(CLI::App& app, ExitCode& code);
 void AddLogitsCommand(CLI::App& app, ExitCode& code);
+void AddBenchCommand(CLI::App& app, ExitCode& code);
 
 }  // namespace eyrie

@@ -1,5 +1,6 @@
 // eyrie: trains recurrent language models on many machines. See docs/architecture.md.
 #include <CLI/CLI.hpp>
+#include <csignal>
 #include <iostream>
 
 #include "launcher/checkpoint_command.h"
@@ -9,6 +10,8 @@
 
 int main(int argc, char** argv) {
   using eyrie::ExitCode;
+  // A limit on the size of files is then an error of a write, like a full disk.
+  std::signal(SIGXFSZ, SIG_IGN);
   CLI::App app{
       "Trains Griffin, Hawk and Transformer language models on many ranks, and works with their\n"
       "checkpoints. Start distributed commands with mpirun; alone, a command is one rank.\n"
@@ -25,6 +28,7 @@ int main(int argc, char** argv) {
   eyrie::AddGenerateCommand(app, code);
   eyrie::AddLogitsCommand(app, code);
   eyrie::AddTokenizeCommand(app);
+  eyrie::AddBenchCommand(app, code);
   eyrie::AddCheckpointCommand(app);
 
   try {

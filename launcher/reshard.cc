@@ -80,7 +80,7 @@ void ReshardCheckpoint(const fs::path& checkpoint, const fs::path& output,
       const auto& stored = plan.manifest.tensor(piece.tensor);
       const Slice slice = SliceOf(stored.piece(piece.piece));
       const DType dtype = DTypeOfStored(stored);
-      const size_t bytes = static_cast<size_t>(slice.extent.size()) * SizeOf(dtype);
+      const size_t bytes = BytesOf(plan, piece);
       if (bytes > buffer.bytes()) buffer = Buffer(bytes);
       reader.Read(reader.Find(stored.name(), dtype, table.spec(piece.param).shape), slice,
                   buffer.data());

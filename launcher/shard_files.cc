@@ -29,6 +29,12 @@ void CheckSize(const std::string& path, int64_t expected) {
 
 }  // namespace
 
+size_t BytesOf(const CheckpointPlan& plan, const PlannedPiece& piece) {
+  const auto& stored = plan.manifest.tensor(piece.tensor);
+  return static_cast<size_t>(SliceOf(stored.piece(piece.piece)).extent.size()) *
+         SizeOf(DTypeOfStored(stored));
+}
+
 void WriteShard(const fs::path& directory, size_t index, const PieceSource& source,
                 CheckpointPlan& plan) {
   const auto& pieces = plan.files[index].pieces;

@@ -49,6 +49,9 @@ struct CheckpointPlan {
 CheckpointPlan PlanCheckpoint(const ParamTable& table, const std::vector<StoredGroup>& groups,
                               MeshShape mesh, const BucketPlan& buckets);
 
+// The size of a piece.
+size_t BytesOf(const CheckpointPlan& plan, const PlannedPiece& piece);
+
 // Writes file `index` of the plan into `directory` and puts its size and checksums into the plan's
 // manifest. source(piece) is the piece's bytes, needed until the next call.
 using PieceSource = std::function<const void*(const PlannedPiece&)>;

@@ -33,7 +33,7 @@ double SecondsSince(Clock::time_point start) {
 
 }  // namespace
 
-Trainer::Trainer(const config::Config& config, const Mesh& mesh)
+Trainer::Trainer(const config::Config& config, const Mesh& mesh, CheckpointWriter::ShardSink sink)
     : config_(config),
       mesh_(mesh),
       directory_(config.run().directory()),
@@ -42,7 +42,8 @@ Trainer::Trainer(const config::Config& config, const Mesh& mesh)
       params_(model_.params(), mesh, DType::kF32, /*with_gradients=*/true,
               BucketOptionsOf(config.parallel())),
       optimizer_(config.optimizer(), params_, mesh),
-      run_{mesh, params_, arena_} {
+      run_{mesh, params_, arena_},
+      writer_(directory_ / "checkpoints", config, mesh, params_, std::move(sink)) {
   Collectively(mesh.world(), [&] {
     // Checkpoints carry the tokenizer along: it must be there, and fit.
     const std::string& tokenizer = config.data().tokenizer();
@@ -203,6 +204,7 @@ void Trainer::StopDiverged(const StepMetrics& metrics) {
     found = StrCat("step ", metrics.step, ": loss ", text(metrics.loss), ", gradient norm ",
                    text(metrics.grad_norm), ": training has diverged; first not finite: ", found);
   }
+  FinishSave();  // of a step before this one
   throw AgreedError(ExitCode::kFailed, found);
 }
 
@@ -214,13 +216,27 @@ double Trainer::Validate() {
 
 void Trainer::Save() {
   if (saved_step_ == position_.step) return;
-  const fs::path checkpoints = directory_ / "checkpoints";
-  SaveCheckpoint(checkpoints, config_, mesh_, params_, Groups(), position_);
+  FinishSave();
+  writer_.Begin(Groups(), position_, config_.checkpoint().asynchronous());
   saved_step_ = position_.step;
+  if (!config_.checkpoint().asynchronous()) FinishSave();
+}
+
+void Trainer::FinishSave() {
+  if (!writer_.under_way()) return;
+  writer_.Finish();
   Collectively(mesh_.world(), [&] {
-    if (mesh_.is_root()) PruneCheckpoints(checkpoints, config_.checkpoint().keep());
+    if (mesh_.is_root()) PruneCheckpoints(directory_ / "checkpoints", config_.checkpoint().keep());
   });
-  LOG(INFO) << "saved step " << position_.step;
+  LOG(INFO) << "saved step " << saved_step_;
+}
+
+int Trainer::Agree() {
+  double news[] = {static_cast<double>(ReceivedSignal()), static_cast<double>(writer_.progress())};
+  const Tensor view{news, DType::kF64, Device::kCpu, {2}};
+  mesh_.world().AllReduce(view, ReduceOp::kMax).Wait();
+  if (news[1] != static_cast<double>(CheckpointWriter::Progress::kWriting)) FinishSave();
+  return static_cast<int>(news[0]);
 }
 
 ExitCode Trainer::Run() {
@@ -260,11 +276,12 @@ ExitCode Trainer::Run() {
     }
     if (mesh_.is_root() && (logs || progress->live())) progress->Show(metrics);
     // All ranks leave at the same step, whichever of them the signal reached.
-    signal = static_cast<int>(AllReduceValue(mesh_.world(), ReceivedSignal(), ReduceOp::kMax));
+    signal = Agree();
     const int64_t interval = config_.checkpoint().interval();
     if (interval > 0 && step % interval == 0) Save();
   }
   Save();
+  FinishSave();
   if (signal == SIGINT) return ExitCode::kInterrupted;
   if (signal == SIGTERM) return ExitCode::kTerminated;
   return ExitCode::kOk;

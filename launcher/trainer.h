@@ -9,6 +9,7 @@
 #include "core/error.h"
 #include "launcher/batches.h"
 #include "launcher/checkpoint.h"
+#include "launcher/checkpoint_writer.h"
 #include "launcher/metrics.h"
 #include "launcher/optimizer.h"
 #include "layers/model.h"
@@ -18,8 +19,10 @@ namespace eyrie {
 class Trainer {
  public:
   // `config` is resolved and valid for training. Opens the data, takes the memory, and starts from
-  // a checkpoint or from fresh parameters. Collective over the mesh.
-  Trainer(const config::Config& config, const Mesh& mesh);
+  // a checkpoint or from fresh parameters. Collective over the mesh. `sink` writes this rank's part
+  // of a checkpoint.
+  Trainer(const config::Config& config, const Mesh& mesh,
+          CheckpointWriter::ShardSink sink = WriteShard);
 
   // Trains to the last step, to stop_after, or to a signal, then saves.
   ExitCode Run();
@@ -47,7 +50,14 @@ class Trainer {
   [[noreturn]] void StopDiverged(const StepMetrics& metrics);
   // The mean loss on the validation data.
   double Validate();
+  // Starts to save, unless this step is saved; with checkpoint.asynchronous it returns then. A save
+  // still under way is completed first.
   void Save();
+  // Completes a save under way, waiting for the disk.
+  void FinishSave();
+  // Tells all ranks what each has met since the last step: completes a save if they have written
+  // it, and returns the signal that any of them received, or 0.
+  int Agree();
 
   const config::Config& config_;
   const Mesh& mesh_;
@@ -58,6 +68,7 @@ class Trainer {
   Arena arena_;
   eyrie::Run run_;
   std::unique_ptr<BatchReader> train_, validation_;
+  CheckpointWriter writer_;
   Position position_;
   std::string source_ = "fresh parameters";  // or the checkpoint it starts from
   int64_t saved_step_ = -1;

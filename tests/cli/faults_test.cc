@@ -2,8 +2,10 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <algorithm>
 #include <cmath>
 #include <random>
+#include <set>
 #include <thread>
 
 #include "tests/support/eyrie_process.h"
@@ -13,18 +15,21 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// The processes of this run's ranks.
-std::vector<pid_t> RanksOf(const fs::path& run) {
-  std::vector<pid_t> ranks;
-  for (const auto& entry : fs::directory_iterator("/proc")) {
-    const std::string name = entry.path().filename();
-    if (name.find_first_not_of("0123456789") != std::string::npos) continue;
-    const std::string command = ReadFile(entry.path() / "cmdline");
-    if (command.rfind(EYRIE_BINARY, 0) == 0 && command.find(run.string()) != std::string::npos) {
-      ranks.push_back(static_cast<pid_t>(std::stoi(name)));
+// The folders of a run that hold shards and are no checkpoint yet: a save is under way, or was left
+// there.
+std::set<std::string> UnfinishedSaves(const fs::path& run) {
+  std::set<std::string> names;
+  std::error_code error;  // folders come and go
+  fs::directory_iterator entries(run / "checkpoints", error);
+  for (; !error && entries != fs::directory_iterator(); entries.increment(error)) {
+    const fs::path path = entries->path();
+    std::error_code gone;
+    const bool empty = fs::is_empty(path, gone);
+    if (!gone && !empty && path.filename().string().find(".tmp-") != std::string::npos) {
+      names.insert(path.filename());
     }
   }
-  return ranks;
+  return names;
 }
 
 TEST(FaultsTest, AKilledRankEndsTheJobAndTheRunGoesOnOnAnotherLayout) {
@@ -56,26 +61,37 @@ TEST(FaultsTest, AKilledRankEndsTheJobAndTheRunGoesOnOnAnotherLayout) {
   std::mt19937 random(seed);
   const fs::path run = directory / "killed";
   int64_t saved = 0;
+  int cut_off = 0;  // saves that a kill left unfinished
   for (int kills = 0; kills < 20; ++kills) {
     const auto [ranks, tensor] =
         std::vector<std::pair<int, int>>{{4, 2}, {4, 4}, {2, 1}, {2, 2}}[random() % 4];
     const std::string log = (directory / ("log-" + std::to_string(kills))).string();
+    const std::set<std::string> left = UnfinishedSaves(run);
+    const auto save_begun = [&] {
+      const std::set<std::string> now = UnfinishedSaves(run);
+      return !std::includes(left.begin(), left.end(), now.begin(), now.end());
+    };
     const pid_t job = Start(EyrieCommand(ranks, arguments(run, tensor)), log);
-    // Any moment: while MPI starts, while a checkpoint is read, while training, while saving: each
-    // step saves. Steps are long enough that few are done in all, so that rounding, which differs
-    // between layouts, does not grow.
+    // Any moment: while MPI starts, while a checkpoint is read, while training, nearly always with
+    // a save under way: each step begins one. Steps are long enough that few are done in all, so
+    // that rounding, which differs between layouts, does not grow.
     for (int i = 0; i < 200 && RanksOf(run).size() < static_cast<size_t>(ranks); ++i) {
       std::this_thread::sleep_for(std::chrono::milliseconds(20));
     }
     std::this_thread::sleep_for(std::chrono::microseconds(random() % 1'500'000));
     const std::vector<pid_t> victims = RanksOf(run);
     ASSERT_FALSE(victims.empty()) << ReadFile(log + ".err");
+    // Every other kill waits for a rank that writes, as long as there may be one.
+    for (int i = 0; kills % 2 == 1 && i < 20000 && !save_begun(); ++i) {
+      std::this_thread::sleep_for(std::chrono::microseconds(100));
+    }
     kill(victims[random() % victims.size()], SIGKILL);
     const ProcessResult result = Finish(job, log);
     EXPECT_NE(result.code, 0);
     EXPECT_LT(result.seconds, 30.0);
     EXPECT_NE(result.err.find("signal 9"), std::string::npos) << result.err;
     EXPECT_TRUE(RanksOf(run).empty());
+    cut_off += save_begun();
     // What was saved stays good.
     const ProcessResult verified = RunEyrie(0, {"checkpoint", "verify", run.string()});
     if (saved > 0 || fs::exists(run / "checkpoints" / "step-00000001")) {
@@ -85,6 +101,7 @@ TEST(FaultsTest, AKilledRankEndsTheJobAndTheRunGoesOnOnAnotherLayout) {
       saved = ReadMetrics(run, /*unfinished=*/true).back()["step"];
   }
   ASSERT_GT(saved, 3);
+  EXPECT_GT(cut_off, 0);
   std::vector<std::string> last = arguments(run, 2);
   last.insert(last.end(), {"--set", "train.stop_after=5"});
   const ProcessResult finished = RunEyrie(4, last);

@@ -6,7 +6,7 @@
 #include <limits>
 #include <map>
 
-#include "launcher/checkpoint.h"
+#include "launcher/checkpoint_writer.h"
 #include "layers/model.h"
 #include "tests/support/eyrie_process.h"
 
@@ -50,18 +50,6 @@ class WatchTest : public testing::Test {
   fs::path run_;
   std::string config_;
 };
-
-// What eyrie itself says on stderr, which must be one line.
-std::string OnlyLine(const ProcessResult& result) {
-  std::string found;
-  int count = 0;
-  std::istringstream in(result.err);
-  for (std::string line; std::getline(in, line);) {
-    if (line.starts_with("eyrie: ")) ++count, found = line;
-  }
-  EXPECT_EQ(count, 1) << result.err;
-  return found;
-}
 
 void ExpectParts(const std::string& text, const std::vector<std::string>& parts) {
   for (const std::string& part : parts) {

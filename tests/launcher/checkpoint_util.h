@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "launcher/checkpoint.h"
+#include "launcher/checkpoint_writer.h"
 #include "tests/launcher/temp_folder.h"
 #include "tests/support/fake_communicator.h"
 

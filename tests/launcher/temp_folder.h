@@ -2,7 +2,6 @@
 #pragma once
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <filesystem>
 #include <fstream>
@@ -11,19 +10,14 @@
 #include <string_view>
 
 #include "core/error.h"
+#include "tests/support/test_directory.h"
 
 namespace eyrie {
 
 // A fixture with an empty folder, removed afterwards.
 class TempFolderTest : public testing::Test {
  protected:
-  TempFolderTest() {
-    std::string pattern = testing::TempDir() + "eyrie-XXXXXX";
-    folder_ = mkdtemp(pattern.data());
-  }
-  ~TempFolderTest() override { std::filesystem::remove_all(folder_); }
-
-  std::string Path(const std::string& name) const { return folder_ + "/" + name; }
+  std::string Path(const std::string& name) const { return (folder_ / name).string(); }
   std::string Write(const std::string& name, std::string_view content) const {
     std::ofstream(Path(name), std::ios::binary) << content;
     return Path(name);
@@ -35,7 +29,7 @@ class TempFolderTest : public testing::Test {
   }
 
  private:
-  std::string folder_;
+  TestDirectory folder_;
 };
 
 // The message of the kBadInput error, one line, that `call` must throw.

@@ -11,10 +11,12 @@
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <string>
 #include <vector>
 
 #include "launcher/indexed_dataset.h"
+#include "tests/support/test_directory.h"
 
 namespace eyrie {
 
@@ -28,25 +30,6 @@ inline std::string ReadFile(const std::filesystem::path& file) {
   std::ifstream in(file, std::ios::binary);
   return {std::istreambuf_iterator<char>(in), {}};
 }
-
-// A directory of its own for each test, removed at the end.
-class TestDirectory {
- public:
-  TestDirectory() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "eyrie-test-XXXXXX").string();
-    path_ = mkdtemp(pattern.data());
-  }
-  ~TestDirectory() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TestDirectory(const TestDirectory&) = delete;
-  TestDirectory& operator=(const TestDirectory&) = delete;
-  std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
-
- private:
-  std::filesystem::path path_;
-};
 
 // The command line of `ranks` ranks of eyrie; 0: without mpirun.
 inline std::vector<std::string> EyrieCommand(int ranks, const std::vector<std::string>& arguments) {
@@ -99,6 +82,32 @@ inline ProcessResult RunEyrie(int ranks, const std::vector<std::string>& argumen
   // A hang must not hang the tests.
   command.insert(command.begin(), {"timeout", "--kill-after=5", "300"});
   return Finish(Start(command, log), log);
+}
+
+// What eyrie itself says on stderr, which must be one line.
+inline std::string OnlyLine(const ProcessResult& result) {
+  std::string found;
+  int count = 0;
+  std::istringstream in(result.err);
+  for (std::string line; std::getline(in, line);) {
+    if (line.starts_with("eyrie: ")) ++count, found = line;
+  }
+  EXPECT_EQ(count, 1) << result.err;
+  return found;
+}
+
+// The processes of this run's ranks.
+inline std::vector<pid_t> RanksOf(const std::filesystem::path& run) {
+  std::vector<pid_t> ranks;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+    const std::string name = entry.path().filename();
+    if (name.find_first_not_of("0123456789") != std::string::npos) continue;
+    const std::string command = ReadFile(entry.path() / "cmdline");
+    if (command.rfind(EYRIE_BINARY, 0) == 0 && command.find(run.string()) != std::string::npos) {
+      ranks.push_back(static_cast<pid_t>(std::stoi(name)));
+    }
+  }
+  return ranks;
 }
 
 // With `unfinished`, of a run that goes on or was cut off, whose last line may be half there.

@@ -1,0 +1,216 @@
+#include "launcher/bench.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <numeric>
+
+#include "core/blas.h"
+#include "core/streaming.h"
+#include "core/threads.h"
+
+namespace eyrie {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// Twice the last-level cache, within reason.
+size_t SweepBytes() {
+  const long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+  return std::clamp<size_t>(cache > 0 ? 2 * static_cast<size_t>(cache) : 0, size_t{64} << 20,
+                            size_t{1} << 30);
+}
+
+// Calls body(begin, end) for each thread's share of [0, count), in whole cache lines of floats.
+template <class Body>
+void ForShares(int64_t count, const Body& body) {
+  constexpr int64_t kLine = 16;
+  const int64_t threads = Threads(), lines = count / kLine;
+  ParallelFor(threads, [&](int64_t i) {
+    body(lines * i / threads * kLine, lines * (i + 1) / threads * kLine);
+  });
+}
+
+float SumOf(const float* x, int64_t count) {
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < count; ++i) sum += x[i];
+  return sum;
+}
+
+// Uniform in [-scale, scale) from a hash of the index (Steele et al., "Fast splittable pseudorandom
+// number generators", OOPSLA'14: SplitMix64's finaliser).
+float Draw(uint64_t index, float scale) {
+  uint64_t z = (index + 1) * 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return scale * static_cast<float>(static_cast<int32_t>(z >> 32)) * 0x1p-31f;
+}
+
+std::string CellText(const nlohmann::ordered_json& value) {
+  if (value.is_null()) return "-";
+  if (value.is_string()) return value.get<std::string>();
+  if (value.is_number_integer()) return std::to_string(value.get<int64_t>());
+  char text[32];
+  const double number = value.get<double>();
+  std::snprintf(text, sizeof text, std::abs(number) >= 1000 ? "%.0f" : "%.4g", number);
+  return text;
+}
+
+}  // namespace
+
+Tensor BenchDevice::Zeros(DType dtype, Shape shape) {
+  return owned_.emplace_back(dtype, shape).tensor;
+}
+
+Tensor BenchDevice::Uniform(Shape shape, float scale) {
+  const Tensor tensor = Zeros(DType::kF32, shape);
+  float* values = tensor.data<float>();
+  const int64_t size = tensor.size(), threads = Threads();
+  const uint64_t first = draws_;
+  ParallelFor(threads, [&](int64_t thread) {
+    for (int64_t i = size * thread / threads; i < size * (thread + 1) / threads; ++i) {
+      values[i] = Draw(first + static_cast<uint64_t>(i), scale);
+    }
+  });
+  draws_ += static_cast<uint64_t>(size);
+  return tensor;
+}
+
+Tensor BenchDevice::Positions(int64_t batch, int64_t time) {
+  const Tensor positions = Zeros(DType::kI32, {batch, time});
+  for (int64_t b = 0; b < batch; ++b) {
+    int32_t* row = positions.data<int32_t>() + b * time;
+    std::iota(row, row + time, 0);
+  }
+  return positions;
+}
+
+double BenchDevice::SecondsOf(const std::function<void()>& body) const {
+  const auto start = Clock::now();
+  body();
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+double BenchDevice::MedianSeconds(const std::function<void()>& body) {
+  std::vector<double> seconds;
+  for (int repeat = 0; repeat <= repeats_; ++repeat) {
+    EvictCaches();
+    const double taken = SecondsOf(body);
+    if (repeat > 0) seconds.push_back(taken);
+  }
+  return Median(std::move(seconds));
+}
+
+// Reading alone: what it leaves in the caches need not be written back while the body runs.
+void BenchDevice::EvictCaches() {
+  if (sweep_.bytes() == 0) sweep_ = Buffer(SweepBytes());
+  const auto* values = static_cast<const float*>(sweep_.data());
+  ForShares(static_cast<int64_t>(sweep_.bytes() / sizeof(float)), [&](int64_t begin, int64_t end) {
+    // The sum of a sweep of zeros: the compiler cannot know, and must read.
+    EYRIE_CHECK(SumOf(values + begin, end - begin) <= 0);
+  });
+}
+
+double BenchDevice::ReadBandwidth() {
+  if (read_ == 0) {
+    EvictCaches();
+    std::vector<double> seconds;
+    for (int i = 0; i < repeats_; ++i) seconds.push_back(SecondsOf([&] { EvictCaches(); }));
+    read_ = static_cast<double>(sweep_.bytes()) / Median(std::move(seconds));
+  }
+  return read_;
+}
+
+double BenchDevice::CopyBandwidth() {
+  if (copy_ == 0) {
+    const size_t half = SweepBytes() / 2;
+    const Buffer from(half), to(half);
+    const auto* source = static_cast<const float*>(from.data());
+    auto* target = static_cast<float*>(to.data());
+    const auto floats = static_cast<int64_t>(half / sizeof(float));
+    const auto measure = [&](const auto& copy) {
+      const double seconds = MedianSeconds([&] {
+        ForShares(floats, [&](int64_t begin, int64_t end) {
+          copy(source + begin, target + begin, end - begin);
+        });
+      });
+      return 2 * static_cast<double>(half) / seconds;
+    };
+    copy_ = std::max(measure([](const float* x, float* y, int64_t count) {
+                       std::memcpy(y, x, static_cast<size_t>(count) * sizeof(float));
+                     }),
+                     measure(StreamingCopy));
+  }
+  return copy_;
+}
+
+double BenchDevice::GemmRate() {
+  if (gemm_ == 0) {
+    constexpr int64_t kSize = 2048;
+    const OwnedTensor a(DType::kF32, {kSize, kSize}), b(DType::kF32, {kSize, kSize}),
+        c(DType::kF32, {kSize, kSize});
+    const double seconds = MedianSeconds([&] {
+      Gemm(Trans::kNo, Trans::kNo, kSize, kSize, kSize, 1.0f, a.tensor.data<float>(), kSize,
+           b.tensor.data<float>(), kSize, 0.0f, c.tensor.data<float>(), kSize);
+    });
+    gemm_ = 2.0 * kSize * kSize * kSize / seconds;
+  }
+  return gemm_;
+}
+
+double Median(std::vector<double> values) {
+  EYRIE_CHECK(!values.empty());
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  if (values.size() % 2 == 1) return *middle;
+  return (*middle + *std::max_element(values.begin(), middle)) / 2;
+}
+
+void BenchReport::AddRow(std::vector<nlohmann::ordered_json> values) {
+  EYRIE_CHECK(values.size() == columns_.size(), name_);
+  rows_.push_back(std::move(values));
+}
+
+void BenchReport::Print(bool json) const {
+  if (json) {
+    nlohmann::ordered_json object{{"benchmark", name_}};
+    object.update(facts_);
+    auto& rows = object["rows"] = nlohmann::ordered_json::array();
+    for (const auto& values : rows_) {
+      auto& row = rows.emplace_back();
+      for (size_t i = 0; i < columns_.size(); ++i) row[columns_[i]] = values[i];
+    }
+    std::printf("%s\n", object.dump().c_str());
+    return;
+  }
+  for (const auto& fact : facts_.items()) {
+    std::printf("%s: %s\n", fact.key().c_str(), CellText(fact.value()).c_str());
+  }
+  // Text flush left, numbers flush right.
+  std::vector<size_t> widths;
+  for (size_t i = 0; i < columns_.size(); ++i) {
+    widths.push_back(columns_[i].size());
+    for (const auto& row : rows_) widths[i] = std::max(widths[i], CellText(row[i]).size());
+  }
+  const auto print = [&](const auto& cell) {
+    std::string line;
+    for (size_t i = 0; i < columns_.size(); ++i) {
+      const std::string text = cell(i);
+      const std::string blank(widths[i] - text.size(), ' ');
+      const bool left = !rows_.empty() && rows_[0][i].is_string();
+      line += (i == 0 ? "" : "  ") + (left ? text + blank : blank + text);
+    }
+    line.erase(line.find_last_not_of(' ') + 1);
+    std::printf("%s\n", line.c_str());
+  };
+  print([&](size_t i) { return columns_[i]; });
+  for (const auto& row : rows_) {
+    print([&](size_t i) { return CellText(row[i]); });
+  }
+}
+
+}  // namespace eyrie

@@ -1,0 +1,82 @@
+// What the benchmarks share: where they run (memory, random data, time and the machine's own rates)
+// and how they report.
+#pragma once
+
+#include <functional>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "core/error.h"
+#include "core/memory.h"
+#include "core/tensor.h"
+
+namespace CLI {
+class App;
+}
+
+namespace eyrie {
+
+// The device that benchmarks measure, and all that depends on it: allocation, data and clocks.
+class BenchDevice {
+ public:
+  // Timings are medians of `repeats`, after one that is not counted.
+  explicit BenchDevice(int repeats) : repeats_(repeats) {}
+
+  // Tensors that live as long as this object, or until Release.
+  Tensor Zeros(DType dtype, Shape shape);
+  // Float32, uniform in [-scale, scale); each call draws anew.
+  Tensor Uniform(Shape shape, float scale = 1.0f);
+  // [B, T] int32: each sequence is one document.
+  Tensor Positions(int64_t batch, int64_t time);
+  void Release() { owned_.clear(); }
+
+  // The median time of `body`, in seconds. Before each call the caches are filled with other data,
+  // so that the body meets its own in main memory, as a step that has passed over all others does.
+  double MedianSeconds(const std::function<void()>& body);
+  // The time of one call, as it is.
+  double SecondsOf(const std::function<void()>& body) const;
+
+  // What memory and arithmetic allow, measured with this thread count, each once.
+  double CopyBandwidth();  // bytes read plus bytes written a second, by the faster of two copies
+  double ReadBandwidth();  // bytes a second
+  double GemmRate();       // FLOPs a second, of a float32 product of three 2048 x 2048 matrices
+
+ private:
+  void EvictCaches();
+
+  int repeats_;
+  uint64_t draws_ = 0;
+  std::vector<OwnedTensor> owned_;
+  Buffer sweep_;  // larger than the last-level cache
+  double copy_ = 0.0, read_ = 0.0, gemm_ = 0.0;
+};
+
+// A table of measurements. Rows hold a value for each column, a string or a number; null where
+// there is none.
+class BenchReport {
+ public:
+  // `columns` are the names of the values, with their unit, e.g. "seconds" or "gb_per_s".
+  BenchReport(std::string name, std::vector<std::string> columns)
+      : name_(std::move(name)), columns_(std::move(columns)) {}
+
+  // A value that holds for the whole table, such as a ceiling.
+  void Set(const std::string& name, nlohmann::ordered_json value) { facts_[name] = value; }
+  void AddRow(std::vector<nlohmann::ordered_json> values);
+  // To stdout: aligned text, or one JSON object {"benchmark", facts..., "rows": [{column: value}]}.
+  void Print(bool json) const;
+
+ private:
+  std::string name_;
+  std::vector<std::string> columns_;
+  nlohmann::ordered_json facts_ = nlohmann::ordered_json::object();
+  std::vector<std::vector<nlohmann::ordered_json>> rows_;
+};
+
+double Median(std::vector<double> values);
+
+// The benchmarks. Each function, in bench_<name>.cc, adds one to the command `bench`.
+void AddBenchKernels(CLI::App& bench, ExitCode& code);
+void AddBenchCheckpoint(CLI::App& bench, ExitCode& code);
+
+}  // namespace eyrie

@@ -1,0 +1,364 @@
+// `eyrie bench kernels`: every kernel on its own, forward and backward, through its public
+// arguments.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <memory>
+#include <numeric>
+
+#include "core/threads.h"
+#include "kernels/adamw/adamw.h"
+#include "kernels/attention/attention.h"
+#include "kernels/causal_conv1d/causal_conv1d.h"
+#include "kernels/cross_entropy/cross_entropy.h"
+#include "kernels/elementwise/elementwise.h"
+#include "kernels/embedding/embedding.h"
+#include "kernels/glu/glu.h"
+#include "kernels/norm/rms_norm.h"
+#include "kernels/rg_lru/rg_lru.h"
+#include "kernels/rotary/rotary.h"
+#include "launcher/bench.h"
+#include "launcher/job.h"
+
+namespace eyrie {
+namespace {
+
+// Where a kernel is measured: B sequences, T tokens, C channels.
+struct Problem {
+  BenchDevice& device;
+  int64_t batch, time, channels;
+
+  Shape full() const { return {batch, time, channels}; }
+  Tensor Activations(float scale = 1.0f) const { return device.Uniform(full(), scale); }
+  Tensor Output() const { return device.Zeros(DType::kF32, full()); }
+  Tensor Row() const { return device.Uniform({channels}); }
+  Tensor Positions() const { return device.Positions(batch, time); }
+  // [B, T, H, dh] of the same size, dh at most 128.
+  Shape Heads() const {
+    int64_t width = std::min<int64_t>(channels, 128);
+    while (channels % width != 0 || width % 4 != 0) --width;
+    return {batch, time, channels / width, width};
+  }
+};
+
+// One row of the table.
+struct Case {
+  std::string direction;
+  Shape shape;
+  std::function<void()> body;
+  double bytes;        // that any implementation must read and write; in place counts twice
+  double flops = 0.0;  // of the matrix products; where there are any, these are the bound
+};
+
+double BytesOf(std::initializer_list<Tensor> tensors) {
+  double bytes = 0.0;
+  for (const Tensor& tensor : tensors) bytes += static_cast<double>(tensor.bytes());
+  return bytes;
+}
+
+std::vector<Case> AdamWCases(const Problem& p) {
+  const AdamWArgs args{.param = p.Activations(),
+                       .grad = p.Activations(),
+                       .m = p.Output(),
+                       .v = p.Output(),
+                       .rate = 1e-4,
+                       .weight_decay = 0.1};
+  return {{"step", p.full(), [args] { AdamW(args); },
+           2 * BytesOf({args.param, args.m, args.v}) + BytesOf({args.grad})},
+          {"sum_of_squares", p.full(), [args] { SumOfSquares(args.grad); }, BytesOf({args.grad})}};
+}
+
+std::vector<Case> AttentionCases(const Problem& p) {
+  const Shape heads = p.Heads();
+  const Shape keys{p.batch, p.time, heads[3]};
+  const AttentionForwardArgs forward{
+      .q = p.device.Uniform(heads),
+      .k = p.device.Uniform(keys),
+      .v = p.device.Uniform(keys),
+      .positions = p.Positions(),
+      .o = p.device.Zeros(DType::kF32, heads),
+      .lse = p.device.Zeros(DType::kF32, {p.batch, p.time, heads[2]})};
+  const AttentionBackwardArgs backward{.q = forward.q,
+                                       .k = forward.k,
+                                       .v = forward.v,
+                                       .positions = forward.positions,
+                                       .o = forward.o,
+                                       .lse = forward.lse,
+                                       .dout = p.device.Uniform(heads),
+                                       .dq = p.device.Zeros(DType::kF32, heads),
+                                       .dk = p.device.Zeros(DType::kF32, keys),
+                                       .dv = p.device.Zeros(DType::kF32, keys)};
+  // Two products of every query with every key it sees; backward takes five.
+  const double product = 2.0 * static_cast<double>(p.batch * p.channels) *
+                         static_cast<double>(p.time * (p.time + 1)) / 2;
+  const double inputs = BytesOf({forward.q, forward.k, forward.v, forward.o, forward.lse});
+  return {{"forward", heads, [forward] { AttentionForward(forward); }, inputs, 2 * product},
+          {"backward", heads, [backward] { AttentionBackward(backward); },
+           inputs + BytesOf({backward.dout, backward.dq, backward.dk, backward.dv}), 5 * product}};
+}
+
+std::vector<Case> CausalConv1dCases(const Problem& p) {
+  constexpr int64_t kTaps = 4;
+  const CausalConv1dForwardArgs forward{.x = p.Activations(),
+                                        .weight = p.device.Uniform({kTaps, p.channels}),
+                                        .bias = p.Row(),
+                                        .positions = p.Positions(),
+                                        .y = p.Output()};
+  const CausalConv1dBackwardArgs backward{.x = forward.x,
+                                          .weight = forward.weight,
+                                          .positions = forward.positions,
+                                          .dy = p.Activations(),
+                                          .dx = p.Output(),
+                                          .dweight = p.device.Uniform({kTaps, p.channels}),
+                                          .dbias = p.Row()};
+  return {{"forward", p.full(), [forward] { CausalConv1dForward(forward); },
+           BytesOf({forward.x, forward.y})},
+          {"backward", p.full(), [backward] { CausalConv1dBackward(backward); },
+           BytesOf({backward.x, backward.dy, backward.dx})}};
+}
+
+// A vocabulary of C on one rank.
+std::vector<Case> CrossEntropyCases(const Problem& p) {
+  constexpr double kCap = 30.0;
+  const int64_t tokens = p.batch * p.time;
+  const Tensor logits = p.device.Uniform({tokens, p.channels}, 10.0f);
+  const Tensor labels = p.device.Zeros(DType::kI32, {tokens});
+  for (int64_t i = 0; i < tokens; ++i) {
+    labels.data<int32_t>()[i] = static_cast<int32_t>(i * 7919 % p.channels);
+  }
+  const SoftCapRowMaxArgs row_max{
+      .logits = logits, .soft_cap = kCap, .row_max = p.device.Zeros(DType::kF32, {tokens})};
+  const SoftmaxPartialsArgs partials{.logits = logits,
+                                     .labels = labels,
+                                     .row_max = row_max.row_max,
+                                     .partials = p.device.Zeros(DType::kF32, {2, tokens})};
+  const CrossEntropyGradArgs grad{.logits = logits,
+                                  .labels = labels,
+                                  .row_max = row_max.row_max,
+                                  .partials = partials.partials,
+                                  .soft_cap = kCap,
+                                  .scale = 1.0 / static_cast<double>(tokens)};
+  const double bytes = BytesOf({logits});
+  return {{"row_max", logits.shape, [row_max] { SoftCapRowMax(row_max); }, 2 * bytes},
+          {"partials", logits.shape, [partials] { SoftmaxPartials(partials); }, bytes},
+          {"backward", logits.shape, [grad] { CrossEntropyGrad(grad); }, 2 * bytes}};
+}
+
+std::vector<Case> ElementwiseCases(const Problem& p) {
+  const Tensor a = p.Activations(), b = p.Activations(), out = p.Output(), row = p.Row();
+  return {{"add", p.full(), [=] { Add(a, b, out); }, BytesOf({a, b, out})},
+          {"broadcast_rows", p.full(), [=] { BroadcastRows(row, out); }, BytesOf({out})},
+          {"add_row", p.full(), [=] { AddRow(row, out); }, 2 * BytesOf({out})},
+          {"sum_rows", p.full(), [=] { SumRows(a, row); }, BytesOf({a})}};
+}
+
+// As many rows as tokens, each looked up once, in random order.
+std::vector<Case> EmbeddingCases(const Problem& p) {
+  const int64_t rows = p.batch * p.time;
+  const Tensor tokens = p.device.Zeros(DType::kI32, {p.batch, p.time});
+  const Tensor keys = p.device.Uniform({rows});
+  int32_t* ids = tokens.data<int32_t>();
+  std::iota(ids, ids + rows, 0);
+  std::sort(ids, ids + rows, [&](int32_t a, int32_t b) {
+    return std::pair(keys.data<float>()[a], a) < std::pair(keys.data<float>()[b], b);
+  });
+  const Tensor table = p.device.Uniform({rows, p.channels});
+  const EmbeddingForwardArgs forward{.tokens = tokens, .table = table, .y = p.Output()};
+  const EmbeddingBackwardArgs backward{.tokens = tokens, .dy = p.Activations(), .dtable = table};
+  return {
+      {"forward", p.full(), [forward] { EmbeddingForward(forward); }, BytesOf({table, forward.y})},
+      {"backward", p.full(), [backward] { EmbeddingBackward(backward); },
+       2 * BytesOf({table}) + BytesOf({backward.dy})}};
+}
+
+std::vector<Case> GluCases(const Problem& p) {
+  const GluForwardArgs forward{
+      .gate = p.Activations(3.0f), .value = p.Activations(), .out = p.Output()};
+  const GluBackwardArgs backward{.gate = forward.gate,
+                                 .value = forward.value,
+                                 .dout = p.Activations(),
+                                 .dgate = p.Output(),
+                                 .dvalue = p.Output()};
+  return {
+      {"forward", p.full(), [forward] { GluForward(forward); },
+       BytesOf({forward.gate, forward.value, forward.out})},
+      {"backward", p.full(), [backward] { GluBackward(backward); },
+       BytesOf({backward.gate, backward.value, backward.dout, backward.dgate, backward.dvalue})}};
+}
+
+std::vector<Case> RmsNormCases(const Problem& p) {
+  const RmsNormForwardArgs forward{.x = p.Activations(),
+                                   .weight = p.Row(),
+                                   .y = p.Output(),
+                                   .rstd = p.device.Zeros(DType::kF32, {p.batch, p.time})};
+  const RmsNormBackwardArgs backward{.x = forward.x,
+                                     .weight = forward.weight,
+                                     .rstd = forward.rstd,
+                                     .dy = p.Activations(),
+                                     .dresidual = p.Activations(),
+                                     .dx = p.Output(),
+                                     .dweight = p.Row()};
+  return {{"forward", p.full(), [forward] { RmsNormForward(forward); },
+           BytesOf({forward.x, forward.y})},
+          {"backward", p.full(), [backward] { RmsNormBackward(backward); },
+           BytesOf({backward.x, backward.dy, backward.dresidual, backward.dx})}};
+}
+
+std::vector<Case> RgLruCases(const Problem& p) {
+  const Tensor decay = p.device.Zeros(DType::kF32, {p.batch, p.channels});
+  const Tensor increment = p.device.Zeros(DType::kF32, {p.batch, p.channels});
+  const RgLruForwardArgs forward{.u = p.Activations(),
+                                 .zi = p.Activations(4.0f),
+                                 .zr = p.Activations(4.0f),
+                                 .lambda = p.Row(),
+                                 .positions = p.Positions(),
+                                 .h = p.Output()};
+  const RgLruBackwardArgs backward{.u = forward.u,
+                                   .zi = forward.zi,
+                                   .zr = forward.zr,
+                                   .lambda = forward.lambda,
+                                   .positions = forward.positions,
+                                   .h = forward.h,
+                                   .dh = p.Activations(),
+                                   .du = p.Output(),
+                                   .dzi = p.Output(),
+                                   .dzr = p.Output(),
+                                   .dlambda = p.Row()};
+  const RgLruSummaryArgs summary{.u = forward.u,
+                                 .zi = forward.zi,
+                                 .zr = forward.zr,
+                                 .lambda = forward.lambda,
+                                 .positions = forward.positions,
+                                 .decay = decay,
+                                 .increment = increment};
+  const RgLruGradSummaryArgs grad_summary{.zr = forward.zr,
+                                          .lambda = forward.lambda,
+                                          .positions = forward.positions,
+                                          .dh = backward.dh,
+                                          .decay = decay,
+                                          .increment = increment};
+  const double inputs = BytesOf({forward.u, forward.zi, forward.zr});
+  return {
+      {"forward", p.full(), [forward] { RgLruForward(forward); }, inputs + BytesOf({forward.h})},
+      {"backward", p.full(), [backward] { RgLruBackward(backward); },
+       inputs + BytesOf({backward.h, backward.dh, backward.du, backward.dzi, backward.dzr})},
+      {"summary", p.full(), [summary] { RgLruSummary(summary); }, inputs},
+      {"grad_summary", p.full(), [grad_summary] { RgLruGradSummary(grad_summary); },
+       BytesOf({grad_summary.zr, grad_summary.dh})}};
+}
+
+// The first half of each head is rotated, in place; the rest stays.
+std::vector<Case> RotaryCases(const Problem& p) {
+  const RotaryArgs forward{.x = p.device.Uniform(p.Heads()), .positions = p.Positions()};
+  RotaryArgs backward = forward;
+  backward.inverse = true;
+  return {{"forward", forward.x.shape, [forward] { Rotary(forward); }, BytesOf({forward.x})},
+          {"backward", forward.x.shape, [backward] { Rotary(backward); }, BytesOf({forward.x})}};
+}
+
+struct Kernel {
+  const char* name;
+  std::vector<Case> (*cases)(const Problem& problem);
+};
+constexpr Kernel kKernels[] = {
+    {"adamw", AdamWCases},
+    {"attention", AttentionCases},
+    {"causal_conv1d", CausalConv1dCases},
+    {"cross_entropy", CrossEntropyCases},
+    {"elementwise", ElementwiseCases},
+    {"embedding", EmbeddingCases},
+    {"glu", GluCases},
+    {"rg_lru", RgLruCases},
+    {"rms_norm", RmsNormCases},
+    {"rotary", RotaryCases},
+};
+
+struct KernelsOptions {
+  std::vector<std::string> filter;
+  std::vector<int64_t> shape = {1, 2048, 4096};
+  int threads = 0;
+  int repeats = 11;
+  bool json = false;
+};
+
+void CheckFilter(const std::vector<std::string>& filter) {
+  for (const std::string& name : filter) {
+    std::string known;
+    for (const Kernel& kernel : kKernels) {
+      if (name == kernel.name) known = name;
+    }
+    if (!known.empty()) continue;
+    for (const Kernel& kernel : kKernels) known += StrCat(known.empty() ? "" : ", ", kernel.name);
+    ThrowBadInput("--filter ", name, ": no such kernel; there are ", known);
+  }
+}
+
+ExitCode BenchKernels(const KernelsOptions& options) {
+  CheckFilter(options.filter);
+  if (options.shape[2] % 4 != 0) {
+    ThrowBadInput("--shape: C must be a multiple of 4, is ", options.shape[2]);
+  }
+  if (options.threads > 0) SetThreads(options.threads);
+  BenchDevice device(options.repeats);
+  BenchReport report("kernels", {"kernel", "direction", "shape", "dtype", "ms", "MB", "GB/s",
+                                 "GFLOP/s", "ceiling", "share"});
+  report.Set("threads", Threads());
+  report.Set("copy GB/s", device.CopyBandwidth() / 1e9);
+  const Problem problem{device, options.shape[0], options.shape[1], options.shape[2]};
+  for (const Kernel& kernel : kKernels) {
+    const auto& filter = options.filter;
+    if (!filter.empty() && std::find(filter.begin(), filter.end(), kernel.name) == filter.end()) {
+      continue;
+    }
+    for (const Case& one : kernel.cases(problem)) {
+      const double seconds = device.MedianSeconds(one.body);
+      const double bytes_rate = one.bytes / seconds, flop_rate = one.flops / seconds;
+      const bool products = one.flops > 0;
+      if (products) report.Set("gemm GFLOP/s", device.GemmRate() / 1e9);
+      report.AddRow(
+          {kernel.name, one.direction, one.shape.ToString(), Name(DType::kF32), seconds * 1e3,
+           one.bytes / 1e6, bytes_rate / 1e9,
+           products ? nlohmann::ordered_json(flop_rate / 1e9) : nullptr, products ? "gemm" : "copy",
+           products ? flop_rate / device.GemmRate() : bytes_rate / device.CopyBandwidth()});
+    }
+    device.Release();
+  }
+  report.Print(options.json);
+  return ExitCode::kOk;
+}
+
+}  // namespace
+
+void AddBenchKernels(CLI::App& bench, ExitCode& code) {
+  auto options = std::make_shared<KernelsOptions>();
+  CLI::App* command = bench.add_subcommand(
+      "kernels",
+      "Time every kernel, forward and backward, in one process.\n\n"
+      "GB/s counts the bytes that any implementation must read and write, each tensor once, with\n"
+      "the caches holding other data before each call. The share is of the ceiling named beside\n"
+      "it: a copy between two buffers larger than the caches, read and written bytes counted\n"
+      "alike; or for kernels made of matrix products the rate of a product of two 2048 x 2048\n"
+      "matrices.");
+  command->add_option("--filter", options->filter, "only this kernel; may be repeated")
+      ->type_name("NAME")
+      ->allow_extra_args(false);
+  command->add_option("--threads", options->threads, "OpenMP threads (default: all cores)")
+      ->check(CLI::PositiveNumber);
+  command
+      ->add_option("--shape", options->shape, "sequences, tokens, channels (default: 1,2048,4096)")
+      ->delimiter(',')
+      ->expected(3)
+      ->type_name("B,T,C")
+      ->check(CLI::PositiveNumber);
+  command->add_option("--repeats", options->repeats, "timed calls of each (default: 11)")
+      ->check(CLI::PositiveNumber);
+  command->add_flag("--json", options->json, "print one JSON object");
+  command->callback([options, &code] {
+    code = RunJob([&](Job& job) {
+      if (job.world().size() > 1)
+        ThrowBadInput("bench kernels measures one process, without mpirun");
+      return BenchKernels(*options);
+    });
+  });
+}
+
+}  // namespace eyrie

@@ -1,0 +1,74 @@
+// Saving the checkpoints of a run, while training goes on.
+//
+// A save has two halves. Begin copies what this rank writes, and a thread of its own writes the
+// copy to disk; the thread speaks to no other rank. Finish, when all ranks' threads are done, joins
+// what they wrote into one checkpoint. Between the two, ranks agree by their own means when that
+// is: the trainer sends progress() along with what it reduces at every step.
+#pragma once
+
+#include <atomic>
+#include <exception>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "launcher/checkpoint.h"
+#include "launcher/shard_files.h"
+
+namespace eyrie {
+
+class CheckpointWriter {
+ public:
+  // Writes one file of the plan, as WriteShard does.
+  using ShardSink = std::function<void(const std::filesystem::path& directory, size_t index,
+                                       const PieceSource& source, CheckpointPlan& plan)>;
+
+  // Checkpoints go into `directory`, the run's checkpoints/. `config` must be the same on all
+  // ranks; all arguments outlive the writer.
+  CheckpointWriter(const std::filesystem::path& directory, const config::Config& config,
+                   const Mesh& mesh, const ParamStore& store, ShardSink sink = WriteShard);
+  // Drops a save that is under way, after its thread's current tensor.
+  ~CheckpointWriter();
+
+  // Starts to save `groups` as the checkpoint of `position.step`. With `asynchronous` this rank's
+  // share is first copied to host memory, which is kept for the next save, and may change as soon
+  // as Begin returns; without, Begin returns when the share is on disk, and copies nothing.
+  // Collective over mesh.world(), not to be called inside Collectively; the save before must be
+  // finished. Throws on every rank if any cannot begin.
+  void Begin(const std::vector<NamedFlat>& groups, const Position& position, bool asynchronous);
+
+  // Between Begin and Finish.
+  bool under_way() const { return save_ != nullptr; }
+  // How this rank's share is doing. In the order of urgency: of all ranks, the largest says what
+  // to do, which is to Finish unless it is kWriting.
+  enum class Progress : int { kDone, kWriting, kFailed };
+  Progress progress() const;
+
+  // Waits for the shares of all ranks and completes the checkpoint, replacing one of the same step.
+  // Collective, like Begin. Throws on every rank if any failed (kFailed: disk full, ...); then the
+  // directory holds the checkpoints that it held.
+  void Finish();
+
+ private:
+  struct Save;
+
+  // Copies the pieces of one file, one after another.
+  void TakeSnapshot(const std::vector<NamedFlat>& groups, const CheckpointPlan& plan,
+                    const CheckpointPlan::File& file);
+
+  const std::filesystem::path directory_;
+  const config::Config& config_;
+  const Mesh& mesh_;
+  const ParamStore& store_;
+  const ShardSink sink_;
+  Buffer snapshot_;
+  std::unique_ptr<Save> save_;
+};
+
+// Begins a save and finishes it, likewise collectively.
+void SaveCheckpoint(const std::filesystem::path& directory, const config::Config& config,
+                    const Mesh& mesh, const ParamStore& store, const std::vector<NamedFlat>& groups,
+                    const Position& position);
+
+}  // namespace eyrie
