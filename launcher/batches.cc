@@ -18,8 +18,12 @@ BatchReader::BatchReader(const Options& options)
       window_(DType::kI32, {options.length + 1}),
       window_positions_(DType::kI32, {options.length}) {
   const int64_t tokens = options.length / options.chunks;
-  for (OwnedTensor* tensor : {&tokens_, &labels_, &positions_}) {
-    *tensor = OwnedTensor(DType::kI32, {options.max_batch, tokens});
+  for (Pair* pair : {&tokens_, &labels_, &positions_}) {
+    const Shape shape{options.max_batch, tokens};
+    pair->host = OwnedTensor(DType::kI32, shape);
+    if (options.device != Device::kCpu) {
+      pair->device = OwnedTensor(DType::kI32, shape, options.device);
+    }
   }
 }
 
@@ -51,19 +55,22 @@ void BatchReader::CopyPart(const int32_t* sequence, int32_t* part) const {
 }
 
 Model::Batch BatchReader::Read(int64_t first, int64_t count) {
-  const int64_t length = tokens_.tensor.dim(1);
+  const int64_t length = tokens_.host.tensor.dim(1);
   int32_t* window = window_.tensor.data<int32_t>();
   for (int64_t i = 0; i < count; ++i) {
     dataset_.CheckTokens(options_.vocab_size - 1, sampler_.FirstToken(first + i),
                          options_.length + 1);
     sampler_.Read(first + i, window);
     FillPositions(sampler_.FirstToken(first + i));
-    CopyPart(window, tokens_.tensor.data<int32_t>() + i * length);
-    CopyPart(window + 1, labels_.tensor.data<int32_t>() + i * length);
+    CopyPart(window, tokens_.host.tensor.data<int32_t>() + i * length);
+    CopyPart(window + 1, labels_.host.tensor.data<int32_t>() + i * length);
     CopyPart(window_positions_.tensor.data<int32_t>(),
-             positions_.tensor.data<int32_t>() + i * length);
+             positions_.host.tensor.data<int32_t>() + i * length);
   }
-  return {.tokens = tokens_.tensor.Rows(0, count), .labels = labels_.tensor.Rows(0, count)};
+  for (const Pair* pair : {&tokens_, &labels_, &positions_}) {
+    if (pair->device.tensor.defined()) Copy(pair->host.tensor, pair->device.tensor);
+  }
+  return {.tokens = Wanted(tokens_).Rows(0, count), .labels = Wanted(labels_).Rows(0, count)};
 }
 
 }  // namespace eyrie

@@ -25,6 +25,7 @@ class BatchReader {
     config::DataConfig::Packing packing = config::DataConfig::DOCUMENTS;
     uint64_t seed = 0;
     bool shuffle = false;
+    Device device = Device::kCpu;  // where batches are wanted
   };
   explicit BatchReader(const Options& options);
 
@@ -36,7 +37,7 @@ class BatchReader {
   Model::Batch Read(int64_t first, int64_t count);
   // [count, T]: where each token of the samples last read stands in its document, or in the
   // sequence if its document began before that; T = length / chunks tokens are this rank's.
-  Tensor positions(int64_t count) const { return positions_.tensor.Rows(0, count); }
+  Tensor positions(int64_t count) const { return Wanted(positions_).Rows(0, count); }
 
  private:
   // The positions of the `length` tokens from `first` on.
@@ -47,7 +48,16 @@ class BatchReader {
   Options options_;
   IndexedDataset dataset_;
   Sampler sampler_;
-  OwnedTensor window_, window_positions_, tokens_, labels_, positions_;
+  // What is read on the host, and its copy on another device.
+  struct Pair {
+    OwnedTensor host, device;
+  };
+  static const Tensor& Wanted(const Pair& pair) {
+    return pair.device.tensor.defined() ? pair.device.tensor : pair.host.tensor;
+  }
+
+  OwnedTensor window_, window_positions_;
+  Pair tokens_, labels_, positions_;
 };
 
 }  // namespace eyrie

@@ -62,9 +62,12 @@ std::vector<Case> AdamWCases(const Problem& p) {
                        .v = p.Output(),
                        .rate = 1e-4,
                        .weight_decay = 0.1};
+  const Tensor sum = p.device.Zeros(DType::kF64, {1});
+  const Tensor workspace = p.device.Zeros(DType::kF32, {SumOfSquaresWorkspace(args.grad)});
   return {{"step", p.full(), [args] { AdamW(args); },
            2 * BytesOf({args.param, args.m, args.v}) + BytesOf({args.grad})},
-          {"sum_of_squares", p.full(), [args] { SumOfSquares(args.grad); }, BytesOf({args.grad})}};
+          {"sum_of_squares", p.full(), [=] { SumOfSquares(args.grad, sum, workspace); },
+           BytesOf({args.grad})}};
 }
 
 std::vector<Case> AttentionCases(const Problem& p) {
@@ -135,6 +138,7 @@ std::vector<Case> CrossEntropyCases(const Problem& p) {
                                   .labels = labels,
                                   .row_max = row_max.row_max,
                                   .partials = partials.partials,
+                                  .dlogits = logits,
                                   .soft_cap = kCap,
                                   .scale = 1.0 / static_cast<double>(tokens)};
   const double bytes = BytesOf({logits});

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 
+#include "core/tensor_math.h"
 #include "launcher/shard_files.h"
 
 namespace eyrie {
@@ -30,8 +31,8 @@ void CheckGroups(const ParamStore& store, const std::vector<NamedFlat>& groups) 
   for (const NamedFlat& group : groups) {
     const BucketPlan& plan = store.plan();
     const int64_t elements = group.owned ? plan.owned_elements() : plan.elements();
-    EYRIE_CHECK(group.flat.size() == elements && group.flat.device == Device::kCpu, "\"",
-                group.prefix, "\" is not laid out like the parameters");
+    EYRIE_CHECK(group.flat.size() == elements, "\"", group.prefix,
+                "\" is not laid out like the parameters");
   }
 }
 
@@ -52,9 +53,24 @@ Position LoadCheckpoint(const fs::path& checkpoint, const config::Manifest& mani
       }
     }
   }
+  // Parameters are stored in full precision, whatever they are computed with.
+  const auto stored_type = [](const NamedFlat& group) {
+    return group.prefix.empty() ? FullPrecision(group.flat.dtype) : group.flat.dtype;
+  };
   const auto find = [&](const NamedFlat& group, ParamId param) {
     const ParamSpec& spec = store.table().spec(param);
-    return reader.Find(group.prefix + spec.name, group.flat.dtype, spec.shape);
+    return reader.Find(group.prefix + spec.name, stored_type(group), spec.shape);
+  };
+  const auto read = [&](int tensor, const Slice& box, const NamedFlat& group, int64_t offset) {
+    const int64_t size = box.extent.size();
+    const Tensor to = group.flat.Rows(offset, offset + size);
+    if (to.device == Device::kCpu && to.dtype == stored_type(group)) {
+      return reader.Read(tensor, box, to.raw);
+    }
+    const OwnedTensor host(stored_type(group), {size}), rounded(to.dtype, {size});
+    reader.Read(tensor, box, host.tensor.raw);
+    Convert(host.tensor, rounded.tensor);
+    Copy(rounded.tensor, to);
   };
   for (const NamedFlat& group : groups) {
     if (manifest.step() == 0 && !group.prefix.empty() && !HasGroup(manifest, group.prefix)) {
@@ -67,14 +83,14 @@ Position LoadCheckpoint(const fs::path& checkpoint, const config::Manifest& mani
         int64_t offset = part.owned;
         for (const Slice& box :
              BoxesOf(store.slice(part.param), part.range.begin, part.range.end)) {
-          reader.Read(tensor, box, group.At(offset));
+          read(tensor, box, group, offset);
           offset += box.extent.size();
         }
       }
       continue;
     }
     for (ParamId param = 0; param < static_cast<ParamId>(store.table().specs().size()); ++param) {
-      reader.Read(find(group, param), store.slice(param), group.At(store.offset(param)));
+      read(find(group, param), store.slice(param), group, store.offset(param));
     }
   }
   return {manifest.step(), manifest.samples(), manifest.tokens()};

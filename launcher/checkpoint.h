@@ -2,8 +2,8 @@
 // checkpoint is written beside its place and renamed whole, so one that exists is complete; any
 // layout loads any checkpoint.
 //
-// On the CPU, float32 parameters are their own master weights: the group "" is all there is of
-// them. A tensor is stored in the type it has in memory.
+// The group "" holds the parameters in full precision: masters where a run has them, otherwise the
+// values themselves. Other groups are stored in the type they have in memory.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +28,7 @@ struct Position {
 
 // A flat buffer laid out like the ParamStore, or like what this rank owns of it (with ZeRO a
 // share). Its tensors are stored under the parameters' names with `prefix` before them:
-// {"", store.flat_values()}, {"adamw.m/", m, true}, {"adamw.v/", v, true}.
+// {"", store.flat_values()}, {"adamw.m/", m, true}, {"adamw.v/", v, true}. On any device.
 struct NamedFlat {
   std::string prefix;
   Tensor flat;

@@ -9,6 +9,7 @@
 #include <thread>
 #include <utility>
 
+#include "core/device.h"
 #include "core/threads.h"
 #include "launcher/agree.h"
 #include "launcher/staged_directory.h"
@@ -62,8 +63,9 @@ CheckpointPlan PlanSave(const config::Config& config, const Mesh& mesh, const Pa
   return plan;
 }
 
-// memcpy on all threads of this rank.
-void Copy(const char* from, char* to, size_t bytes) {
+// To host memory; there on all threads of this rank.
+void CopyOut(const char* from, Device device, char* to, size_t bytes) {
+  if (device != Device::kCpu) return CopyBytes(to, Device::kCpu, from, device, bytes);
   constexpr size_t kChunk = size_t{4} << 20;
   ParallelFor(static_cast<int64_t>((bytes + kChunk - 1) / kChunk), [&](int64_t chunk) {
     const size_t begin = static_cast<size_t>(chunk) * kChunk;
@@ -148,7 +150,8 @@ void CheckpointWriter::TakeSnapshot(const std::vector<NamedFlat>& groups,
   char* to = static_cast<char*>(snapshot_.data());
   for (const PlannedPiece& piece : file.pieces) {
     const size_t size = BytesOf(plan, piece);
-    Copy(groups[piece.group].At(piece.offset), to, size);
+    const NamedFlat& group = groups[piece.group];
+    CopyOut(group.At(piece.offset), group.flat.device, to, size);
     to += size;
   }
 }

@@ -8,6 +8,7 @@
 #include <iterator>
 
 #include "launcher/bucket_options.h"
+#include "launcher/device.h"
 #include "layers/registry.h"
 
 namespace eyrie {
@@ -213,13 +214,11 @@ void Resolve(config::Config& config, int ranks) {
                  ranks == 1 ? " rank" : " ranks");
     }
   }
-  if (config.run().device() == config::RunConfig::cuda) {
-    errors.Add("run.device: this build has no CUDA backend");
-  }
+  ValidateDevice(config, errors);
   if (config.run().threads() < 0) errors.Add("run.threads must not be negative");
   ValidateModel(config.model(), parallel.tensor(), errors);
+  errors.RequirePositive("run.timeout_seconds", config.run().timeout_seconds());
   ThrowIfAny(errors);
-  config.mutable_run()->set_device(config::RunConfig::cpu);
 }
 
 void ValidateForTraining(const config::Config& config) {

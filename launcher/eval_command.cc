@@ -42,7 +42,8 @@ ExitCode Eval(const EvalOptions& options, Job& job) {
                              .vocab_size = config.model().vocab_size(),
                              .chunk = inference.mesh().sequence().rank(),
                              .chunks = inference.mesh().sequence().size(),
-                             .packing = config.data().packing()});
+                             .packing = config.data().packing(),
+                             .device = inference.run().params.device()});
     reader->CheckPart(job.world().rank(), job.world().size());
   });
   int64_t sequences = reader->sampler().windows();

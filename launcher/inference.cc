@@ -3,11 +3,13 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <filesystem>
+#include <numeric>
 #include <utility>
 
 #include "launcher/agree.h"
 #include "launcher/checkpoint.h"
 #include "launcher/config.h"
+#include "launcher/device.h"
 #include "launcher/manifest.h"
 
 namespace eyrie {
@@ -40,6 +42,9 @@ Inference::Inference(const InferenceOptions& options, Layout layout, Job& job) {
     tokenizer_ = TokenizerOf(checkpoint, manifest);
     config_ = manifest.config();
     config_.clear_parallel();
+    config_.mutable_run()->clear_device();
+    config_.mutable_train()->clear_precision();
+    config_.mutable_optimizer()->clear_moments();
     if (layout == Layout::kTensor) config_.mutable_parallel()->set_tensor(job.world().size());
     ApplySettings(options.settings, config_);
     Resolve(config_, job.world().size());
@@ -52,20 +57,24 @@ Inference::Inference(const InferenceOptions& options, Layout layout, Job& job) {
   mesh_ = std::make_unique<Mesh>(job.MakeMesh(config_));
   model_ = std::make_unique<Model>(config_.model(), mesh_->shape().tensor, /*recompute=*/false);
   Collectively(job.world(), [&] {
-    params_ = std::make_unique<ParamStore>(model_->params(), *mesh_, DType::kF32,
-                                           /*with_gradients=*/false);
+    params_ = std::make_unique<ParamStore>(model_->params(), *mesh_, PrecisionOf(config_),
+                                           /*with_gradients=*/false, BucketOptions{},
+                                           DeviceOf(config_));
     LoadCheckpoint(checkpoint, manifest, *params_, {{"", params_->flat_values()}});
   });
-  run_ = std::make_unique<Run>(Run{*mesh_, *params_, arena_});
+  arena_ = std::make_unique<Arena>(DeviceOf(config_));
+  run_ = std::make_unique<Run>(Run{*mesh_, *params_, *arena_});
 }
 
 Decoder::Decoder(Inference& inference, int64_t capacity)
     : inference_(inference),
       state_(inference.model().MakeState(inference.run().params, 1, capacity)),
       next_(inference.model().MakeState(inference.run().params, 1, capacity)),
-      tokens_(DType::kI32, {1, kChunk}),
-      positions_(DType::kI32, {1, kChunk}),
-      logits_(DType::kF32, {1, kChunk, inference.config().model().vocab_size()}) {}
+      tokens_(DType::kI32, {1, kChunk}, inference.run().params.device()),
+      positions_(DType::kI32, {1, kChunk}, inference.run().params.device()),
+      logits_(DType::kF32, {1, kChunk, inference.config().model().vocab_size()},
+              inference.run().params.device()),
+      host_logits_(DType::kF32, {1, kChunk, inference.config().model().vocab_size()}) {}
 
 Tensor Decoder::Feed(const std::vector<int32_t>& tokens,
                      const std::function<void(const Tensor&)>& each) {
@@ -75,10 +84,15 @@ Tensor Decoder::Feed(const std::vector<int32_t>& tokens,
   Tensor last;
   for (int64_t begin = 0; begin < total; begin += kChunk) {
     const int64_t count = std::min(kChunk, total - begin);
-    for (int64_t i = 0; i < count; ++i) {
-      tokens_.tensor.data<int32_t>()[i] = tokens[static_cast<size_t>(begin + i)];
-      positions_.tensor.data<int32_t>()[i] = static_cast<int32_t>(position_ + i);
-    }
+    std::vector<int32_t> fed(tokens.begin() + begin, tokens.begin() + begin + count);
+    std::vector<int32_t> places(fed.size());
+    std::iota(places.begin(), places.end(), static_cast<int32_t>(position_));
+    const auto hand_over = [&](std::vector<int32_t>& from, const OwnedTensor& to) {
+      Copy(Tensor{from.data(), DType::kI32, Device::kCpu, {count}},
+           to.buffer.At(0, DType::kI32, {count}));
+    };
+    hand_over(fed, tokens_);
+    hand_over(places, positions_);
     const auto first = [&](const OwnedTensor& owned, Shape shape) {
       return owned.buffer.At(0, owned.tensor.dtype, shape);
     };
@@ -89,7 +103,8 @@ Tensor Decoder::Feed(const std::vector<int32_t>& tokens,
                               logits);
     std::swap(state_, next_);
     position_ += count;
-    const Tensor rows = logits.View({wanted, vocab});
+    const Tensor rows = first(host_logits_, {wanted, vocab});
+    Copy(logits.View(rows.shape), rows);
     if (each) each(rows);
     last = rows.Rows(wanted - 1, wanted).View({vocab});
   }

@@ -47,7 +47,7 @@ class Inference {
   std::unique_ptr<Mesh> mesh_;
   std::unique_ptr<Model> model_;
   std::unique_ptr<ParamStore> params_;
-  Arena arena_;
+  std::unique_ptr<Arena> arena_;
   std::unique_ptr<Run> run_;
 };
 
@@ -57,8 +57,8 @@ class Decoder {
   // `capacity`: the most tokens that will be fed.
   Decoder(Inference& inference, int64_t capacity);
 
-  // Feeds tokens, at least one, in chunks; returns the logits [vocab] after the last one, valid
-  // until the next call. `each`, if given, is called with the logits [n, vocab] of every chunk.
+  // Feeds tokens, at least one, in chunks; returns the logits [vocab] after the last one, on the
+  // host and valid until the next call. `each`, if given, is called with the logits [n, vocab] of every chunk.
   Tensor Feed(const std::vector<int32_t>& tokens,
               const std::function<void(const Tensor&)>& each = nullptr);
 
@@ -66,7 +66,7 @@ class Decoder {
   Inference& inference_;
   int64_t position_ = 0;
   ModelState state_, next_;
-  OwnedTensor tokens_, positions_, logits_;
+  OwnedTensor tokens_, positions_, logits_, host_logits_;
 };
 
 }  // namespace eyrie

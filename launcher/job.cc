@@ -12,6 +12,7 @@
 
 #include "core/threads.h"
 #include "launcher/agree.h"
+#include "launcher/device.h"
 #include "parallel/mpi_communicator.h"
 
 namespace eyrie {
@@ -28,7 +29,7 @@ Mesh Job::MakeMesh(const config::Config& config) {
   SetThreads(threads);
   const auto& parallel = config.parallel();
   return Mesh({parallel.data(), parallel.sequence(), parallel.tensor()},
-              world_->Split(0, world_->rank()));
+              UseDevice(config, world_->Split(0, world_->rank())));
 }
 
 ExitCode RunJob(const std::function<ExitCode(Job&)>& body) {

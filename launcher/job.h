@@ -13,7 +13,7 @@ class Job {
  public:
   // All ranks of the job; a group of one when it was not started by an MPI launcher.
   Communicator& world() { return *world_; }
-  // Sets this rank's threads and builds the mesh. `config` is resolved.
+  // Sets this rank's threads, selects its GPU and builds the mesh. `config` is resolved.
   Mesh MakeMesh(const config::Config& config);
 
  private:

@@ -5,19 +5,28 @@
 namespace eyrie {
 namespace {
 
+bool Finite(double value) { return std::isfinite(value); }
+bool Finite(BFloat16 value) { return std::isfinite(static_cast<float>(value)); }
+
 template <class T>
 bool AllFinite(const Tensor& tensor) {
   const T* values = tensor.data<T>();
   for (int64_t i = 0; i < tensor.size(); ++i) {
-    if (!std::isfinite(values[i])) return false;
+    if (!Finite(values[i])) return false;
   }
   return true;
 }
 
 bool IsFinite(const Tensor& tensor) {
+  if (tensor.device != Device::kCpu) {
+    const OwnedTensor host(tensor.dtype, tensor.shape);
+    Copy(tensor, host.tensor);
+    return IsFinite(host.tensor);
+  }
   switch (tensor.dtype) {
     case DType::kF32: return AllFinite<float>(tensor);
     case DType::kF64: return AllFinite<double>(tensor);
+    case DType::kBF16: return AllFinite<BFloat16>(tensor);
     default: ThrowFailure("no search for NaN in ", Name(tensor.dtype));
   }
 }

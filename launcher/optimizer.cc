@@ -1,5 +1,6 @@
 #include "launcher/optimizer.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/adamw/adamw.h"
@@ -12,22 +13,31 @@ Optimizer::Optimizer(const config::OptimizerConfig& config, ParamStore& params, 
       mesh_(mesh),
       dtype_(params.precision().moments),
       m_(static_cast<size_t>(params.plan().owned_elements()) * SizeOf(dtype_), params.device()),
-      v_(m_.bytes(), params.device()) {}
+      v_(m_.bytes(), params.device()),
+      squares_(DType::kF64, {1}, params.device()) {
+  int64_t elements = 0;
+  for (const BucketPlan::Part& part : params.owned()) {
+    elements = std::max(elements, SumOfSquaresWorkspace(params.owned_grad(part)));
+  }
+  if (elements > 0) workspace_ = OwnedTensor(DType::kF32, {elements}, params.device());
+}
 
 Tensor Optimizer::At(const Buffer& moment, const BucketPlan::Part& part) const {
   return moment.At(static_cast<size_t>(part.owned) * SizeOf(dtype_), dtype_, {part.range.size()});
 }
 
-double Optimizer::GradNorm() const {
-  const OwnedTensor sum(DType::kF64, {1});
+double Optimizer::GradNorm() {
+  FillZero(squares_.tensor);
   for (const BucketPlan::Part& part : params_.owned()) {
     const bool replicated = params_.table().spec(part.param).shard_axis < 0;
     if (replicated && mesh_.tensor().rank() != 0) continue;
-    SumOfSquares(params_.owned_grad(part), sum.tensor, /*workspace=*/{});
+    SumOfSquares(params_.owned_grad(part), squares_.tensor, workspace_.tensor);
   }
+  double sum = 0.0;
+  Copy(squares_.tensor, Tensor{&sum, DType::kF64, Device::kCpu, {1}});
   // Owned parts differ from replica to replica with ZeRO, and are all there is without.
   Communicator& others = params_.plan().sharded() ? mesh_.world() : mesh_.tensor();
-  return std::sqrt(AllReduceValue(others, *sum.tensor.data<double>(), ReduceOp::kSum));
+  return std::sqrt(AllReduceValue(others, sum, ReduceOp::kSum));
 }
 
 void Optimizer::Step(int64_t step, double learning_rate, double grad_norm) {
@@ -42,6 +52,7 @@ void Optimizer::Step(int64_t step, double learning_rate, double grad_norm) {
            .grad = params_.owned_grad(part),
            .m = At(m_, part),
            .v = At(v_, part),
+           .copy = params_.owned_copy(part),
            .rate = learning_rate,
            .beta1 = config_.beta1(),
            .beta2 = config_.beta2(),

@@ -1,5 +1,5 @@
-// AdamW over a parameter store, with global gradient clipping. Parameters are float32 and serve as
-// their own master weights. Works on what the rank owns: with ZeRO a share of the parameters, whose
+// AdamW over a parameter store, with global gradient clipping. Updates the store's masters, or its
+// values where these are their own masters. Works on what the rank owns: with ZeRO a share of the parameters, whose
 // moments exist on no other replica.
 #pragma once
 
@@ -13,7 +13,7 @@ class Optimizer {
   Optimizer(const config::OptimizerConfig& config, ParamStore& params, const Mesh& mesh);
 
   // The norm of all reduced gradients, each parameter counted once; the same on every rank.
-  double GradNorm() const;
+  double GradNorm();
   // One update; `step` counts from 1, `grad_norm` is GradNorm(), for clipping. The store gathers
   // the other replicas' shares while this returns.
   void Step(int64_t step, double learning_rate, double grad_norm);
@@ -32,6 +32,7 @@ class Optimizer {
   const Mesh& mesh_;
   DType dtype_;
   Buffer m_, v_;
+  OwnedTensor squares_, workspace_;  // of GradNorm
 };
 
 }  // namespace eyrie

@@ -13,6 +13,7 @@
 #include "launcher/agree.h"
 #include "launcher/bucket_options.h"
 #include "launcher/config.h"
+#include "launcher/device.h"
 #include "launcher/evaluate.h"
 #include "launcher/non_finite.h"
 #include "launcher/schedule.h"
@@ -39,9 +40,11 @@ Trainer::Trainer(const config::Config& config, const Mesh& mesh, CheckpointWrite
       directory_(config.run().directory()),
       model_(config.model(), mesh.shape().tensor,
              config.train().recompute() == config::TrainConfig::BLOCKS),
-      params_(model_.params(), mesh, DType::kF32, /*with_gradients=*/true,
-              BucketOptionsOf(config.parallel())),
+      params_(model_.params(), mesh, PrecisionOf(config), /*with_gradients=*/true,
+              BucketOptionsOf(config.parallel()), DeviceOf(config)),
       optimizer_(config.optimizer(), params_, mesh),
+      arena_(DeviceOf(config)),
+      loss_(DType::kF64, {2}, DeviceOf(config)),
       run_{mesh, params_, arena_},
       writer_(directory_ / "checkpoints", config, mesh, params_, std::move(sink)) {
   Collectively(mesh.world(), [&] {
@@ -60,7 +63,8 @@ Trainer::Trainer(const config::Config& config, const Mesh& mesh, CheckpointWrite
                                .stripe = stripe,
                                .packing = config.data().packing(),
                                .seed = train.seed(),
-                               .shuffle = shuffle});
+                               .shuffle = shuffle,
+                               .device = DeviceOf(config)});
       reader->CheckPart(mesh.world().rank(), mesh.world().size());
       return reader;
     };
@@ -75,7 +79,9 @@ Trainer::Trainer(const config::Config& config, const Mesh& mesh, CheckpointWrite
 }
 
 std::vector<NamedFlat> Trainer::Groups() const {
-  return {{"", params_.flat_values()},
+  const Tensor masters = params_.masters();
+  return {masters.defined() ? NamedFlat{"", masters, /*owned=*/true}
+                            : NamedFlat{"", params_.flat_values()},
           {"adamw.m/", optimizer_.m(), /*owned=*/true},
           {"adamw.v/", optimizer_.v(), /*owned=*/true}};
 }
@@ -102,6 +108,7 @@ void Trainer::Start() {
     if (from->parent_path() == checkpoints) saved_step_ = position_.step;
     source_ = from->string();
   });
+  if (from && params_.masters().defined()) params_.PublishMasters();
 }
 
 std::string Trainer::Summary() const {
@@ -149,13 +156,14 @@ int64_t Trainer::FirstSample(int64_t round) const {
          (round * mesh_.shape().data + mesh_.data().rank()) * config_.train().micro_batch_size();
 }
 
-double Trainer::RunMicrobatch(int64_t first_sample, bool completes_step) {
+void Trainer::RunMicrobatch(int64_t first_sample, bool completes_step) {
   const auto& train = config_.train();
   const int64_t micro = train.micro_batch_size();
   Model::Batch batch = train_->Read(first_sample, micro);
   batch.scale = 1.0 / static_cast<double>(train.global_batch_size() * train.sequence_length());
+  batch.loss = loss_.tensor;
   run_.positions = train_->positions(micro);
-  return ForwardBackward(model_, run_, batch, train.chunk_length(), completes_step).sum;
+  ForwardBackward(model_, run_, batch, train.chunk_length(), completes_step);
 }
 
 StepMetrics Trainer::Step() {
@@ -164,16 +172,17 @@ StepMetrics Trainer::Step() {
   const int64_t tokens = train.global_batch_size() * train.sequence_length();
 
   params_.ZeroGrads();
-  double loss_sum = 0.0;
+  FillZero(loss_.tensor);
   for (int64_t round = 0; round < Rounds(); ++round) {
-    loss_sum += RunMicrobatch(FirstSample(round), /*completes_step=*/round + 1 == Rounds());
+    RunMicrobatch(FirstSample(round), /*completes_step=*/round + 1 == Rounds());
   }
   params_.ReduceGrads();
 
   StepMetrics metrics;
   metrics.step = position_.step + 1;
   metrics.loss =
-      AllReduceValue(mesh_.replicas(), loss_sum, ReduceOp::kSum) / static_cast<double>(tokens);
+      AllReduceValue(mesh_.replicas(), ReadLoss(loss_.tensor).sum, ReduceOp::kSum) /
+      static_cast<double>(tokens);
   metrics.grad_norm = optimizer_.GradNorm();
   if (!std::isfinite(metrics.loss) || !std::isfinite(metrics.grad_norm)) StopDiverged(metrics);
   metrics.learning_rate = LearningRate(config_.optimizer(), train.steps(), metrics.step);
@@ -192,6 +201,7 @@ void Trainer::StopDiverged(const StepMetrics& metrics) {
   // The parameters are still those that the step began with.
   NonFiniteSearch search(run_);
   params_.ZeroGrads();
+  FillZero(loss_.tensor);
   for (int64_t round = 0; round < Rounds(); ++round) {
     search.Begin(FirstSample(round), config_.train().micro_batch_size());
     RunMicrobatch(FirstSample(round), /*completes_step=*/false);

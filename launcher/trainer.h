@@ -43,8 +43,8 @@ class Trainer {
   // How many microbatches a step has on this rank, and the first sample of one of them.
   int64_t Rounds() const;
   int64_t FirstSample(int64_t round) const;
-  // Forward and backward of one microbatch: adds to the gradients, returns the sum of its losses.
-  double RunMicrobatch(int64_t first_sample, bool completes_step);
+  // Forward and backward of one microbatch: adds to the gradients and to the step's loss.
+  void RunMicrobatch(int64_t first_sample, bool completes_step);
   // The step's loss or gradient is not finite: finds out where that began and stops the run. Every
   // rank holds the same numbers.
   [[noreturn]] void StopDiverged(const StepMetrics& metrics);
@@ -66,6 +66,7 @@ class Trainer {
   ParamStore params_;
   Optimizer optimizer_;
   Arena arena_;
+  OwnedTensor loss_;  // of the step, see Model::Batch
   eyrie::Run run_;
   std::unique_ptr<BatchReader> train_, validation_;
   CheckpointWriter writer_;

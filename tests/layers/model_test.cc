@@ -85,7 +85,9 @@ TEST(ModelTest, TrainingAndEvaluationGiveTheSameLoss) {
   const Data data(23, random);
   const double trained = f.Train(data.batch(), data.positions.tensor);
   f.run.positions = data.positions.tensor;
-  EXPECT_EQ(trained, f.model.Evaluate(f.run, data.batch()).sum * data.batch().scale);
+  FillZero(data.loss.tensor);
+  f.model.Evaluate(f.run, data.batch());
+  EXPECT_EQ(trained, ReadLoss(data.loss.tensor).sum * data.batch().scale);
 }
 
 TEST(ModelTest, RecomputationGivesTheSameGradients) {
@@ -112,30 +114,30 @@ TEST(ModelTest, AnySplitIntoChunksEqualsTheWhole) {
     const size_t chunks = cuts.size() - 1;
     std::vector<ModelState> states, gradients;
     for (size_t i = 0; i <= chunks; ++i) {
-      states.push_back(f.model.MakeState(DType::kF64, kBatch, kCapacity));
-      gradients.push_back(f.model.MakeState(DType::kF64, kBatch, kCapacity));
+      states.push_back(f.model.MakeState(f.store, kBatch, kCapacity));
+      gradients.push_back(f.model.MakeState(f.store, kBatch, kCapacity));
     }
     ArenaScope scope(f.arena);
     f.store.ZeroGrads();
     std::vector<OwnedTensor> tokens, labels, positions;
     std::vector<Model::Activations> saved(chunks);
-    double loss = 0;
+    const OwnedTensor loss(DType::kF64, {2});
     const auto batch = [&](size_t i) {
-      return Model::Batch{tokens[i].tensor, labels[i].tensor, data.batch().scale};
+      return Model::Batch{tokens[i].tensor, labels[i].tensor, data.batch().scale, loss.tensor};
     };
     for (size_t i = 0; i < chunks; ++i) {
       tokens.push_back(TimeSlice(data.tokens.tensor, cuts[i], cuts[i + 1]));
       labels.push_back(TimeSlice(data.labels.tensor, cuts[i], cuts[i + 1]));
       positions.push_back(TimeSlice(data.positions.tensor, cuts[i], cuts[i + 1]));
       f.run.positions = positions[i].tensor;
-      loss += f.model.Forward(f.run, batch(i), &states[i], &states[i + 1], saved[i]).sum;
+      f.model.Forward(f.run, batch(i), &states[i], &states[i + 1], saved[i]);
     }
     for (size_t i = chunks; i-- > 0;) {
       f.run.positions = positions[i].tensor;
       f.model.Backward(f.run, batch(i), saved[i], &states[i],
                        i + 1 == chunks ? nullptr : &gradients[i + 1], &gradients[i]);
     }
-    EXPECT_NEAR(loss * data.batch().scale, whole_loss, 1e-10 * whole_loss);
+    EXPECT_NEAR(ReadLoss(loss.tensor).sum * data.batch().scale, whole_loss, 1e-10 * whole_loss);
     EXPECT_LT(RelativeError(f.store.flat_grads(), whole_grads.tensor), 1e-10);
   }
 }
@@ -154,8 +156,8 @@ TEST(ModelTest, DecodingGivesTheLogitsOfTheWholeSequence) {
     f.run.positions = positions.tensor;
     f.model.Logits(f.run, tokens.tensor, nullptr, nullptr, whole.tensor);
 
-    ModelState state = f.model.MakeState(DType::kF64, kBatch, kTokens);
-    ModelState next = f.model.MakeState(DType::kF64, kBatch, kTokens);
+    ModelState state = f.model.MakeState(f.store, kBatch, kTokens);
+    ModelState next = f.model.MakeState(f.store, kBatch, kTokens);
     OwnedTensor stepped(DType::kF64, whole.tensor.shape);
     for (int64_t begin = 0; begin < kTokens;) {
       const int64_t end = begin < 8 ? begin + 4 : begin + 1;

@@ -1,0 +1,67 @@
+#include "launcher/device.h"
+
+#include <utility>
+
+#include "core/device.h"
+#include "launcher/agree.h"
+#include "parallel/nccl_communicator.h"
+
+namespace eyrie {
+
+Device DeviceOf(const config::Config& config) {
+  switch (config.run().device()) {
+    case config::RunConfig::cpu: return Device::kCpu;
+    case config::RunConfig::cuda: return Device::kCuda;
+    case config::RunConfig::auto_: break;
+  }
+  return cuda::DeviceCount() > 0 ? Device::kCuda : Device::kCpu;
+}
+
+Precision PrecisionOf(const config::Config& config) {
+  const auto wanted = config.train().precision();
+  const bool mixed = wanted == config::TrainConfig::MIXED ||
+                     (wanted == config::TrainConfig::AUTO && DeviceOf(config) == Device::kCuda);
+  Precision precision = mixed ? Precision::Mixed() : Precision(DType::kF32);
+  if (config.optimizer().moments() == config::OptimizerConfig::BFLOAT16) {
+    precision.moments = DType::kBF16;
+  }
+  return precision;
+}
+
+void ValidateDevice(const config::Config& config, ConfigErrors& errors) {
+  if (config.run().device() == config::RunConfig::cuda) {
+    if (!kCudaBuild) {
+      errors.Add("run.device: this build has no CUDA backend");
+    } else if (cuda::DeviceCount() == 0) {
+      errors.Add("run.device: this machine has no GPU that CUDA can use");
+    }
+  }
+  if (config.train().precision() == config::TrainConfig::MIXED &&
+      DeviceOf(config) == Device::kCpu) {
+    errors.Add("train.precision: the CPU backend computes in FLOAT32 alone");
+  }
+  if (config.optimizer().moments() != config::OptimizerConfig::FLOAT32 &&
+      DeviceOf(config) == Device::kCpu) {
+    errors.Add("optimizer.moments: the CPU backend keeps them in FLOAT32 alone");
+  }
+}
+
+std::unique_ptr<Communicator> UseDevice(const config::Config& config,
+                                        std::unique_ptr<Communicator> world) {
+  if (DeviceOf(config) == Device::kCpu) return world;
+  const int ranks = world->RanksOnNode(), rank = world->RankOnNode();
+  Collectively(*world, [&] {
+    const int gpus = cuda::DeviceCount();
+    if (ranks > gpus) {
+      ThrowBadInput("run.device: ", ranks, " ranks on a node with ", gpus,
+                    gpus == 1 ? " GPU" : " GPUs", "; a GPU serves one rank");
+    }
+    cuda::SelectDevice(rank);
+  });
+  if constexpr (kCudaBuild) {
+    return MakeNcclCommunicator(std::move(world), config.run().timeout_seconds());
+  }
+  return world;
+}
+
+}  // namespace eyrie

@@ -1,0 +1,27 @@
+// What a run computes on, and in which types.
+#pragma once
+
+#include <memory>
+
+#include "configs/schema/config.pb.h"
+#include "core/precision.h"
+#include "core/tensor.h"
+#include "layers/registry.h"
+#include "parallel/communicator.h"
+
+namespace eyrie {
+
+// run.device; `auto` is a GPU where this build and this machine have one.
+Device DeviceOf(const config::Config& config);
+// train.precision; `AUTO` is MIXED on a GPU and FLOAT32 on the CPU.
+Precision PrecisionOf(const config::Config& config);
+// What is wrong with both on this machine.
+void ValidateDevice(const config::Config& config, ConfigErrors& errors);
+
+// Makes this rank's GPU, if the run computes on GPUs, the one of its number on the node, and gives
+// back a communicator of the same ranks that also moves tensors between GPUs. Throws kBadInput
+// where a node has fewer GPUs than ranks.
+std::unique_ptr<Communicator> UseDevice(const config::Config& config,
+                                        std::unique_ptr<Communicator> world);
+
+}  // namespace eyrie
