@@ -31,9 +31,9 @@ class CheckpointWriter {
   // Drops a save that is under way, after its thread's current tensor.
   ~CheckpointWriter();
 
-  // Starts to save `groups` as the checkpoint of `position.step`. With `asynchronous` this rank's
-  // share is first copied to host memory, which is kept for the next save, and may change as soon
-  // as Begin returns; without, Begin returns when the share is on disk, and copies nothing.
+  // Starts to save `groups` as the checkpoint of `position.step`. With `asynchronous` it returns
+  // when this rank's share is copied, to host memory that is kept for the next save; `groups` may
+  // change from then on. Without, it copies nothing and returns when the share is on disk.
   // Collective over mesh.world(), not to be called inside Collectively; the save before must be
   // finished. Throws on every rank if any cannot begin.
   void Begin(const std::vector<NamedFlat>& groups, const Position& position, bool asynchronous);
