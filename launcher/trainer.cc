@@ -19,7 +19,6 @@
 #include "launcher/signals.h"
 #include "launcher/tensorboard.h"
 #include "launcher/tokenizer.h"
-#include "layers/chunked.h"
 
 namespace eyrie {
 namespace {
@@ -33,7 +32,7 @@ double SecondsSince(Clock::time_point start) {
 
 }  // namespace
 
-Trainer::Trainer(const config::Config& config, const Mesh& mesh)
+Trainer::Trainer(const config::Config& config, const Mesh& mesh, TraceFile* trace)
     : config_(config),
       mesh_(mesh),
       directory_(config.run().directory()),
@@ -42,7 +41,10 @@ Trainer::Trainer(const config::Config& config, const Mesh& mesh)
       params_(model_.params(), mesh, DType::kF32, /*with_gradients=*/true,
               BucketOptionsOf(config.parallel())),
       optimizer_(config.optimizer(), params_, mesh),
-      run_{mesh, params_, arena_} {
+      run_{mesh, params_, arena_},
+      trace_(trace),
+      slices_(mesh, config.train().batch_slices(), trace == nullptr ? nullptr : &trace->trace()) {
+  if (trace != nullptr) run_.trace = &trace->trace();
   Collectively(mesh.world(), [&] {
     // Checkpoints carry the tokenizer along: it must be there, and fit.
     const std::string& tokenizer = config.data().tokenizer();
@@ -64,8 +66,8 @@ Trainer::Trainer(const config::Config& config, const Mesh& mesh)
       return reader;
     };
     // Training runs chunk by chunk, with all sequence ranks at work on each chunk.
-    train_ = open(config.data().train(),
-                  mesh.sequence().size() > 1 ? train.chunk_length() : 0, /*shuffle=*/true);
+    train_ = open(config.data().train(), mesh.sequence().size() > 1 ? train.chunk_length() : 0,
+                  /*shuffle=*/true);
     if (train.validation_interval() > 0) {
       validation_ = open(config.data().validation(), /*stripe=*/0, /*shuffle=*/false);
     }
@@ -154,7 +156,7 @@ double Trainer::RunMicrobatch(int64_t first_sample, bool completes_step) {
   Model::Batch batch = train_->Read(first_sample, micro);
   batch.scale = 1.0 / static_cast<double>(train.global_batch_size() * train.sequence_length());
   run_.positions = train_->positions(micro);
-  return ForwardBackward(model_, run_, batch, train.chunk_length(), completes_step).sum;
+  return slices_.ForwardBackward(model_, run_, batch, train.chunk_length(), completes_step).sum;
 }
 
 StepMetrics Trainer::Step() {
@@ -176,7 +178,10 @@ StepMetrics Trainer::Step() {
   metrics.grad_norm = optimizer_.GradNorm();
   if (!std::isfinite(metrics.loss) || !std::isfinite(metrics.grad_norm)) StopDiverged(metrics);
   metrics.learning_rate = LearningRate(config_.optimizer(), train.steps(), metrics.step);
-  optimizer_.Step(metrics.step, metrics.learning_rate, metrics.grad_norm);
+  {
+    const Trace::Scope computing(run_.trace, Trace::Kind::kCompute, "optimizer");
+    optimizer_.Step(metrics.step, metrics.learning_rate, metrics.grad_norm);
+  }
 
   position_.step = metrics.step;
   position_.samples += train.global_batch_size();
@@ -226,6 +231,7 @@ void Trainer::Save() {
 ExitCode Trainer::Run() {
   const auto& train = config_.train();
   const int64_t last = LastStep();
+  const int64_t last_traced = std::min(last, position_.step + config_.run().trace_steps());
   LOG(INFO) << Summary();
   std::optional<MetricsWriter> writer;
   std::optional<TensorboardWriter> events;
@@ -249,6 +255,7 @@ ExitCode Trainer::Run() {
   while (position_.step < last && signal == 0) {
     StepMetrics metrics = Step();
     const int64_t step = position_.step;
+    if (trace_ != nullptr && step == last_traced) trace_->Write(mesh_);
     if (validation_ && (step % train.validation_interval() == 0 || step == train.steps())) {
       metrics.validation_loss = Validate();
     }

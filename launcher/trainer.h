@@ -11,15 +11,17 @@
 #include "launcher/checkpoint.h"
 #include "launcher/metrics.h"
 #include "launcher/optimizer.h"
-#include "layers/model.h"
+#include "launcher/trace_file.h"
+#include "layers/slices.h"
 
 namespace eyrie {
 
 class Trainer {
  public:
   // `config` is resolved and valid for training. Opens the data, takes the memory, and starts from
-  // a checkpoint or from fresh parameters. Collective over the mesh.
-  Trainer(const config::Config& config, const Mesh& mesh);
+  // a checkpoint or from fresh parameters. `trace`, if given, is written by Run. Collective over
+  // the mesh.
+  Trainer(const config::Config& config, const Mesh& mesh, TraceFile* trace);
 
   // Trains to the last step, to stop_after, or to a signal, then saves.
   ExitCode Run();
@@ -57,6 +59,8 @@ class Trainer {
   Optimizer optimizer_;
   Arena arena_;
   eyrie::Run run_;
+  TraceFile* trace_;
+  Slices slices_;
   std::unique_ptr<BatchReader> train_, validation_;
   Position position_;
   std::string source_ = "fresh parameters";  // or the checkpoint it starts from

@@ -37,6 +37,7 @@ void Linear::Forward(Run& run, const Tensor& x, const Tensor& y) const {
          run.params.value(weight_).data<T>(), local_in_, add_bias ? T(1) : T(0), y.data<T>(),
          local_out_);
   });
+  run.mesh.world().Progress();
 }
 
 void Linear::Reduce(Run& run, const Tensor& y) const {
@@ -53,6 +54,7 @@ void Linear::BackwardInput(Run& run, const Tensor& dy, const Tensor& dx, bool ac
          run.params.value(weight_).data<T>(), local_in_, accumulate ? T(1) : T(0), dx.data<T>(),
          local_in_);
   });
+  run.mesh.world().Progress();
 }
 
 void Linear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const {
@@ -62,6 +64,7 @@ void Linear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const {
     Gemm(Trans::kYes, Trans::kNo, local_out_, local_in_, rows, T(1), dy.data<T>(), local_out_,
          x.data<T>(), local_in_, T(1), run.params.grad(weight_).data<T>(), local_in_);
   });
+  run.mesh.world().Progress();
   if (options_.bias) SumRows(dy, run.params.grad(bias_));
 }
 

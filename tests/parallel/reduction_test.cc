@@ -48,8 +48,9 @@ class LateCommunicator final : public Communicator {
     return Late("reduce-scatter", in, [=, this] { inner_->ReduceScatter(in, out).Wait(); });
   }
   Event Broadcast(const Tensor& t, int root) override { return inner_->Broadcast(t, root); }
-  Event Send(const Tensor& t, int to) override { return inner_->Send(t, to); }
-  Event Receive(const Tensor& t, int from) override { return inner_->Receive(t, from); }
+  Event Exchange(const std::vector<Message>& sent, const std::vector<Message>& received) override {
+    return inner_->Exchange(sent, received);
+  }
   void Barrier() override { inner_->Barrier(); }
   std::unique_ptr<Communicator> Split(int color, int key) override {
     return std::make_unique<LateCommunicator>(inner_->Split(color, key), log_);
