@@ -43,7 +43,8 @@ Trainer::Trainer(const config::Config& config, const Mesh& mesh, TraceFile* trac
       optimizer_(config.optimizer(), params_, mesh),
       run_{mesh, params_, arena_},
       trace_(trace),
-      slices_(mesh, config.train().batch_slices(), trace == nullptr ? nullptr : &trace->trace()) {
+      slices_(mesh, config.train().batch_slices(), arena_.device(),
+              trace == nullptr ? nullptr : &trace->trace()) {
   if (trace != nullptr) run_.trace = &trace->trace();
   Collectively(mesh.world(), [&] {
     // Checkpoints carry the tokenizer along: it must be there, and fit.

@@ -4,11 +4,10 @@
 
 namespace eyrie {
 
-Slices::Slices(const Mesh& mesh, int count, Trace* trace)
-    : count_(count),
-      trace_(trace),
-      mesh_(YieldingMesh(mesh, scheduler_, trace)),
-      arenas_(static_cast<size_t>(count - 1)) {}
+Slices::Slices(const Mesh& mesh, int count, Device device, Trace* trace)
+    : count_(count), trace_(trace), mesh_(YieldingMesh(mesh, scheduler_, trace)) {
+  for (int slice = 1; slice < count; ++slice) arenas_.emplace_back(device);
+}
 
 Loss Slices::ForwardBackward(const Model& model, Run& run, const Model::Batch& batch,
                              int64_t chunk_length, bool completes_step) {

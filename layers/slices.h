@@ -11,8 +11,9 @@ namespace eyrie {
 
 class Slices {
  public:
-  // `mesh` is the Run's, and must outlive this, like `trace` (null: none).
-  Slices(const Mesh& mesh, int count, Trace* trace);
+  // `mesh` is the Run's, and must outlive this, like `trace` (null: none); scratch memory is on
+  // `device`.
+  Slices(const Mesh& mesh, int count, Device device, Trace* trace);
 
   // Like the function of the same name, whose arguments it shares; `batch` has a multiple of
   // `count` sequences. Slice by slice the same code runs, each slice with scratch memory of its

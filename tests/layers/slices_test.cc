@@ -44,7 +44,7 @@ Outcome Train(const config::ModelConfig& config, const Options& options, uint64_
         outcome.seen.push_back(layer);
       };
     }
-    Slices slices(mesh, options.slices, nullptr);
+    Slices slices(mesh, options.slices, Device::kCpu, nullptr);
     const int64_t share = kTokens / options.mesh.sequence;
     double loss = 0.0;
     for (const bool last : {false, true}) {
