@@ -89,6 +89,8 @@ std::string TraceFile::Events(const Mesh& mesh) const {
 }
 
 void TraceFile::Write(const Mesh& mesh) {
+  if (written_) return;
+  written_ = true;
   trace_.Stop();
   Communicator& world = mesh.world();
   OwnedTensor mine = Pack(Events(mesh));

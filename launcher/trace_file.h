@@ -20,7 +20,8 @@ class TraceFile {
   TraceFile(const std::string& path, const Mesh& mesh);
 
   Trace& trace() { return trace_; }
-  // Ends the recording, and writes that of all ranks. Collective over the mesh.
+  // Ends the recording, and writes that of all ranks; a second call does nothing. Collective over
+  // the mesh.
   void Write(const Mesh& mesh);
 
  private:
@@ -29,6 +30,7 @@ class TraceFile {
 
   std::string path_;
   std::ofstream out_;
+  bool written_ = false;
   Trace trace_;
   Trace::Clock::time_point origin_;
 };

@@ -272,6 +272,7 @@ ExitCode Trainer::Run() {
     const int64_t interval = config_.checkpoint().interval();
     if (interval > 0 && step % interval == 0) Save();
   }
+  if (trace_ != nullptr) trace_->Write(mesh_);
   Save();
   if (signal == SIGINT) return ExitCode::kInterrupted;
   if (signal == SIGTERM) return ExitCode::kTerminated;
