@@ -15,9 +15,9 @@ class BatchReader {
  public:
   struct Options {
     std::string prefix;
-    int64_t max_batch = 1;      // sequences at a time
-    int64_t length = 0;         // tokens of a sequence
-    int64_t vocab_size = 0;     // ids are below
+    int64_t max_batch = 1;   // sequences at a time
+    int64_t length = 0;      // tokens of a sequence
+    int64_t vocab_size = 0;  // ids are below
     // This rank's part of each sequence: [chunk, chunk + 1) of chunks; with `stripe`, of every
     // chunks * stripe tokens.
     int chunk = 0, chunks = 1;

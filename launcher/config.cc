@@ -227,7 +227,9 @@ void ValidateForTraining(const config::Config& config) {
   errors.RequirePositive("train.steps", train.steps());
   ValidateSequence(config.model(), "train.sequence_length", train.sequence_length(),
                    config.parallel().sequence(), errors);
-  errors.RequirePositive("train.micro_batch_size", train.micro_batch_size());
+  errors.RequirePositive("train.batch_slices", train.batch_slices());
+  errors.RequireDivisible("train.micro_batch_size", train.micro_batch_size(), "train.batch_slices",
+                          train.batch_slices());
   const int64_t sequences = config.parallel().data() * train.micro_batch_size();
   errors.RequireDivisible("train.global_batch_size", train.global_batch_size(),
                           "parallel.data x train.micro_batch_size", sequences);
@@ -269,6 +271,10 @@ void ValidateForTraining(const config::Config& config) {
   if (config.data().train().empty()) errors.Add("data.train is empty");
   if (config.run().directory().empty()) errors.Add("run.directory is empty");
   errors.RequirePositive("run.log_interval", config.run().log_interval());
+  errors.RequirePositive("run.trace_steps", config.run().trace_steps());
+  if (config.run().network_delay_us() < 0) {
+    errors.Add("run.network_delay_us must not be negative");
+  }
   if (config.checkpoint().interval() < 0) errors.Add("checkpoint.interval must not be negative");
   if (config.checkpoint().keep() < 0) errors.Add("checkpoint.keep must not be negative");
   ThrowIfAny(errors);

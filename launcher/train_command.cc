@@ -1,16 +1,20 @@
 #include <glog/logging.h>
 
 #include <CLI/CLI.hpp>
+#include <chrono>
 #include <cstdio>
 #include <filesystem>
 #include <memory>
+#include <optional>
 
 #include "launcher/agree.h"
 #include "launcher/commands.h"
 #include "launcher/config.h"
 #include "launcher/dry_run.h"
 #include "launcher/job.h"
+#include "launcher/trace_file.h"
 #include "launcher/trainer.h"
+#include "parallel/observed_mesh.h"
 
 namespace eyrie {
 namespace {
@@ -55,8 +59,17 @@ ExitCode Train(const TrainOptions& options, Job& job) {
     }
   });
   if (options.dry_run) CheckRunDirectory(config.run().directory(), job.world());
-  const Mesh mesh = job.MakeMesh(config);
-  Trainer trainer(config, mesh);
+  const Mesh plain = job.MakeMesh(config);
+  std::optional<TraceFile> trace;
+  if (!options.dry_run && !config.run().trace().empty()) trace.emplace(config.run().trace(), plain);
+  // What goes through the observed mesh is recorded, or delayed.
+  std::optional<Mesh> observed;
+  if (trace || config.run().network_delay_us() > 0) {
+    observed.emplace(ObservedMesh(plain, trace ? &trace->trace() : nullptr,
+                                  std::chrono::microseconds(config.run().network_delay_us())));
+  }
+  const Mesh& mesh = observed ? *observed : plain;
+  Trainer trainer(config, mesh, trace ? &*trace : nullptr);
   if (!options.dry_run) return trainer.Run();
   if (mesh.is_root()) std::printf("valid: %s\n", trainer.Summary().c_str());
   return ExitCode::kOk;

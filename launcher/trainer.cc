@@ -20,7 +20,6 @@
 #include "launcher/signals.h"
 #include "launcher/tensorboard.h"
 #include "launcher/tokenizer.h"
-#include "layers/chunked.h"
 
 namespace eyrie {
 namespace {
@@ -34,7 +33,8 @@ double SecondsSince(Clock::time_point start) {
 
 }  // namespace
 
-Trainer::Trainer(const config::Config& config, const Mesh& mesh, CheckpointWriter::ShardSink sink)
+Trainer::Trainer(const config::Config& config, const Mesh& mesh, TraceFile* trace,
+                 CheckpointWriter::ShardSink sink)
     : config_(config),
       mesh_(mesh),
       directory_(config.run().directory()),
@@ -46,7 +46,11 @@ Trainer::Trainer(const config::Config& config, const Mesh& mesh, CheckpointWrite
       arena_(DeviceOf(config)),
       loss_(DType::kF64, {2}, DeviceOf(config)),
       run_{mesh, params_, arena_},
+      trace_(trace),
+      slices_(mesh, config.train().batch_slices(), arena_.device(),
+              trace == nullptr ? nullptr : &trace->trace()),
       writer_(directory_ / "checkpoints", config, mesh, params_, std::move(sink)) {
+  if (trace != nullptr) run_.trace = &trace->trace();
   Collectively(mesh.world(), [&] {
     // Checkpoints carry the tokenizer along: it must be there, and fit.
     const std::string& tokenizer = config.data().tokenizer();
@@ -69,8 +73,8 @@ Trainer::Trainer(const config::Config& config, const Mesh& mesh, CheckpointWrite
       return reader;
     };
     // Training runs chunk by chunk, with all sequence ranks at work on each chunk.
-    train_ = open(config.data().train(),
-                  mesh.sequence().size() > 1 ? train.chunk_length() : 0, /*shuffle=*/true);
+    train_ = open(config.data().train(), mesh.sequence().size() > 1 ? train.chunk_length() : 0,
+                  /*shuffle=*/true);
     if (train.validation_interval() > 0) {
       validation_ = open(config.data().validation(), /*stripe=*/0, /*shuffle=*/false);
     }
@@ -163,7 +167,7 @@ void Trainer::RunMicrobatch(int64_t first_sample, bool completes_step) {
   batch.scale = 1.0 / static_cast<double>(train.global_batch_size() * train.sequence_length());
   batch.loss = loss_.tensor;
   run_.positions = train_->positions(micro);
-  ForwardBackward(model_, run_, batch, train.chunk_length(), completes_step);
+  slices_.ForwardBackward(model_, run_, batch, train.chunk_length(), completes_step);
 }
 
 StepMetrics Trainer::Step() {
@@ -186,7 +190,10 @@ StepMetrics Trainer::Step() {
   metrics.grad_norm = optimizer_.GradNorm();
   if (!std::isfinite(metrics.loss) || !std::isfinite(metrics.grad_norm)) StopDiverged(metrics);
   metrics.learning_rate = LearningRate(config_.optimizer(), train.steps(), metrics.step);
-  optimizer_.Step(metrics.step, metrics.learning_rate, metrics.grad_norm);
+  {
+    const Trace::Scope computing(run_.trace, Trace::Kind::kCompute, "optimizer");
+    optimizer_.Step(metrics.step, metrics.learning_rate, metrics.grad_norm);
+  }
 
   position_.step = metrics.step;
   position_.samples += train.global_batch_size();
@@ -252,6 +259,7 @@ int Trainer::Agree() {
 ExitCode Trainer::Run() {
   const auto& train = config_.train();
   const int64_t last = LastStep();
+  const int64_t last_traced = std::min(last, position_.step + config_.run().trace_steps());
   LOG(INFO) << Summary();
   std::optional<MetricsWriter> writer;
   std::optional<TensorboardWriter> events;
@@ -275,6 +283,7 @@ ExitCode Trainer::Run() {
   while (position_.step < last && signal == 0) {
     StepMetrics metrics = Step();
     const int64_t step = position_.step;
+    if (trace_ != nullptr && step == last_traced) trace_->Write(mesh_);
     if (validation_ && (step % train.validation_interval() == 0 || step == train.steps())) {
       metrics.validation_loss = Validate();
     }
@@ -290,6 +299,7 @@ ExitCode Trainer::Run() {
     const int64_t interval = config_.checkpoint().interval();
     if (interval > 0 && step % interval == 0) Save();
   }
+  if (trace_ != nullptr) trace_->Write(mesh_);
   Save();
   FinishSave();
   if (signal == SIGINT) return ExitCode::kInterrupted;

@@ -12,16 +12,17 @@
 #include "launcher/checkpoint_writer.h"
 #include "launcher/metrics.h"
 #include "launcher/optimizer.h"
-#include "layers/model.h"
+#include "launcher/trace_file.h"
+#include "layers/slices.h"
 
 namespace eyrie {
 
 class Trainer {
  public:
   // `config` is resolved and valid for training. Opens the data, takes the memory, and starts from
-  // a checkpoint or from fresh parameters. Collective over the mesh. `sink` writes this rank's part
-  // of a checkpoint.
-  Trainer(const config::Config& config, const Mesh& mesh,
+  // a checkpoint or from fresh parameters. `trace`, if given, is written by Run; `sink` writes this
+  // rank's part of a checkpoint. Collective over the mesh.
+  Trainer(const config::Config& config, const Mesh& mesh, TraceFile* trace = nullptr,
           CheckpointWriter::ShardSink sink = WriteShard);
 
   // Trains to the last step, to stop_after, or to a signal, then saves.
@@ -68,6 +69,8 @@ class Trainer {
   Arena arena_;
   OwnedTensor loss_;  // of the step, see Model::Batch
   eyrie::Run run_;
+  TraceFile* trace_;
+  Slices slices_;
   std::unique_ptr<BatchReader> train_, validation_;
   CheckpointWriter writer_;
   Position position_;

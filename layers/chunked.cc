@@ -24,7 +24,7 @@ void ForwardBackward(const Model& model, Run& run, const Model::Batch& batch, in
   if (chunk_length <= 0 || chunk_length >= tokens) {
     Model::Activations saved;
     model.Forward(run, batch, nullptr, nullptr, saved);
-    if (completes_step) run.params.ReduceAsReady();
+    run.completes_gradients = completes_step;
     model.Backward(run, batch, saved, nullptr, nullptr, nullptr);
     return;
   }
@@ -61,7 +61,7 @@ void ForwardBackward(const Model& model, Run& run, const Model::Batch& batch, in
     Model::Activations saved;
     model.Forward(run, part, &before, nullptr, saved);
     const bool last = chunk == chunks - 1;
-    if (completes_step && chunk == 0) run.params.ReduceAsReady();
+    run.completes_gradients = completes_step && chunk == 0;
     model.Backward(run, part, saved, &before, last ? nullptr : &grad_after, &grad_before);
     std::swap(grad_after, grad_before);
     entering.pop_back();

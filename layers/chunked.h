@@ -13,7 +13,8 @@ namespace eyrie {
 // state that enters each chunk, and a second one, from the last chunk to the first, recomputes the
 // chunk and takes its backward step: one more forward pass, for memory. Global attention's states
 // hold all earlier keys and values, so with it memory still grows with the sequence. With
-// `completes_step` the last backward step of all lets gradients leave as they become complete.
+// `completes_step` the last backward step of all tells the store of gradients as they become
+// complete, so that they can leave (ParamStore::ReduceAsReady).
 void ForwardBackward(const Model& model, Run& run, const Model::Batch& batch, int64_t chunk_length,
                      bool completes_step);
 

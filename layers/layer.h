@@ -12,6 +12,7 @@
 #include "core/stash.h"
 #include "parallel/mesh.h"
 #include "parallel/param_store.h"
+#include "parallel/trace.h"
 
 namespace eyrie {
 
@@ -31,6 +32,9 @@ struct Run {
   Arena& arena;  // scratch is rewound when the call that took it returns
   Pass pass = Pass::kEval;
   Tensor positions;  // [B, T] int32: of each token inside its document
+  // Backward is the last of its sequences to add to the gradients, which may then leave.
+  bool completes_gradients = true;
+  Trace* trace = nullptr;  // of what this rank does when; null: none
 
   // Where set, the model shows it what each layer of a training pass computes, in order.
   std::function<void(Seen, const std::string& layer, const Tensor&)> observe;

@@ -39,6 +39,7 @@ void Linear::Forward(Run& run, const Tensor& x, const Tensor& y) const {
         .c = y,
         .ldc = local_out_,
         .bias = add_bias ? run.params.value(bias_) : Tensor{}});
+  run.mesh.world().Progress();
 }
 
 void Linear::Reduce(Run& run, const Tensor& y) const {
@@ -58,6 +59,7 @@ void Linear::BackwardInput(Run& run, const Tensor& dy, const Tensor& dx, bool ac
         .c = dx,
         .ldc = local_in_,
         .accumulate = accumulate});
+  run.mesh.world().Progress();
 }
 
 void Linear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const {
@@ -72,6 +74,7 @@ void Linear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const {
         .c = run.params.grad(weight_),
         .ldc = local_in_,
         .accumulate = true});
+  run.mesh.world().Progress();
   if (options_.bias) SumRows(dy, run.params.grad(bias_));
 }
 

@@ -14,6 +14,16 @@ double EmbeddingScale(const config::ModelConfig& config) {
   return static_cast<float>(BFloat16(std::sqrt(static_cast<float>(config.width()))));
 }
 
+// For the trace.
+struct Computing : Trace::Scope {
+  Computing(const Run& run, const std::string& layer, const char* pass)
+      : Scope(run.trace, Trace::Kind::kCompute, layer, pass) {}
+};
+
+void GradsReady(Run& run, ParamId first) {
+  if (run.completes_gradients) run.params.GradsReady(first);
+}
+
 Carry CarryOf(size_t branch, const ModelState* before, ModelState* after) {
   return {before == nullptr ? nullptr : &(*before)[branch],
           after == nullptr ? nullptr : &(*after)[branch]};
@@ -68,7 +78,10 @@ void Model::Forward(Run& run, const Batch& batch, const ModelState* before, Mode
   saved.inputs.clear();
   saved.stashes.clear();
   Tensor x = run.Scratch(width_);
-  embedding_.LookUp(run, batch.tokens, x);
+  {
+    const Computing computing(run, "embedding", " forward");
+    embedding_.LookUp(run, batch.tokens, x);
+  }
   run.Show(Seen::kOutput, "embedding", x);
   for (size_t i = 0; i < branches_.size(); ++i) {
     const Tensor y = run.Scratch(width_);
@@ -76,7 +89,10 @@ void Model::Forward(Run& run, const Batch& batch, const ModelState* before, Mode
     stash.TakeKept(run.arena);
     const Arena::Mark mark = run.arena.mark();
     stash.TakeRest(run.arena);
-    branches_[i].Forward(run, x, y, stash, CarryOf(i, before, after));
+    {
+      const Computing computing(run, names_[i], " forward");
+      branches_[i].Forward(run, x, y, stash, CarryOf(i, before, after));
+    }
     if (recompute_) run.arena.Rewind(mark);
     saved.stashes.push_back(std::move(stash));
     saved.inputs.push_back(x);
@@ -87,6 +103,7 @@ void Model::Forward(Run& run, const Batch& batch, const ModelState* before, Mode
   saved.rstd = run.FullScratch(1);
   saved.gradient = run.Scratch(width_);
 
+  const Computing computing(run, "head", "");
   ArenaScope scope(run.arena);
   const Tensor normed = run.Scratch(width_), dnormed = run.Scratch(width_);
   norm_f_.Forward(run, x, normed, saved.rstd);
@@ -100,7 +117,7 @@ void Model::Forward(Run& run, const Batch& batch, const ModelState* before, Mode
 
 void Model::Backward(Run& run, const Batch& batch, Activations& saved, const ModelState* before,
                      const ModelState* grad_after, ModelState* grad_before) const {
-  run.params.GradsReady(first_params_.back());
+  GradsReady(run, first_params_.back());
   for (size_t i = branches_.size(); i-- > 0;) {
     ArenaScope scope(run.arena);
     const Carry carry = CarryOf(i, before, nullptr);
@@ -108,17 +125,24 @@ void Model::Backward(Run& run, const Batch& batch, Activations& saved, const Mod
                                grad_before == nullptr ? nullptr : &(*grad_before)[i]};
     Stash& stash = saved.stashes[i];
     if (recompute_) {
+      const Computing computing(run, names_[i], " recompute");
       stash.TakeRest(run.arena);
       run.pass = Pass::kRecompute;
       branches_[i].Forward(run, saved.inputs[i], {}, stash, carry);
     }
     run.pass = Pass::kTrain;
-    branches_[i].Backward(run, saved.inputs[i], saved.gradient, stash, carry, carry_grad);
+    {
+      const Computing computing(run, names_[i], " backward");
+      branches_[i].Backward(run, saved.inputs[i], saved.gradient, stash, carry, carry_grad);
+    }
     run.Show(Seen::kGradient, names_[i], saved.gradient);
-    run.params.GradsReady(first_params_[i]);
+    GradsReady(run, first_params_[i]);
   }
-  embedding_.LookUpBackward(run, batch.tokens, saved.gradient);
-  run.params.GradsReady(0);
+  {
+    const Computing computing(run, "embedding", " backward");
+    embedding_.LookUpBackward(run, batch.tokens, saved.gradient);
+  }
+  GradsReady(run, 0);
 }
 
 Tensor Model::Infer(Run& run, const Tensor& tokens, const ModelState* before,
@@ -131,6 +155,7 @@ Tensor Model::Infer(Run& run, const Tensor& tokens, const ModelState* before,
     Stash stash = branches_[i].MakeStash(run);
     stash.TakeKept(run.arena);
     stash.TakeRest(run.arena);
+    const Computing computing(run, names_[i], " evaluation");
     branches_[i].Forward(run, x, y, stash, CarryOf(i, before, after));
     std::swap(x, y);
   }

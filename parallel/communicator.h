@@ -1,10 +1,11 @@
 // Collectives over a group of ranks, on whole tensors: counts and types come from the tensor. Every
 // operation is non-blocking and returns an Event; its tensors must stay alive until Wait returns.
-// All ranks of the group call the same operations in the same order.
+// All ranks of the group call the same operations in the same order, and wait for each of them.
 #pragma once
 
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "core/tensor.h"
 
@@ -17,8 +18,9 @@ class Event {
    public:
     virtual ~Pending() = default;
     virtual void Wait() = 0;
-    // Moves the operation on, if that takes the caller's help, without waiting.
-    virtual void Progress() {}
+    // Moves the operation on, if that takes the caller's help, without waiting. True when it is
+    // known to be complete.
+    virtual bool Progress() { return false; }
   };
 
   Event() = default;  // already complete
@@ -33,9 +35,7 @@ class Event {
     if (pending_ != nullptr) pending_->Wait();
     pending_.reset();
   }
-  void Progress() {
-    if (pending_ != nullptr) pending_->Progress();
-  }
+  bool Progress() { return pending_ == nullptr || pending_->Progress(); }
 
  private:
   std::unique_ptr<Pending> pending_;
@@ -45,6 +45,12 @@ enum class ReduceOp { kSum, kMax };
 
 class Communicator {
  public:
+  // What goes to one other rank, or comes from it.
+  struct Message {
+    Tensor tensor;
+    int peer;
+  };
+
   virtual ~Communicator() = default;
 
   virtual int rank() const = 0;
@@ -57,10 +63,12 @@ class Communicator {
   // out [n] receives this rank's part of the sum of all in [size * n].
   virtual Event ReduceScatter(const Tensor& in, const Tensor& out) = 0;
   virtual Event Broadcast(const Tensor& tensor, int root) = 0;
-  // Point to point. Messages between two ranks arrive in the order they were sent; a send may
-  // wait for its receive.
-  virtual Event Send(const Tensor& tensor, int to) = 0;
-  virtual Event Receive(const Tensor& tensor, int from) = 0;
+  // Point to point: every rank sends some messages and receives what the others send it, none at
+  // all perhaps. Two ranks list the messages between them in the same order.
+  virtual Event Exchange(const std::vector<Message>& sent,
+                         const std::vector<Message>& received) = 0;
+  // Moves all operations under way on, where that takes the caller's help, without waiting.
+  virtual void Progress() {}
   virtual void Barrier() = 0;
 
   // The ranks of equal `color` form a group, ordered by `key`.

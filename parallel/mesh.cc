@@ -17,4 +17,12 @@ Mesh::Mesh(MeshShape shape, std::unique_ptr<Communicator> world)
   replicas_ = world_->Split(tensor, rank);
 }
 
+Mesh::Mesh(const Mesh& inner, const Wrap& wrap)
+    : shape_(inner.shape()),
+      world_(wrap("world", inner.world())),
+      tensor_(wrap("tensor", inner.tensor())),
+      sequence_(wrap("sequence", inner.sequence())),
+      data_(wrap("data", inner.data())),
+      replicas_(wrap("replicas", inner.replicas())) {}
+
 }  // namespace eyrie

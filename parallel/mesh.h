@@ -2,6 +2,7 @@
 // stays inside a node. Built once, then passed down; each axis owns its communicator.
 #pragma once
 
+#include <functional>
 #include <memory>
 
 #include "parallel/communicator.h"
@@ -19,6 +20,9 @@ class Mesh {
  public:
   // `world` has exactly shape.ranks() ranks.
   Mesh(MeshShape shape, std::unique_ptr<Communicator> world);
+  // A wrapper around each communicator of another mesh, which must outlive this one.
+  using Wrap = std::function<std::unique_ptr<Communicator>(const char* axis, Communicator& inner)>;
+  Mesh(const Mesh& inner, const Wrap& wrap);
   // One rank.
   Mesh() : Mesh(MeshShape{}, MakeLocalCommunicator()) {}
 

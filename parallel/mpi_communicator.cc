@@ -43,12 +43,13 @@ class MpiPending final : public Event::Pending {
           "MPI_Waitall");
     requests_.clear();
   }
-  void Progress() override {
+  bool Progress() override {
     int done = 0;
     Check(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done,
                       MPI_STATUSES_IGNORE),
           "MPI_Testall");
     if (done != 0) requests_.clear();
+    return done != 0;
   }
 
  private:
@@ -73,11 +74,13 @@ class MpiCommunicator final : public Communicator {
 
   Event AllReduce(const Tensor& tensor, ReduceOp op) override {
     const MPI_Op mpi_op = op == ReduceOp::kSum ? MPI_SUM : MPI_MAX;
-    return InPieces(tensor, [&](void* data, int count, MPI_Request* request) {
+    std::vector<MPI_Request> requests;
+    InPieces(tensor, requests, [&](void* data, int count, MPI_Request* request) {
       Check(
           MPI_Iallreduce(MPI_IN_PLACE, data, count, Convert(tensor.dtype), mpi_op, comm_, request),
           "MPI_Iallreduce");
     });
+    return Started(std::move(requests));
   }
 
   Event AllGather(const Tensor& in, const Tensor& out) override {
@@ -101,23 +104,35 @@ class MpiCommunicator final : public Communicator {
   }
 
   Event Broadcast(const Tensor& tensor, int root) override {
-    return InPieces(tensor, [&](void* data, int count, MPI_Request* request) {
+    std::vector<MPI_Request> requests;
+    InPieces(tensor, requests, [&](void* data, int count, MPI_Request* request) {
       Check(MPI_Ibcast(data, count, Convert(tensor.dtype), root, comm_, request), "MPI_Ibcast");
     });
+    return Started(std::move(requests));
   }
 
-  Event Send(const Tensor& tensor, int to) override {
-    return InPieces(tensor, [&](void* data, int count, MPI_Request* request) {
-      Check(MPI_Isend(data, count, Convert(tensor.dtype), to, /*tag=*/0, comm_, request),
-            "MPI_Isend");
-    });
+  Event Exchange(const std::vector<Message>& sent, const std::vector<Message>& received) override {
+    std::vector<MPI_Request> requests;
+    for (const auto& [tensor, from] : received) {
+      InPieces(tensor, requests, [&](void* data, int count, MPI_Request* request) {
+        Check(MPI_Irecv(data, count, Convert(tensor.dtype), from, /*tag=*/0, comm_, request),
+              "MPI_Irecv");
+      });
+    }
+    for (const auto& [tensor, to] : sent) {
+      InPieces(tensor, requests, [&](void* data, int count, MPI_Request* request) {
+        Check(MPI_Isend(data, count, Convert(tensor.dtype), to, /*tag=*/0, comm_, request),
+              "MPI_Isend");
+      });
+    }
+    return Started(std::move(requests));
   }
 
-  Event Receive(const Tensor& tensor, int from) override {
-    return InPieces(tensor, [&](void* data, int count, MPI_Request* request) {
-      Check(MPI_Irecv(data, count, Convert(tensor.dtype), from, /*tag=*/0, comm_, request),
-            "MPI_Irecv");
-    });
+  void Progress() override {
+    // Any call that looks for messages runs the library's engine, which serves all operations.
+    int ignored = 0;
+    Check(MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, comm_, &ignored, MPI_STATUS_IGNORE),
+          "MPI_Iprobe");
   }
 
   void Barrier() override { Check(MPI_Barrier(comm_), "MPI_Barrier"); }
@@ -153,16 +168,15 @@ class MpiCommunicator final : public Communicator {
   }
   // MPI counts are 32 bits: starts one operation for each piece of a larger tensor.
   template <class Start>
-  static Event InPieces(const Tensor& tensor, const Start& start) {
+  static void InPieces(const Tensor& tensor, std::vector<MPI_Request>& requests,
+                       const Start& start) {
     EYRIE_CHECK(tensor.device == Device::kCpu);
-    std::vector<MPI_Request> requests;
     for (int64_t done = 0; done < tensor.size(); done += kMaxCount) {
       const auto count = static_cast<int>(std::min(kMaxCount, tensor.size() - done));
       char* data =
           static_cast<char*>(tensor.raw) + static_cast<size_t>(done) * SizeOf(tensor.dtype);
       start(data, count, &requests.emplace_back());
     }
-    return Started(std::move(requests));
   }
 
   MPI_Comm comm_;

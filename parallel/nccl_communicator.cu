@@ -188,18 +188,27 @@ class NcclCommunicator final : public Communicator {
                            stream_);
     });
   }
-  Event Send(const Tensor& tensor, int to) override {
-    if (tensor.device == Device::kCpu) return host_->Send(tensor, to);
-    return Start("send", [&] {
-      return ncclSend(tensor.raw, Count(tensor), Type(tensor.dtype), to, comm_, stream_);
+  Event Exchange(const std::vector<Message>& sent, const std::vector<Message>& received) override {
+    const auto& any = sent.empty() ? received : sent;
+    // A rank may have nothing to say; but all connect together.
+    if (any.empty()) return size() == 1 ? Event() : (Connect(), Event());
+    if (any.front().tensor.device == Device::kCpu) return host_->Exchange(sent, received);
+    return Start("exchange", [&] {
+      EYRIE_NCCL_CHECK(ncclGroupStart());
+      for (const Message& message : sent) {
+        const Tensor& tensor = message.tensor;
+        EYRIE_NCCL_CHECK(ncclSend(tensor.raw, Count(tensor), Type(tensor.dtype), message.peer,
+                                  comm_, stream_));
+      }
+      for (const Message& message : received) {
+        const Tensor& tensor = message.tensor;
+        EYRIE_NCCL_CHECK(ncclRecv(tensor.raw, Count(tensor), Type(tensor.dtype), message.peer,
+                                  comm_, stream_));
+      }
+      return ncclGroupEnd();
     });
   }
-  Event Receive(const Tensor& tensor, int from) override {
-    if (tensor.device == Device::kCpu) return host_->Receive(tensor, from);
-    return Start("receive", [&] {
-      return ncclRecv(tensor.raw, Count(tensor), Type(tensor.dtype), from, comm_, stream_);
-    });
-  }
+  void Progress() override { host_->Progress(); }
   void Barrier() override { host_->Barrier(); }
 
   std::unique_ptr<Communicator> Split(int color, int key) override {

@@ -1,5 +1,7 @@
 #include "parallel/param_store.h"
 
+#include <algorithm>
+
 #include "core/tensor_math.h"
 #include "core/threads.h"
 
@@ -43,6 +45,7 @@ ParamStore::ParamStore(const ParamTable& table, const Mesh& mesh, Precision prec
       plan_(table, mesh.shape(), options),
       owned_(plan_.Parts(plan_.sharded() ? mesh.replicas().rank() : 0)),
       values_(Bytes(plan_.elements()), device),
+      reports_(table.specs().size()),
       ready_(static_cast<ParamId>(table.specs().size())),
       reduced_(plan_.buckets()) {
   for (const ParamSpec& spec : table.specs()) {
@@ -139,13 +142,17 @@ void ParamStore::Initialise(uint64_t seed) {
 void ParamStore::ZeroGrads() { FillZero(flat_grads()); }
 
 void ParamStore::GradsReady(ParamId first) {
-  if (!reducing_) return;
+  if (passes_ == 0) return;
+  if (++reports_[static_cast<size_t>(first)] == passes_) Release(first);
+  for (Event& event : reductions_) event.Progress();
+}
+
+void ParamStore::Release(ParamId first) {
   for (; ready_ > first; --ready_) {
     if (!table_.spec(ready_ - 1).partial_gradient) continue;
     partials_.push_back(mesh_.tensor().AllReduce(grad(ready_ - 1), ReduceOp::kSum));
   }
   for (const int begin = plan_.FirstBucketFrom(first); reduced_ > begin;) StartReducing(--reduced_);
-  for (Event& event : reductions_) event.Progress();
 }
 
 void ParamStore::StartReducing(int bucket) {
@@ -163,11 +170,11 @@ void ParamStore::StartReducing(int bucket) {
 }
 
 void ParamStore::ReduceGrads() {
-  reducing_ = true;
-  GradsReady(0);
+  Release(0);
   for (Event& event : reductions_) event.Wait();
   reductions_.clear();
-  reducing_ = false;
+  passes_ = 0;
+  std::fill(reports_.begin(), reports_.end(), 0);
   ready_ = static_cast<ParamId>(slices_.size());
   reduced_ = plan_.buckets();
 }

@@ -52,11 +52,12 @@ class ParamStore {
   void Initialise(uint64_t seed);
   void ZeroGrads();
 
-  // Call before the backward pass that completes the gradients, the last of the step: from now on
-  // GradsReady lets buckets go.
-  void ReduceAsReady() { reducing_ = true; }
-  // The gradients of parameter `first` and all after it are complete. Starts what can start, on
-  // every rank the same in the same order.
+  // Call before the backward pass that completes the gradients, the last of the step, or several
+  // that do so together, in turns: from now on GradsReady lets buckets go.
+  void ReduceAsReady(int passes = 1) { passes_ = passes; }
+  // This pass has completed its part of the gradients of parameter `first` and all after it; each
+  // pass says so of the same parameters in the same order. With the last one to do so, starts what
+  // can start, on every rank the same in the same order.
   void GradsReady(ParamId first);
   // Starts what has not started yet, and waits for all: the parts of the gradients that this rank
   // owns are now sums over the replicas.
@@ -93,6 +94,8 @@ class ParamStore {
   Tensor ValuesAt(BucketPlan::Range range) const;
   // In either buffer of gradients.
   Tensor GradientsAt(const Buffer& flat, BucketPlan::Range range) const;
+  // The gradients of `first` and all after it are complete.
+  void Release(ParamId first);
   void StartReducing(int bucket);
   // Waits for all buckets that start before `end` in the flat buffer.
   void AwaitValues(int64_t end) const;
@@ -106,7 +109,8 @@ class ParamStore {
   Buffer values_, grads_, masters_;
   Buffer owned_grads_;  // with ZeRO alone
 
-  bool reducing_ = false;
+  int passes_ = 0;                            // 0: buckets wait for ReduceGrads
+  std::vector<int> reports_;                  // of each parameter, by GradsReady
   ParamId ready_;                             // this parameter's gradient and all after it
   int reduced_;                               // this bucket and all after it have started
   std::vector<Event> partials_, reductions_;  // under way

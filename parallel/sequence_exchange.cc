@@ -21,56 +21,58 @@ HaloExchange::HaloExchange(Communicator& sequence, Arena& arena, const Tensor& t
                            int64_t wanted, const Tensor& halo)
     : halo_(halo) {
   const int64_t batch = tail.dim(0), width = tail.dim(2);
+  std::vector<Communicator::Message> sent, received;
   for (int distance = 1; distance < sequence.size(); ++distance) {
     const Overlap overlap(tokens, wanted, distance);
     if (overlap.rows == 0) break;
     if (sequence.rank() >= distance) {
       const Tensor buffer = arena.Allocate(tail.dtype, {batch, overlap.rows, width});
-      received_.push_back({buffer, halo.dim(1) - overlap.after - overlap.rows,
-                           sequence.Receive(buffer, sequence.rank() - distance)});
+      parts_.push_back({buffer, halo.dim(1) - overlap.after - overlap.rows});
+      received.push_back({buffer, sequence.rank() - distance});
     }
     if (sequence.rank() + distance < sequence.size()) {
       const Tensor buffer = arena.Allocate(tail.dtype, {batch, overlap.rows, width});
       CopyRows(tail, tail.dim(1) - overlap.rows, buffer, 0, overlap.rows);
-      sent_.push_back(sequence.Send(buffer, sequence.rank() + distance));
+      sent.push_back({buffer, sequence.rank() + distance});
     }
   }
+  event_ = sequence.Exchange(sent, received);
 }
 
 void HaloExchange::Wait() {
-  for (Part& part : received_) {
-    part.event.Wait();
+  event_.Wait();
+  for (const Part& part : parts_) {
     CopyRows(part.buffer, 0, halo_, part.first_row, part.buffer.dim(1));
   }
-  for (Event& event : sent_) event.Wait();
 }
 
 HaloGradExchange::HaloGradExchange(Communicator& sequence, Arena& arena, const Tensor& halo_grad,
                                    int64_t tokens, int64_t wanted, const Tensor& tail_grad)
     : tail_grad_(tail_grad) {
   const int64_t batch = tail_grad.dim(0), width = tail_grad.dim(2);
+  std::vector<Communicator::Message> sent, received;
   for (int distance = 1; distance < sequence.size(); ++distance) {
     const Overlap overlap(tokens, wanted, distance);
     if (overlap.rows == 0) break;
     if (sequence.rank() + distance < sequence.size()) {
       const Tensor buffer = arena.Allocate(tail_grad.dtype, {batch, overlap.rows, width});
-      received_.push_back({buffer, tail_grad.dim(1) - overlap.rows,
-                           sequence.Receive(buffer, sequence.rank() + distance)});
+      parts_.push_back({buffer, tail_grad.dim(1) - overlap.rows});
+      received.push_back({buffer, sequence.rank() + distance});
     }
     if (sequence.rank() >= distance) {
       const Tensor buffer = arena.Allocate(tail_grad.dtype, {batch, overlap.rows, width});
       CopyRows(halo_grad, halo_grad.dim(1) - overlap.after - overlap.rows, buffer, 0, overlap.rows);
-      sent_.push_back(sequence.Send(buffer, sequence.rank() - distance));
+      sent.push_back({buffer, sequence.rank() - distance});
     }
   }
+  event_ = sequence.Exchange(sent, received);
 }
 
 void HaloGradExchange::Wait() {
-  for (Part& part : received_) {
-    part.event.Wait();
+  event_.Wait();
+  for (const Part& part : parts_) {
     AddRows(part.buffer, 0, tail_grad_, part.first_row, part.buffer.dim(1));
   }
-  for (Event& event : sent_) event.Wait();
 }
 
 TailExchange::TailExchange(Communicator& sequence, Arena& arena, const Tensor& before,

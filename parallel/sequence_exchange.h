@@ -34,13 +34,12 @@ class HaloExchange {
 
  private:
   struct Part {
-    Tensor buffer;      // [B, rows, C]
+    Tensor buffer;      // [B, rows, C], received
     int64_t first_row;  // in the halo
-    Event event;
   };
   Tensor halo_;
-  std::vector<Part> received_;
-  std::vector<Event> sent_;
+  std::vector<Part> parts_;
+  Event event_;
 };
 
 // The transpose: sends gradients of halo rows to the ranks that own the rows, and adds what comes
@@ -57,11 +56,10 @@ class HaloGradExchange {
   struct Part {
     Tensor buffer;
     int64_t first_row;  // in tail_grad
-    Event event;
   };
   Tensor tail_grad_;
-  std::vector<Part> received_;
-  std::vector<Event> sent_;
+  std::vector<Part> parts_;
+  Event event_;
 };
 
 // The rows that the next pass may look back to: the last ones of all ranks' chunks together.

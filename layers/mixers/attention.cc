@@ -91,7 +91,8 @@ Tensor AttentionMixer::HaloOf(Run& run, const Tensor& past, const Tensor& halo) 
 }
 
 Event AttentionMixer::StateGrad(Run& run, const Tensor& dpast, const Tensor& halo,
-                                const CarryGrad& carry_grad, SlotId slot, const Tensor& dnow) const {
+                                const CarryGrad& carry_grad, SlotId slot,
+                                const Tensor& dnow) const {
   const Tensor dafter = StateSlot(carry_grad.after, slot);
   const Tensor dbefore = StateSlot(carry_grad.before, slot);
   if (dbefore.defined()) {

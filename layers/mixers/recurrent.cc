@@ -168,14 +168,13 @@ void RecurrentMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& 
   }
   in_x_.Forward(run, x, stash[conv_in_]);
   if (halo) halo->Wait();
-  CausalConv1dForward(
-      {.x = stash[conv_in_],
-       .weight = run.params.value(conv_w_),
-       .bias = run.params.value(conv_b_),
-       .positions = run.positions,
-       .x0 = ConvBefore(run, stash, carry),
-       .y = stash[u_],
-       .x_last = StateSlot(carry.after, kConvState)});
+  CausalConv1dForward({.x = stash[conv_in_],
+                       .weight = run.params.value(conv_w_),
+                       .bias = run.params.value(conv_b_),
+                       .positions = run.positions,
+                       .x0 = ConvBefore(run, stash, carry),
+                       .y = stash[u_],
+                       .x_last = StateSlot(carry.after, kConvState)});
   Event handed_on;
   if (carry.after != nullptr) {
     handed_on = sequence.Broadcast((*carry.after)[kConvState], /*root=*/sequence.size() - 1);

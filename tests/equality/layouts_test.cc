@@ -31,12 +31,22 @@ TEST_F(LayoutsTest, TwentyStepsEqualOneRank) {
   ExpectSame(Train("chunks-t2s2", Layout{"t2s2", 2, 1, 4, 2},
                    {"train.chunk_length=8", "train.recompute=BLOCKS"}),
              one, 1e-5, "chunks t2s2");
+  for (const Layout& layout : {kOne, Layout{"t2", 2, 1, 2}, Layout{"d2", 1, 2, 2},
+                               Layout{"s2", 1, 1, 2, 2}, Layout{"t2s2", 2, 1, 4, 2}}) {
+    ExpectSame(Train(std::string("slices-") + layout.name, layout, {"train.batch_slices=2"}), one,
+               1e-5, std::string("slices ") + layout.name);
+  }
+  ExpectSame(Train("slices-chunks-t2s2", Layout{"t2s2", 2, 1, 4, 2},
+                   {"train.batch_slices=2", "train.chunk_length=4", "train.recompute=BLOCKS",
+                    "parallel.zero=OPTIMIZER_STATE", "parallel.bucket_bytes=2048"}),
+             one, 1e-5, "slices chunks t2s2");
   ExpectSame(Train("recompute-s4", Layout{"s4", 1, 1, 4, 4}, {"train.recompute=BLOCKS"}), one, 1e-5,
              "recompute s4");
 }
 
 TEST_F(LayoutsTest, TheSameLayoutTwiceIsBitwiseEqual) {
   for (const Layout& layout : {kOne, kT2D2}) ExpectBitwise("a", "b", layout);
+  ExpectBitwise("sliced-a", "sliced-b", Layout{"t2s2", 2, 1, 4, 2}, {"train.batch_slices=2"});
 }
 
 TEST_F(LayoutsTest, ResumedOnAnotherLayoutContinuesTheSameRun) {

@@ -170,7 +170,7 @@ TEST_F(CheckpointWriterTest, TheTrainerTrainsWhileItsDiskIsBusy) {
     return step;
   };
   int64_t seen = 0;
-  Trainer trainer(config, mesh,
+  Trainer trainer(config, mesh, /*trace=*/nullptr,
                   [&](const fs::path& directory, size_t index, const PieceSource& source,
                       CheckpointPlan& plan) {
                     // A trainer that waited for its disk would never get there.

@@ -48,8 +48,9 @@ class LateCommunicator final : public Communicator {
     return Late("reduce-scatter", in, [=, this] { inner_->ReduceScatter(in, out).Wait(); });
   }
   Event Broadcast(const Tensor& t, int root) override { return inner_->Broadcast(t, root); }
-  Event Send(const Tensor& t, int to) override { return inner_->Send(t, to); }
-  Event Receive(const Tensor& t, int from) override { return inner_->Receive(t, from); }
+  Event Exchange(const std::vector<Message>& sent, const std::vector<Message>& received) override {
+    return inner_->Exchange(sent, received);
+  }
   void Barrier() override { inner_->Barrier(); }
   std::unique_ptr<Communicator> Split(int color, int key) override {
     return std::make_unique<LateCommunicator>(inner_->Split(color, key), log_);
@@ -138,6 +139,37 @@ TEST(Reduction, BucketsLeaveAsTheirParametersBecomeReady) {
               }
             });
   }
+}
+
+// Passes that share the work of a step, one of them ahead.
+TEST(Reduction, BucketsWaitForTheLastOfSeveralPasses) {
+  OnRanks({.bucket_elements = 128}, [&](const Mesh& mesh, ParamStore& store,
+                                        std::vector<std::string>& log) {
+    const auto params = static_cast<ParamId>(store.table().specs().size());
+    for (int step = 0; step < 2; ++step) {
+      store.ZeroGrads();
+      log.clear();
+      store.ReduceAsReady(2);
+      for (ParamId ahead = params - 1; ahead >= 2; --ahead) store.GradsReady(ahead);
+      EXPECT_TRUE(log.empty());
+      for (ParamId first = params - 1; first >= 0; --first) {
+        AddGradient(mesh, store, first);
+        store.GradsReady(first);
+        // All buckets from here on have left, and nothing else but the partial sum of "key".
+        const auto left = [&](ParamId from) {
+          return static_cast<size_t>(from <= 2) +
+                 static_cast<size_t>(store.plan().buckets() - store.plan().FirstBucketFrom(from));
+        };
+        if (first < 2) {
+          EXPECT_EQ(log.size(), left(first + 1));
+          store.GradsReady(first);
+        }
+        EXPECT_EQ(log.size(), left(first));
+      }
+      store.ReduceGrads();
+      ExpectReduced(mesh, store);
+    }
+  });
 }
 
 TEST(Reduction, ReduceGradsStartsWhatHasNot) {

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <barrier>
 #include <condition_variable>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -33,29 +32,36 @@ class FakeGroup {
     read(std::as_const(shown_));
     barrier_.arrive_and_wait();
   }
+  // Messages between two ranks are received in the order in which that was asked for, whenever
+  // they are waited for.
+  struct Mailbox {
+    std::vector<std::vector<char>> posted;
+    size_t expected = 0;
+  };
   void Post(int from, int to, std::vector<char> bytes) {
     const std::lock_guard lock(mutex_);
-    Mailbox(from, to).push_back(std::move(bytes));
+    Between(from, to).posted.push_back(std::move(bytes));
     posted_.notify_all();
   }
-  std::vector<char> Take(int from, int to) {
+  // The number of the next message, for Take.
+  size_t Expect(int from, int to) {
+    const std::lock_guard lock(mutex_);
+    return Between(from, to).expected++;
+  }
+  std::vector<char> Take(int from, int to, size_t number) {
     std::unique_lock lock(mutex_);
-    posted_.wait(lock, [&] { return !Mailbox(from, to).empty(); });
-    std::vector<char> bytes = std::move(Mailbox(from, to).front());
-    Mailbox(from, to).pop_front();
-    return bytes;
+    posted_.wait(lock, [&] { return Between(from, to).posted.size() > number; });
+    return std::move(Between(from, to).posted[number]);
   }
 
  private:
-  std::deque<std::vector<char>>& Mailbox(int from, int to) {
-    return mail_[static_cast<size_t>(from * size() + to)];
-  }
+  Mailbox& Between(int from, int to) { return mail_[static_cast<size_t>(from * size() + to)]; }
 
   std::vector<const void*> shown_;
   std::barrier<> barrier_;
   std::mutex mutex_;
   std::condition_variable posted_;
-  std::vector<std::deque<std::vector<char>>> mail_;
+  std::vector<Mailbox> mail_;
 };
 
 // One rank's end of a group. Operations are complete when they return; sums run in rank order, so
@@ -99,29 +105,34 @@ class FakeCommunicator final : public Communicator {
     });
     return Event();
   }
-  Event Send(const Tensor& tensor, int to) override {
-    const char* bytes = static_cast<const char*>(tensor.raw);
-    group_->Post(rank_, to, {bytes, bytes + tensor.bytes()});
-    return Event();
-  }
-  // Arrives in Wait, so that a rank can receive before it sends.
-  Event Receive(const Tensor& tensor, int from) override {
+  // Messages arrive in Wait.
+  Event Exchange(const std::vector<Message>& sent, const std::vector<Message>& received) override {
     class Pending final : public Event::Pending {
      public:
-      Pending(std::shared_ptr<FakeGroup> group, Tensor tensor, int from, int to)
-          : group_(std::move(group)), tensor_(tensor), from_(from), to_(to) {}
+      Pending(std::shared_ptr<FakeGroup> group, std::vector<Message> received, int to)
+          : group_(std::move(group)), received_(std::move(received)), to_(to) {
+        for (const auto& [tensor, from] : received_) numbers_.push_back(group_->Expect(from, to));
+      }
       void Wait() override {
-        const std::vector<char> bytes = group_->Take(from_, to_);
-        EYRIE_CHECK(bytes.size() == tensor_.bytes());
-        std::copy(bytes.begin(), bytes.end(), static_cast<char*>(tensor_.raw));
+        for (size_t i = 0; i < received_.size(); ++i) {
+          const auto& [tensor, from] = received_[i];
+          const std::vector<char> bytes = group_->Take(from, to_, numbers_[i]);
+          EYRIE_CHECK(bytes.size() == tensor.bytes());
+          std::copy(bytes.begin(), bytes.end(), static_cast<char*>(tensor.raw));
+        }
       }
 
      private:
       std::shared_ptr<FakeGroup> group_;
-      Tensor tensor_;
-      int from_, to_;
+      std::vector<Message> received_;
+      std::vector<size_t> numbers_;
+      int to_;
     };
-    return Event(std::make_unique<Pending>(group_, tensor, from, rank_));
+    for (const auto& [tensor, to] : sent) {
+      const char* bytes = static_cast<const char*>(tensor.raw);
+      group_->Post(rank_, to, {bytes, bytes + tensor.bytes()});
+    }
+    return Event(std::make_unique<Pending>(group_, received, rank_));
   }
   void Barrier() override {
     group_->Meet(rank_, nullptr, [](const std::vector<const void*>&) {});

@@ -1,0 +1,63 @@
+// A communicator around another one, which passes every operation on and may add to what comes
+// back.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "parallel/communicator.h"
+
+namespace eyrie {
+
+class CommunicatorWrapper : public Communicator {
+ public:
+  // `inner` must outlive this.
+  explicit CommunicatorWrapper(Communicator& inner) : inner_(inner) {}
+
+  int rank() const override { return inner_.rank(); }
+  int size() const override { return inner_.size(); }
+  Event AllReduce(const Tensor& tensor, ReduceOp op) override {
+    return Pass({"all-reduce", tensor.bytes()}, inner_.AllReduce(tensor, op));
+  }
+  Event AllGather(const Tensor& in, const Tensor& out) override {
+    return Pass({"all-gather", out.bytes()}, inner_.AllGather(in, out));
+  }
+  Event ReduceScatter(const Tensor& in, const Tensor& out) override {
+    return Pass({"reduce-scatter", in.bytes()}, inner_.ReduceScatter(in, out));
+  }
+  Event Broadcast(const Tensor& tensor, int root) override {
+    return Pass({"broadcast", tensor.bytes()}, inner_.Broadcast(tensor, root));
+  }
+  Event Exchange(const std::vector<Message>& sent, const std::vector<Message>& received) override {
+    size_t bytes = 0;
+    for (const auto* messages : {&sent, &received}) {
+      for (const Message& message : *messages) bytes += message.tensor.bytes();
+    }
+    return Pass({"exchange", bytes}, inner_.Exchange(sent, received));
+  }
+  void Progress() override { inner_.Progress(); }
+  void Barrier() override { inner_.Barrier(); }
+  // The parts are not wrapped.
+  std::unique_ptr<Communicator> Split(int color, int key) override {
+    return inner_.Split(color, key);
+  }
+  int RanksOnNode() override { return inner_.RanksOnNode(); }
+  int RankOnNode() override { return inner_.RankOnNode(); }
+
+ protected:
+  struct Operation {
+    const char* name;
+    size_t bytes;  // of the tensors on this rank
+  };
+  // What to hand out instead of `event`, that of an operation just started in a group of several.
+  virtual Event Started(const Operation& operation, Event event) = 0;
+
+ private:
+  Event Pass(const Operation& operation, Event event) {
+    return size() == 1 ? std::move(event) : Started(operation, std::move(event));
+  }
+
+  Communicator& inner_;
+};
+
+}  // namespace eyrie

@@ -1,0 +1,25 @@
+#include "parallel/trace.h"
+
+#include <utility>
+
+namespace eyrie {
+
+Trace::Scope::Scope(Trace* trace, Kind kind, const std::string& what, const char* how,
+                    const char* axis)
+    : trace_(trace) {
+  if (trace_ == nullptr) return;
+  outer_ = trace_->current_;
+  trace_->Switch({.kind = kind, .name = what + how, .axis = axis, .slice = outer_.slice});
+}
+
+Trace::Scope::~Scope() {
+  if (trace_ != nullptr) trace_->Switch(std::move(outer_));
+}
+
+void Trace::Switch(Span next) {
+  current_.end = next.begin = Clock::now();
+  if (current_.kind != Kind::kIdle) Add(std::move(current_));
+  current_ = std::move(next);
+}
+
+}  // namespace eyrie

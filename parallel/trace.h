@@ -1,0 +1,64 @@
+// A record of what a rank does when: computing, waiting, and messages under way.
+#pragma once
+
+#include <chrono>
+#include <string>
+#include <vector>
+
+namespace eyrie {
+
+class Trace {
+ public:
+  using Clock = std::chrono::steady_clock;
+  enum class Kind {
+    kIdle,  // not recorded
+    kCompute,
+    kWait,
+    kCommunication,  // from an operation's start to its completion; may overlap others
+  };
+  struct Span {
+    Kind kind = Kind::kIdle;
+    std::string name;            // e.g. "block 3 (recurrent) forward", "all-reduce"
+    const char* axis = nullptr;  // of the mesh; null for computing
+    int slice = 0;               // of the batch, whose pass this is part of
+    size_t bytes = 0;            // communicated
+    Clock::time_point begin, end;
+  };
+
+  // What this rank is at while the scope lives. An inner scope interrupts the outer one, so that
+  // times of computing contain no waits. Records nothing when `trace` is null.
+  class Scope {
+   public:
+    Scope(Trace* trace, Kind kind, const std::string& what = {}, const char* how = "",
+          const char* axis = nullptr);
+    ~Scope();
+    Scope(const Scope&) = delete;
+    Scope& operator=(const Scope&) = delete;
+    // From here to the scope's end.
+    void SetSlice(int slice) const {
+      if (trace_ != nullptr) trace_->current_.slice = slice;
+    }
+
+   private:
+    Trace* trace_;
+    Span outer_;
+  };
+
+  // Of the current scope.
+  int slice() const { return current_.slice; }
+  void Add(Span span) {
+    if (recording_) spans_.push_back(std::move(span));
+  }
+  void Stop() { recording_ = false; }
+  const std::vector<Span>& spans() const { return spans_; }
+
+ private:
+  // Records the current span up to now, and starts `next`.
+  void Switch(Span next);
+
+  bool recording_ = true;
+  Span current_;
+  std::vector<Span> spans_;
+};
+
+}  // namespace eyrie
