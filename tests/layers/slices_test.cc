@@ -46,7 +46,7 @@ Outcome Train(const config::ModelConfig& config, const Options& options, uint64_
     }
     Slices slices(mesh, options.slices, Device::kCpu, nullptr);
     const int64_t share = kTokens / options.mesh.sequence;
-    double loss = 0.0;
+    const OwnedTensor sums(DType::kF64, {2});
     for (const bool last : {false, true}) {
       const Random random(seed, StrCat("data ", mesh.data().rank(), last));
       OwnedTensor tokens(DType::kI32, {kBatch, share}), positions(DType::kI32, {kBatch, share});
@@ -57,11 +57,12 @@ Outcome Train(const config::ModelConfig& config, const Options& options, uint64_
         positions.tensor.data<int32_t>()[i] = static_cast<int32_t>(t % 7);
       }
       run.positions = positions.tensor;
-      const Model::Batch batch{tokens.tensor, tokens.tensor, 1.0 / (kBatch * kTokens)};
-      loss += slices.ForwardBackward(model, run, batch, options.chunk, last).sum;
+      const Model::Batch batch{tokens.tensor, tokens.tensor, 1.0 / (kBatch * kTokens), sums.tensor};
+      slices.ForwardBackward(model, run, batch, options.chunk, last);
     }
     store.ReduceGrads();
-    loss = AllReduceValue(mesh.replicas(), loss, ReduceOp::kSum);
+    const double loss =
+        AllReduceValue(mesh.replicas(), ReadLoss(sums.tensor).sum, ReduceOp::kSum);
     if (!mesh.is_root()) return;
     outcome.loss = loss;
     outcome.gradients = Clone(store.flat_grads());
