@@ -62,7 +62,9 @@ void Linear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const {
     Gemm(Trans::kYes, Trans::kNo, local_out_, local_in_, rows, T(1), dy.data<T>(), local_out_,
          x.data<T>(), local_in_, T(1), run.params.grad(weight_).data<T>(), local_in_);
   });
-  if (options_.bias) SumRows(dy, run.params.grad(bias_));
+  if (!options_.bias) return;
+  ArenaScope scope(run.arena);
+  SumRows(dy, run.params.grad(bias_), run.Workspace(SumRowsWorkspace(dy)));
 }
 
 }  // namespace eyrie

@@ -20,25 +20,32 @@ void Add(const Tensor& a, const Tensor& b, const Tensor& out) {
   CheckShape(kernel, "a", a, a.shape);
   CheckShape(kernel, "b", b, a.shape);
   CheckShape(kernel, "out", out, a.shape);
+  CheckTypes(kernel, a, a.dtype, {b, out});
   DispatchCpu(kernel, a, [&](auto real) { AddCpu<decltype(real)>(a, b, out); });
 }
 
 void BroadcastRows(const Tensor& bias, const Tensor& y) {
   const char* kernel = "BroadcastRows";
   CheckRows(kernel, bias, y);
+  CheckTypes(kernel, y, y.dtype, {bias});
   DispatchCpu(kernel, y, [&](auto real) { BroadcastRowsCpu<decltype(real)>(bias, y); });
 }
 
 void AddRow(const Tensor& row, const Tensor& y) {
   const char* kernel = "AddRow";
   CheckRows(kernel, row, y);
+  CheckTypes(kernel, y, y.dtype, {row});
   DispatchCpu(kernel, y, [&](auto real) { AddRowCpu<decltype(real)>(row, y); });
 }
 
-void SumRows(const Tensor& dy, const Tensor& dbias) {
+void SumRows(const Tensor& dy, const Tensor& dbias, const Tensor& workspace) {
   const char* kernel = "SumRows";
   CheckRows(kernel, dbias, dy);
+  CheckTypes(kernel, dy, FullPrecision(dy.dtype), {dbias});
+  CheckWorkspace(kernel, dy, workspace, SumRowsWorkspace(dy));
   DispatchCpu(kernel, dy, [&](auto real) { SumRowsCpu<decltype(real)>(dy, dbias); });
 }
+
+int64_t SumRowsWorkspace(const Tensor&) { return 0; }
 
 }  // namespace eyrie

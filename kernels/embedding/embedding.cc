@@ -15,6 +15,7 @@ void CheckInputs(const char* kernel, const Tensor& tokens, const Tensor& table, 
   CheckShape(kernel, name,
              rows.View({rows.size() / std::max<int64_t>(1, rows.dim(-1)), rows.dim(-1)}),
              {tokens.size(), table.dim(1)});
+  CheckTypes(kernel, table, DType::kI32, {tokens});
 }
 
 }  // namespace
@@ -22,13 +23,19 @@ void CheckInputs(const char* kernel, const Tensor& tokens, const Tensor& table, 
 void EmbeddingForward(const EmbeddingForwardArgs& args) {
   constexpr const char* kKernel = "embedding_forward";
   CheckInputs(kKernel, args.tokens, args.table, "y", args.y);
+  CheckTypes(kKernel, args.table, args.table.dtype, {args.y});
   DispatchCpu(kKernel, args.table, [&]<class T>(T) { EmbeddingForwardCpu<T>(args); });
 }
 
 void EmbeddingBackward(const EmbeddingBackwardArgs& args) {
   constexpr const char* kKernel = "embedding_backward";
   CheckInputs(kKernel, args.tokens, args.dtable, "dy", args.dy);
+  CheckTypes(kKernel, args.dy, FullPrecision(args.dy.dtype), {args.dtable});
+  CheckWorkspace(kKernel, args.dy, args.workspace,
+                 EmbeddingBackwardWorkspace(args.tokens, args.dtable));
   DispatchCpu(kKernel, args.dtable, [&]<class T>(T) { EmbeddingBackwardCpu<T>(args); });
 }
+
+int64_t EmbeddingBackwardWorkspace(const Tensor&, const Tensor&) { return 0; }
 
 }  // namespace eyrie

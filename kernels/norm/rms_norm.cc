@@ -15,6 +15,8 @@ void CheckInputs(const char* kernel, const Args& args) {
   CheckShape(kernel, "weight", args.weight, {width});
   EYRIE_CHECK(args.rstd.defined() && args.rstd.size() == args.x.size() / width, kernel,
               ": rstd has shape ", args.rstd.shape.ToString());
+  CheckTypes(kernel, args.x, args.x.dtype, {args.weight});
+  CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.rstd});
 }
 
 }  // namespace
@@ -27,6 +29,7 @@ void RmsNormForward(const RmsNormForwardArgs& args) {
   CheckOptional(kernel, "sum", args.sum, args.x.shape);
   EYRIE_CHECK(args.residual.defined() == args.sum.defined(), kernel,
               ": residual and sum come together");
+  CheckTypes(kernel, args.x, args.x.dtype, {args.y, args.residual, args.sum});
   DispatchCpu(kernel, args.x, [&](auto real) { RmsNormForwardCpu<decltype(real)>(args); });
 }
 
@@ -37,7 +40,12 @@ void RmsNormBackward(const RmsNormBackwardArgs& args) {
   CheckOptional(kernel, "dresidual", args.dresidual, args.x.shape);
   CheckShape(kernel, "dx", args.dx, args.x.shape);
   CheckShape(kernel, "dweight", args.dweight, args.weight.shape);
+  CheckTypes(kernel, args.x, args.x.dtype, {args.dy, args.dresidual, args.dx});
+  CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.dweight});
+  CheckWorkspace(kernel, args.x, args.workspace, RmsNormBackwardWorkspace(args.x));
   DispatchCpu(kernel, args.x, [&](auto real) { RmsNormBackwardCpu<decltype(real)>(args); });
 }
+
+int64_t RmsNormBackwardWorkspace(const Tensor&) { return 0; }
 
 }  // namespace eyrie

@@ -29,7 +29,10 @@ struct RmsNormBackwardArgs {
   Tensor dresidual;        // like x: gradient of the residual stream, added to dx; or absent
   Tensor dx;               // like x, out, overwritten (may be the same memory as dresidual)
   Tensor dweight;          // [D] out, added to
+  Tensor workspace;        // RmsNormBackwardWorkspace(x) float32 elements
 };
 void RmsNormBackward(const RmsNormBackwardArgs& args);
+// 0 on the CPU, where the workspace may be absent.
+int64_t RmsNormBackwardWorkspace(const Tensor& x);
 
 }  // namespace eyrie

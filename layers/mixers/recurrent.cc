@@ -128,7 +128,8 @@ void RecurrentMixer::GateBackwardWeight(Run& run, ParamId weight, ParamId bias, 
            u.data<T>() + g * block, width_, T(1), dw + g * block * block, block);
     }
   });
-  SumRows(dz, run.params.grad(bias).View({width_}));
+  ArenaScope scope(run.arena);
+  SumRows(dz, run.params.grad(bias).View({width_}), run.Workspace(SumRowsWorkspace(dz)));
 }
 
 void RecurrentMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
