@@ -2,6 +2,7 @@
 
 #include "kernels/dispatch.h"
 #include "kernels/norm/rms_norm_cpu.h"
+#include "kernels/norm/rms_norm_cuda.h"
 
 namespace eyrie {
 namespace {
@@ -30,6 +31,7 @@ void RmsNormForward(const RmsNormForwardArgs& args) {
   EYRIE_CHECK(args.residual.defined() == args.sum.defined(), kernel,
               ": residual and sum come together");
   CheckTypes(kernel, args.x, args.x.dtype, {args.y, args.residual, args.sum});
+  EYRIE_DISPATCH_CUDA(args.x, RmsNormForwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { RmsNormForwardCpu<decltype(real)>(args); });
 }
 
@@ -43,9 +45,13 @@ void RmsNormBackward(const RmsNormBackwardArgs& args) {
   CheckTypes(kernel, args.x, args.x.dtype, {args.dy, args.dresidual, args.dx});
   CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.dweight});
   CheckWorkspace(kernel, args.x, args.workspace, RmsNormBackwardWorkspace(args.x));
+  EYRIE_DISPATCH_CUDA(args.x, RmsNormBackwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { RmsNormBackwardCpu<decltype(real)>(args); });
 }
 
-int64_t RmsNormBackwardWorkspace(const Tensor&) { return 0; }
+int64_t RmsNormBackwardWorkspace([[maybe_unused]] const Tensor& x) {
+  EYRIE_DISPATCH_CUDA(x, RmsNormBackwardWorkspaceCuda(x));
+  return 0;
+}
 
 }  // namespace eyrie

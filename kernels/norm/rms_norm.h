@@ -3,7 +3,7 @@
 //   rstd = 1 / sqrt(mean(x^2) + epsilon)      y = x * rstd * (1 + weight)
 //
 // N rows of width D. rstd and dweight have full precision, the others the activations' type:
-// float32, on the CPU also float64, on a GPU also bfloat16.
+// float32, on the CPU also float64, on a GPU also bfloat16, where D is at most 16384.
 #pragma once
 
 #include "core/tensor.h"
