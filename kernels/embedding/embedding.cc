@@ -2,6 +2,7 @@
 
 #include "kernels/dispatch.h"
 #include "kernels/embedding/embedding_cpu.h"
+#include "kernels/embedding/embedding_cuda.h"
 
 namespace eyrie {
 namespace {
@@ -24,6 +25,7 @@ void EmbeddingForward(const EmbeddingForwardArgs& args) {
   constexpr const char* kKernel = "embedding_forward";
   CheckInputs(kKernel, args.tokens, args.table, "y", args.y);
   CheckTypes(kKernel, args.table, args.table.dtype, {args.y});
+  EYRIE_DISPATCH_CUDA(args.table, EmbeddingForwardCuda(args));
   DispatchCpu(kKernel, args.table, [&]<class T>(T) { EmbeddingForwardCpu<T>(args); });
 }
 
@@ -33,9 +35,14 @@ void EmbeddingBackward(const EmbeddingBackwardArgs& args) {
   CheckTypes(kKernel, args.dy, FullPrecision(args.dy.dtype), {args.dtable});
   CheckWorkspace(kKernel, args.dy, args.workspace,
                  EmbeddingBackwardWorkspace(args.tokens, args.dtable));
+  EYRIE_DISPATCH_CUDA(args.dtable, EmbeddingBackwardCuda(args));
   DispatchCpu(kKernel, args.dtable, [&]<class T>(T) { EmbeddingBackwardCpu<T>(args); });
 }
 
-int64_t EmbeddingBackwardWorkspace(const Tensor&, const Tensor&) { return 0; }
+int64_t EmbeddingBackwardWorkspace([[maybe_unused]] const Tensor& tokens,
+                                   [[maybe_unused]] const Tensor& dtable) {
+  EYRIE_DISPATCH_CUDA(dtable, EmbeddingBackwardWorkspaceCuda(tokens, dtable));
+  return 0;
+}
 
 }  // namespace eyrie
