@@ -1,8 +1,7 @@
-#include "kernels/adamw/adamw_cuda.h"
-
 #include <algorithm>
 
 #include "kernels/adamw/adamw_coefficients.h"
+#include "kernels/adamw/adamw_cuda.h"
 #include "kernels/cuda_elementwise.cuh"
 
 namespace eyrie {
@@ -99,12 +98,9 @@ void AdamWCuda(const AdamWArgs& args) {
   const Tensor& copy = args.copy.defined() ? args.copy : args.param;
   DispatchCuda(kernel, args.m, [&]<class Moment>(Moment) {
     DispatchCuda(kernel, copy, [&]<class Copy>(Copy) {
-      const AdamWOperation<Moment, Copy> body{AdamWCoefficients<float>(args),
-                                              args.param.data<float>(),
-                                              args.grad.data<float>(),
-                                              args.m.data<Moment>(),
-                                              args.v.data<Moment>(),
-                                              args.copy.data<Copy>()};
+      const AdamWOperation<Moment, Copy> body{
+          AdamWCoefficients<float>(args), args.param.data<float>(), args.grad.data<float>(),
+          args.m.data<Moment>(),          args.v.data<Moment>(),    args.copy.data<Copy>()};
       constexpr int kWidth = 4;
       const bool aligned = Aligned<kWidth>(body.param, body.grad, body.m, body.v, body.copy);
       LaunchElementwise<kWidth>(kernel, args.param.size(), aligned, body);

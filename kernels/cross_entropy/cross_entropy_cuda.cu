@@ -1,7 +1,6 @@
 // Cross-entropy on the GPU. N tokens, V columns of the vocabulary here. Every step is one pass over
 // the float32 rows of [N, V], a block a row.
 #include "kernels/cross_entropy/cross_entropy_cuda.h"
-
 #include "kernels/cuda_math.cuh"
 
 namespace eyrie {

@@ -5,12 +5,11 @@
 // by run of equal tokens. A run that lies in one piece goes straight to the table. The parts of a
 // longer run are kept, and a second kernel adds them up, so that a token as frequent as all of them
 // still keeps every multiprocessor busy. Each row of dtable has one writer, each sum one order.
-#include "kernels/embedding/embedding_cuda.h"
-
 #include <bit>
 #include <cub/device/device_radix_sort.cuh>
 
 #include "kernels/cuda_math.cuh"
+#include "kernels/embedding/embedding_cuda.h"
 
 namespace eyrie {
 namespace {
@@ -21,8 +20,7 @@ constexpr int kForwardThreads = 128;
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kForwardThreads)
     ForwardKernel(const int32_t* __restrict__ tokens, const T* __restrict__ table,
-                  int64_t first_row, int64_t rows, int64_t width, float scale,
-                  T* __restrict__ y) {
+                  int64_t first_row, int64_t rows, int64_t width, float scale, T* __restrict__ y) {
   const int64_t row = tokens[blockIdx.x] - first_row;
   const bool here = row >= 0 && row < rows;
 #pragma unroll 4

@@ -1,6 +1,5 @@
-#include "kernels/glu/glu_cuda.h"
-
 #include "kernels/cuda_elementwise.cuh"
+#include "kernels/glu/glu_cuda.h"
 
 namespace eyrie {
 namespace {

@@ -1,10 +1,9 @@
 // RMSNorm on the GPU. N rows of width D. A block holds a row in registers, each thread kVectors
 // vectors of kWidth elements that lie a block's width apart: one pass over every tensor.
-#include "kernels/norm/rms_norm_cuda.h"
-
 #include <algorithm>
 
 #include "kernels/column_sum.cuh"
+#include "kernels/norm/rms_norm_cuda.h"
 
 namespace eyrie {
 namespace {
@@ -62,13 +61,14 @@ __global__ void __launch_bounds__(MaxThreads(kWidth* kVectors))
 }
 
 // A block takes rows blockIdx.x, blockIdx.x + gridDim.x, ... and keeps their share of dweight in
-// registers; partial [gridDim.x, D] := these shares.
+// registers; partial [gridDim.x, D] := these shares. The weight is not declared __restrict__, so
+// that it is read again after the barrier (from the L1 cache) rather than spilled across it.
 template <class T, int kWidth, int kVectors, bool kResidual>
-__global__ void __launch_bounds__(kVectors <= 2 ? 256 : MaxThreads(kWidth* kVectors),
-                                  kVectors <= 2 ? 4 : 1)
-    BackwardKernel(const T* __restrict__ x, const T* __restrict__ weight,
-                   const float* __restrict__ rstd, const T* __restrict__ dy, const T* dresidual,
-                   T* dx, float* __restrict__ partial, int64_t rows, int width) {
+__global__ void __launch_bounds__(kVectors <= 2 ? 256 : MaxThreads(kWidth * kVectors),
+                                  kVectors == 1 ? 4 : (kVectors == 2 ? 2 : 1))
+    BackwardKernel(const T* __restrict__ x, const T* weight, const float* __restrict__ rstd,
+                   const T* __restrict__ dy, const T* dresidual, T* dx, float* __restrict__ partial,
+                   int64_t rows, int width) {
   // Two of them, by turns: a row's sums may still be read while the next row's are written.
   __shared__ float shared[2][32];
   const int first = static_cast<int>(threadIdx.x) * kWidth;
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kVectors <= 2 ? 256 : MaxThreads(kWidth* kVect
 // Blocks of the backward pass: about 1024 threads for each multiprocessor.
 unsigned BackwardBlocks(int64_t rows, int64_t width) {
   const int64_t each = width > 8192   ? 1
-                       : width > 4096 ? 2
+                       : width > 2048 ? 2
                                       : std::clamp<int64_t>(8192 / width, 4, 32);
   return static_cast<unsigned>(std::min(rows, each * Multiprocessors()));
 }
@@ -183,8 +183,8 @@ void RmsNormBackwardCuda(const RmsNormBackwardArgs& args) {
     T* dx = args.dx.data<T>();
     const bool vectors = Aligned<kWidth>(x, weight, dy, dresidual, dx) && width % kWidth == 0;
     const auto launch = [&](auto body, int each) {
-      Launch(kernel, body, blocks, BlockThreads(width, each), 0, x, weight,
-             args.rstd.data<float>(), dy, dresidual, dx, partial, rows, static_cast<int>(width));
+      Launch(kernel, body, blocks, BlockThreads(width, each), 0, x, weight, args.rstd.data<float>(),
+             dy, dresidual, dx, partial, rows, static_cast<int>(width));
     };
     const auto pick = [&]<bool kResidual>(std::bool_constant<kResidual>) {
       if (!vectors) {
