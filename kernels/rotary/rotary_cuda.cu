@@ -1,11 +1,10 @@
 // The rotary embedding on the GPU. H heads of width dh, n = dh / 4 angles. A block takes some
 // tokens: it computes their cosines and sines once, and then rotates all their heads.
-#include "kernels/rotary/rotary_cuda.h"
-
 #include <algorithm>
 #include <cmath>
 
 #include "kernels/cuda_math.cuh"
+#include "kernels/rotary/rotary_cuda.h"
 
 namespace eyrie {
 namespace {
