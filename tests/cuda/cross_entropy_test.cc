@@ -87,13 +87,14 @@ void Compare(int64_t tokens, int64_t columns, double cap, DType type, TestRandom
   // Against the scale: a label of probability near 1 leaves a gradient of rounding errors.
   compare(&Case::dlogits, Tolerance(type), scale);
   if (cap == 0) {  // not even a copy of the logits is written
-    EXPECT_EQ(RelativeError(ToHost(one.logits.tensor).tensor, Cast(logits.tensor, DType::kF64).tensor),
-              0.0);
+    EXPECT_EQ(
+        RelativeError(ToHost(one.logits.tensor).tensor, Cast(logits.tensor, DType::kF64).tensor),
+        0.0);
   }
   if (type == DType::kF32) {
     const Case in_place = there(true);
-    EXPECT_TRUE(BitwiseEqual(ToHost(in_place.logits.tensor).tensor,
-                             ToHost(one.dlogits.tensor).tensor));
+    EXPECT_TRUE(
+        BitwiseEqual(ToHost(in_place.logits.tensor).tensor, ToHost(one.dlogits.tensor).tensor));
   }
 }
 

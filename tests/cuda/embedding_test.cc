@@ -53,8 +53,8 @@ TEST(CudaEmbedding, MatchesTheCpu) {
     for (int64_t width : {1, 7, 64, 130, 520}) {
       for (int64_t count : {1, 31, 32, 33, 64, 1000}) {
         const int64_t rows = random.Int(1, 40), first = random.Int(0, 10);
-        Compare(count, rows, first, width, [&](int64_t) { return random.Int(0, 50); }, dtype,
-                random);
+        Compare(
+            count, rows, first, width, [&](int64_t) { return random.Int(0, 50); }, dtype, random);
       }
     }
   }
@@ -66,17 +66,22 @@ TEST(CudaEmbedding, LongRuns) {
   for (DType dtype : kCudaTypes) {
     for (int64_t width : {5, 132}) {
       for (int64_t count : {32, 64, 96, 1000, 5001}) {
-        Compare(count, 3, 0, width, [](int64_t) { return 1; }, dtype, random);
-        Compare(count, 9, 2, width, [&](int64_t) { return 2 + random.Int(0, 2); }, dtype, random);
+        Compare(
+            count, 3, 0, width, [](int64_t) { return 1; }, dtype, random);
+        Compare(
+            count, 9, 2, width, [&](int64_t) { return 2 + random.Int(0, 2); }, dtype, random);
         // One token is most of all, between others.
-        Compare(count, 30, 0, width,
-                [&](int64_t) { return random.Int(0, 9) < 8 ? 7 : random.Int(0, 29); }, dtype,
-                random);
+        Compare(
+            count, 30, 0, width,
+            [&](int64_t) { return random.Int(0, 9) < 8 ? 7 : random.Int(0, 29); }, dtype, random);
         // None of the tokens is here.
-        Compare(count, 4, 50, width, [&](int64_t) { return random.Int(0, 49); }, dtype, random);
+        Compare(
+            count, 4, 50, width, [&](int64_t) { return random.Int(0, 49); }, dtype, random);
         // Whole pieces: run lengths are multiples of 32.
-        Compare(count, 200, 0, width, [](int64_t n) { return n / 32; }, dtype, random);
-        Compare(count, 200, 0, width, [](int64_t n) { return n / 64; }, dtype, random);
+        Compare(
+            count, 200, 0, width, [](int64_t n) { return n / 32; }, dtype, random);
+        Compare(
+            count, 200, 0, width, [](int64_t n) { return n / 64; }, dtype, random);
       }
     }
   }
@@ -84,16 +89,16 @@ TEST(CudaEmbedding, LongRuns) {
 
 TEST(CudaEmbedding, LargeVocabulary) {
   TestRandom random;
-  Compare(4099, 100003, 1000, 24, [&](int64_t) { return random.Int(0, 110000); }, DType::kBF16,
-          random);
+  Compare(
+      4099, 100003, 1000, 24, [&](int64_t) { return random.Int(0, 110000); }, DType::kBF16, random);
 }
 
 TEST(CudaEmbedding, RefusesWrongTypes) {
   const OwnedTensor tokens = ZeroCuda(DType::kI32, {3}), dy = ZeroCuda(DType::kBF16, {3, 4});
   const auto backward = [&](DType dtype, int64_t missing) {
     const OwnedTensor dtable = ZeroCuda(dtype, {5, 4});
-    const OwnedTensor workspace = ZeroCuda(
-        DType::kF32, {EmbeddingBackwardWorkspace(tokens.tensor, dtable.tensor) - missing});
+    const OwnedTensor workspace =
+        ZeroCuda(DType::kF32, {EmbeddingBackwardWorkspace(tokens.tensor, dtable.tensor) - missing});
     EmbeddingBackward({.tokens = tokens.tensor,
                        .dy = dy.tensor,
                        .dtable = dtable.tensor,
