@@ -40,13 +40,31 @@ __device__ __forceinline__ void StoreVector(T* to, const Vector<T, N>& vector) {
   *reinterpret_cast<Vector<T, N>*>(to) = vector;
 }
 
-__device__ __forceinline__ float WarpSum(float x) {
+template <class T>
+__device__ __forceinline__ T WarpSum(T x) {
   for (int lane = 16; lane > 0; lane >>= 1) x += __shfl_xor_sync(0xffffffffu, x, lane);
   return x;
 }
 __device__ __forceinline__ float WarpMax(float x) {
   for (int lane = 16; lane > 0; lane >>= 1) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, lane));
   return x;
+}
+// Over a block of whole warps; every thread gets the result. `shared` holds 32 elements and may be
+// written again after the next barrier.
+template <class T>
+__device__ __forceinline__ T BlockSum(T x, T* shared) {
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  x = WarpSum(x);
+  if (lane == 0) shared[thread / 32] = x;
+  __syncthreads();
+  return WarpSum(lane < static_cast<int>(blockDim.x) / 32 ? shared[lane] : T(0));
+}
+__device__ __forceinline__ float BlockMax(float x, float* shared) {
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  x = WarpMax(x);
+  if (lane == 0) shared[thread / 32] = x;
+  __syncthreads();
+  return WarpMax(shared[lane < static_cast<int>(blockDim.x) / 32 ? lane : 0]);
 }
 
 // 1 / (1 + exp(-x)), without overflow: exp(88) is still finite in the denominator's place.
@@ -60,6 +78,17 @@ __device__ __forceinline__ float Softplus(float x) {
 template <class T>
 bool FitsVectors(const void* pointer, int64_t row_elements) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && row_elements % kVectorWidth<T> == 0;
+}
+
+// Where vectors of N elements may be used at these addresses.
+template <int N, class... T>
+bool Aligned(const T*... pointers) {
+  return ((reinterpret_cast<uintptr_t>(pointers) % (N * sizeof(T)) == 0) && ...);
+}
+
+// Pieces of `each` that cover `count`: a number of blocks.
+inline unsigned Pieces(int64_t count, int64_t each) {
+  return static_cast<unsigned>((count + each - 1) / each);
 }
 
 }  // namespace eyrie

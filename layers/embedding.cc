@@ -36,11 +36,14 @@ void Embedding::LookUp(Run& run, const Tensor& tokens, const Tensor& y) const {
 }
 
 void Embedding::LookUpBackward(Run& run, const Tensor& tokens, const Tensor& dy) const {
+  ArenaScope scope(run.arena);
+  const Tensor dtable = run.params.grad(table_);
   EmbeddingBackward({.tokens = tokens,
                      .first_row = FirstRow(run),
                      .scale = options_.scale,
                      .dy = dy,
-                     .dtable = run.params.grad(table_)});
+                     .dtable = dtable,
+                     .workspace = run.Workspace(EmbeddingBackwardWorkspace(tokens, dtable))});
 }
 
 void Embedding::PartialLogits(Run& run, const Tensor& x, const Tensor& u) const {

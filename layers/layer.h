@@ -44,6 +44,8 @@ struct Run {
   }
   int64_t batch() const { return positions.dim(0); }
   int64_t tokens() const { return positions.dim(1); }
+  // What a kernel asks for as its workspace.
+  Tensor Workspace(int64_t elements) { return arena.Allocate(DType::kF32, {elements}); }
   // Scratch [B, T, width].
   Tensor Scratch(int64_t width) {
     return arena.Allocate(params.dtype(), {batch(), tokens(), width});

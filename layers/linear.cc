@@ -75,7 +75,9 @@ void Linear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const {
         .ldc = local_in_,
         .accumulate = true});
   run.mesh.world().Progress();
-  if (options_.bias) SumRows(dy, run.params.grad(bias_));
+  if (!options_.bias) return;
+  ArenaScope scope(run.arena);
+  SumRows(dy, run.params.grad(bias_), run.Workspace(SumRowsWorkspace(dy)));
 }
 
 }  // namespace eyrie

@@ -16,13 +16,15 @@ void Norm::Forward(Run& run, const Tensor& x, const Tensor& y, const Tensor& rst
 
 void Norm::Backward(Run& run, const Tensor& x, const Tensor& rstd, const Tensor& dy,
                     const Tensor& dresidual, const Tensor& dx) const {
+  ArenaScope scope(run.arena);
   RmsNormBackward({.x = x,
                    .weight = run.params.value(weight_),
                    .rstd = rstd,
                    .dy = dy,
                    .dresidual = dresidual,
                    .dx = dx,
-                   .dweight = run.params.grad(weight_)});
+                   .dweight = run.params.grad(weight_),
+                   .workspace = run.Workspace(RmsNormBackwardWorkspace(x))});
 }
 
 }  // namespace eyrie

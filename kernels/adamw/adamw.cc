@@ -1,6 +1,7 @@
 #include "kernels/adamw/adamw.h"
 
 #include "kernels/adamw/adamw_cpu.h"
+#include "kernels/adamw/adamw_cuda.h"
 #include "kernels/dispatch.h"
 
 namespace eyrie {
@@ -13,6 +14,10 @@ void AdamW(const AdamWArgs& args) {
   CheckShape(kKernel, "v", args.v, args.param.shape);
   CheckOptional(kKernel, "copy", args.copy, args.param.shape);
   EYRIE_CHECK(args.step >= 1, kKernel, ": step ", args.step);
+  CheckTypes(kKernel, args.param, args.param.dtype, {args.grad});
+  CheckTypes(kKernel, args.param, args.m.dtype, {args.m, args.v});
+  if (args.copy.defined()) CheckTypes(kKernel, args.param, args.copy.dtype, {args.copy});
+  EYRIE_DISPATCH_CUDA(args.param, AdamWCuda(args));
   DispatchCpu(kKernel, args.param, [&]<class T>(T) { AdamWCpu<T>(args); });
 }
 
@@ -22,10 +27,14 @@ void SumOfSquares(const Tensor& values, const Tensor& sum, const Tensor& workspa
   CheckShape(kKernel, "sum", sum, {1});
   CheckTypes(kKernel, values, DType::kF64, {sum});
   CheckWorkspace(kKernel, values, workspace, SumOfSquaresWorkspace(values));
+  EYRIE_DISPATCH_CUDA(values, SumOfSquaresCuda(values, sum, workspace));
   DispatchCpu(kKernel, values,
               [&]<class T>(T) { *sum.data<double>() += SumOfSquaresCpu<T>(values); });
 }
 
-int64_t SumOfSquaresWorkspace(const Tensor&) { return 0; }
+int64_t SumOfSquaresWorkspace([[maybe_unused]] const Tensor& values) {
+  EYRIE_DISPATCH_CUDA(values, SumOfSquaresWorkspaceCuda(values));
+  return 0;
+}
 
 }  // namespace eyrie

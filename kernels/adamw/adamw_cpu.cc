@@ -5,36 +5,15 @@
 #include <vector>
 
 #include "core/threads.h"
+#include "kernels/adamw/adamw_coefficients.h"
 #include "kernels/partition.h"
 
 namespace eyrie {
 
 namespace {
 
-// The step's scalars, computed in float64: 1 - beta^step would lose half its digits in float32
-// at the first steps.
 template <class T>
-struct Coefficients {
-  explicit Coefficients(const AdamWArgs& args)
-      : grad_scale(static_cast<T>(args.grad_scale)),
-        beta1(static_cast<T>(args.beta1)),
-        beta2(static_cast<T>(args.beta2)),
-        rest1(static_cast<T>(1.0 - args.beta1)),
-        rest2(static_cast<T>(1.0 - args.beta2)),
-        m_rate(static_cast<T>(args.rate / Correction(args.beta1, args.step))),
-        v_scale(static_cast<T>(1.0 / Correction(args.beta2, args.step))),
-        epsilon(static_cast<T>(args.epsilon)),
-        decay(static_cast<T>(args.rate * args.weight_decay)) {}
-
-  static double Correction(double beta, int64_t step) {
-    return 1.0 - std::pow(beta, static_cast<double>(step));
-  }
-
-  T grad_scale, beta1, beta2, rest1, rest2, m_rate, v_scale, epsilon, decay;
-};
-
-template <class T>
-void UpdateRange(const Coefficients<T> c, int64_t n, const T* grad, T* m, T* v, T* param) {
+void UpdateRange(const AdamWCoefficients<T> c, int64_t n, const T* grad, T* m, T* v, T* param) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     const T g = grad[i] * c.grad_scale;
@@ -59,7 +38,7 @@ double RangeSumOfSquares(const T* x, int64_t n) {
 
 template <class T>
 void AdamWCpu(const AdamWArgs& args) {
-  const Coefficients<T> coefficients(args);
+  const AdamWCoefficients<T> coefficients(args);
   const T* grad = args.grad.data<T>();
   T* m = args.m.data<T>();
   T* v = args.v.data<T>();

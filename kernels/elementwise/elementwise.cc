@@ -2,6 +2,7 @@
 
 #include "kernels/dispatch.h"
 #include "kernels/elementwise/elementwise_cpu.h"
+#include "kernels/elementwise/elementwise_cuda.h"
 
 namespace eyrie {
 namespace {
@@ -20,25 +21,39 @@ void Add(const Tensor& a, const Tensor& b, const Tensor& out) {
   CheckShape(kernel, "a", a, a.shape);
   CheckShape(kernel, "b", b, a.shape);
   CheckShape(kernel, "out", out, a.shape);
+  CheckTypes(kernel, a, a.dtype, {b, out});
+  EYRIE_DISPATCH_CUDA(a, AddCuda(a, b, out));
   DispatchCpu(kernel, a, [&](auto real) { AddCpu<decltype(real)>(a, b, out); });
 }
 
 void BroadcastRows(const Tensor& bias, const Tensor& y) {
   const char* kernel = "BroadcastRows";
   CheckRows(kernel, bias, y);
+  CheckTypes(kernel, y, y.dtype, {bias});
+  EYRIE_DISPATCH_CUDA(y, BroadcastRowsCuda(bias, y));
   DispatchCpu(kernel, y, [&](auto real) { BroadcastRowsCpu<decltype(real)>(bias, y); });
 }
 
 void AddRow(const Tensor& row, const Tensor& y) {
   const char* kernel = "AddRow";
   CheckRows(kernel, row, y);
+  CheckTypes(kernel, y, y.dtype, {row});
+  EYRIE_DISPATCH_CUDA(y, AddRowCuda(row, y));
   DispatchCpu(kernel, y, [&](auto real) { AddRowCpu<decltype(real)>(row, y); });
 }
 
-void SumRows(const Tensor& dy, const Tensor& dbias) {
+void SumRows(const Tensor& dy, const Tensor& dbias, const Tensor& workspace) {
   const char* kernel = "SumRows";
   CheckRows(kernel, dbias, dy);
+  CheckTypes(kernel, dy, FullPrecision(dy.dtype), {dbias});
+  CheckWorkspace(kernel, dy, workspace, SumRowsWorkspace(dy));
+  EYRIE_DISPATCH_CUDA(dy, SumRowsCuda(dy, dbias, workspace));
   DispatchCpu(kernel, dy, [&](auto real) { SumRowsCpu<decltype(real)>(dy, dbias); });
+}
+
+int64_t SumRowsWorkspace([[maybe_unused]] const Tensor& dy) {
+  EYRIE_DISPATCH_CUDA(dy, SumRowsWorkspaceCuda(dy));
+  return 0;
 }
 
 }  // namespace eyrie

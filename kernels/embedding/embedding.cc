@@ -2,6 +2,7 @@
 
 #include "kernels/dispatch.h"
 #include "kernels/embedding/embedding_cpu.h"
+#include "kernels/embedding/embedding_cuda.h"
 
 namespace eyrie {
 namespace {
@@ -15,6 +16,7 @@ void CheckInputs(const char* kernel, const Tensor& tokens, const Tensor& table, 
   CheckShape(kernel, name,
              rows.View({rows.size() / std::max<int64_t>(1, rows.dim(-1)), rows.dim(-1)}),
              {tokens.size(), table.dim(1)});
+  CheckTypes(kernel, table, DType::kI32, {tokens});
 }
 
 }  // namespace
@@ -22,13 +24,25 @@ void CheckInputs(const char* kernel, const Tensor& tokens, const Tensor& table, 
 void EmbeddingForward(const EmbeddingForwardArgs& args) {
   constexpr const char* kKernel = "embedding_forward";
   CheckInputs(kKernel, args.tokens, args.table, "y", args.y);
+  CheckTypes(kKernel, args.table, args.table.dtype, {args.y});
+  EYRIE_DISPATCH_CUDA(args.table, EmbeddingForwardCuda(args));
   DispatchCpu(kKernel, args.table, [&]<class T>(T) { EmbeddingForwardCpu<T>(args); });
 }
 
 void EmbeddingBackward(const EmbeddingBackwardArgs& args) {
   constexpr const char* kKernel = "embedding_backward";
   CheckInputs(kKernel, args.tokens, args.dtable, "dy", args.dy);
+  CheckTypes(kKernel, args.dy, FullPrecision(args.dy.dtype), {args.dtable});
+  CheckWorkspace(kKernel, args.dy, args.workspace,
+                 EmbeddingBackwardWorkspace(args.tokens, args.dtable));
+  EYRIE_DISPATCH_CUDA(args.dtable, EmbeddingBackwardCuda(args));
   DispatchCpu(kKernel, args.dtable, [&]<class T>(T) { EmbeddingBackwardCpu<T>(args); });
+}
+
+int64_t EmbeddingBackwardWorkspace([[maybe_unused]] const Tensor& tokens,
+                                   [[maybe_unused]] const Tensor& dtable) {
+  EYRIE_DISPATCH_CUDA(dtable, EmbeddingBackwardWorkspaceCuda(tokens, dtable));
+  return 0;
 }
 
 }  // namespace eyrie

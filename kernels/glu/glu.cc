@@ -2,6 +2,7 @@
 
 #include "kernels/dispatch.h"
 #include "kernels/glu/glu_cpu.h"
+#include "kernels/glu/glu_cuda.h"
 
 namespace eyrie {
 namespace {
@@ -11,6 +12,7 @@ void CheckInputs(const char* kernel, const Args& args) {
   EYRIE_CHECK(args.activation == Activation::kGeluTanh, kernel, ": unknown activation");
   CheckShape(kernel, "gate", args.gate, args.gate.shape);
   CheckShape(kernel, "value", args.value, args.gate.shape);
+  CheckTypes(kernel, args.gate, args.gate.dtype, {args.value});
 }
 
 }  // namespace
@@ -19,6 +21,8 @@ void GluForward(const GluForwardArgs& args) {
   const char* kernel = "GluForward";
   CheckInputs(kernel, args);
   CheckShape(kernel, "out", args.out, args.gate.shape);
+  CheckTypes(kernel, args.gate, args.gate.dtype, {args.out});
+  EYRIE_DISPATCH_CUDA(args.gate, GluForwardCuda(args));
   DispatchCpu(kernel, args.gate, [&](auto real) { GluForwardCpu<decltype(real)>(args); });
 }
 
@@ -28,6 +32,8 @@ void GluBackward(const GluBackwardArgs& args) {
   CheckShape(kernel, "dout", args.dout, args.gate.shape);
   CheckShape(kernel, "dgate", args.dgate, args.gate.shape);
   CheckShape(kernel, "dvalue", args.dvalue, args.gate.shape);
+  CheckTypes(kernel, args.gate, args.gate.dtype, {args.dout, args.dgate, args.dvalue});
+  EYRIE_DISPATCH_CUDA(args.gate, GluBackwardCuda(args));
   DispatchCpu(kernel, args.gate, [&](auto real) { GluBackwardCpu<decltype(real)>(args); });
 }
 

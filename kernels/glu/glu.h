@@ -1,5 +1,5 @@
 // Gated linear unit: out = act(gate) * value, elementwise (Shazeer, arXiv:2002.05202).
-// Any shape, the same for all tensors. float32 or float64.
+// Any shape, the same for all tensors. float32, on the CPU also float64, on a GPU also bfloat16.
 #pragma once
 
 #include "core/tensor.h"

@@ -2,6 +2,7 @@
 
 #include "kernels/dispatch.h"
 #include "kernels/norm/rms_norm_cpu.h"
+#include "kernels/norm/rms_norm_cuda.h"
 
 namespace eyrie {
 namespace {
@@ -15,6 +16,8 @@ void CheckInputs(const char* kernel, const Args& args) {
   CheckShape(kernel, "weight", args.weight, {width});
   EYRIE_CHECK(args.rstd.defined() && args.rstd.size() == args.x.size() / width, kernel,
               ": rstd has shape ", args.rstd.shape.ToString());
+  CheckTypes(kernel, args.x, args.x.dtype, {args.weight});
+  CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.rstd});
 }
 
 }  // namespace
@@ -27,6 +30,8 @@ void RmsNormForward(const RmsNormForwardArgs& args) {
   CheckOptional(kernel, "sum", args.sum, args.x.shape);
   EYRIE_CHECK(args.residual.defined() == args.sum.defined(), kernel,
               ": residual and sum come together");
+  CheckTypes(kernel, args.x, args.x.dtype, {args.y, args.residual, args.sum});
+  EYRIE_DISPATCH_CUDA(args.x, RmsNormForwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { RmsNormForwardCpu<decltype(real)>(args); });
 }
 
@@ -37,7 +42,16 @@ void RmsNormBackward(const RmsNormBackwardArgs& args) {
   CheckOptional(kernel, "dresidual", args.dresidual, args.x.shape);
   CheckShape(kernel, "dx", args.dx, args.x.shape);
   CheckShape(kernel, "dweight", args.dweight, args.weight.shape);
+  CheckTypes(kernel, args.x, args.x.dtype, {args.dy, args.dresidual, args.dx});
+  CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.dweight});
+  CheckWorkspace(kernel, args.x, args.workspace, RmsNormBackwardWorkspace(args.x));
+  EYRIE_DISPATCH_CUDA(args.x, RmsNormBackwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { RmsNormBackwardCpu<decltype(real)>(args); });
+}
+
+int64_t RmsNormBackwardWorkspace([[maybe_unused]] const Tensor& x) {
+  EYRIE_DISPATCH_CUDA(x, RmsNormBackwardWorkspaceCuda(x));
+  return 0;
 }
 
 }  // namespace eyrie

@@ -3,7 +3,7 @@
 //   rstd = 1 / sqrt(mean(x^2) + epsilon)      y = x * rstd * (1 + weight)
 //
 // N rows of width D. rstd and dweight have full precision, the others the activations' type:
-// float32, on the CPU also float64, on a GPU also bfloat16.
+// float32, on the CPU also float64, on a GPU also bfloat16, where D is at most 16384.
 #pragma once
 
 #include "core/tensor.h"
@@ -29,7 +29,10 @@ struct RmsNormBackwardArgs {
   Tensor dresidual;        // like x: gradient of the residual stream, added to dx; or absent
   Tensor dx;               // like x, out, overwritten (may be the same memory as dresidual)
   Tensor dweight;          // [D] out, added to
+  Tensor workspace;        // RmsNormBackwardWorkspace(x) float32 elements
 };
 void RmsNormBackward(const RmsNormBackwardArgs& args);
+// 0 on the CPU, where the workspace may be absent.
+int64_t RmsNormBackwardWorkspace(const Tensor& x);
 
 }  // namespace eyrie

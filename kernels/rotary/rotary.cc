@@ -2,6 +2,7 @@
 
 #include "kernels/dispatch.h"
 #include "kernels/rotary/rotary_cpu.h"
+#include "kernels/rotary/rotary_cuda.h"
 
 namespace eyrie {
 
@@ -12,6 +13,8 @@ void Rotary(const RotaryArgs& args) {
   EYRIE_CHECK(args.base > 0, kernel, ": base is ", args.base);
   CheckShape(kernel, "x", args.x, shape);
   CheckShape(kernel, "positions", args.positions, {shape[0], shape[1]});
+  CheckTypes(kernel, args.x, DType::kI32, {args.positions});
+  EYRIE_DISPATCH_CUDA(args.x, RotaryCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { RotaryCpu<decltype(real)>(args); });
 }
 

@@ -4,7 +4,8 @@
 //
 //   y[i] = x[i] cos - x[i+n] sin      y[i+n] = x[i+n] cos + x[i] sin      i < n
 //
-// and y[j] = x[j] for j >= dh/2. Angles are computed in float64. In place.
+// and y[j] = x[j] for j >= dh/2. Angles are computed in float64. In place. float32, on the CPU also
+// float64, on a GPU also bfloat16.
 #pragma once
 
 #include "core/tensor.h"
@@ -12,7 +13,7 @@
 namespace eyrie {
 
 struct RotaryArgs {
-  Tensor x;          // [B, T, H, dh], rotated in place; dh divides by 4. float32 or float64
+  Tensor x;          // [B, T, H, dh], rotated in place; dh divides by 4
   Tensor positions;  // [B, T] int32
   double base = 10000.0;
   bool inverse = false;  // rotate by the negative angle: the backward pass

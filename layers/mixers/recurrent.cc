@@ -147,7 +147,8 @@ void RecurrentMixer::GateBackwardWeight(Run& run, ParamId weight, ParamId bias, 
         .stride_a = block,
         .stride_b = block,
         .stride_c = block * block});
-  SumRows(dz, run.params.grad(bias).View({width_}));
+  ArenaScope scope(run.arena);
+  SumRows(dz, run.params.grad(bias).View({width_}), run.Workspace(SumRowsWorkspace(dz)));
 }
 
 void RecurrentMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,

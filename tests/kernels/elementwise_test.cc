@@ -54,7 +54,7 @@ TEST(Elementwise, SumRowsAddsInRowOrder) {
         for (int64_t row = 0; row < rows; ++row) sum += dy.tensor.data<float>()[row * width + c];
         expected.tensor.data<float>()[c] += sum;
       }
-      SumRows(dy.tensor, dbias.tensor);
+      SumRows(dy.tensor, dbias.tensor, {});
       EXPECT_TRUE(BitwiseEqual(dbias.tensor, expected.tensor));
     }
   }
@@ -64,8 +64,8 @@ TEST(Elementwise, SameBitsWithAnyNumberOfThreads) {
   TestRandom random;
   const OwnedTensor dy = RandomTensor(DType::kF32, {65, 1000}, random);
   OwnedTensor one(DType::kF32, {1000}), two(DType::kF32, {1000});
-  WithThreads(1, [&] { SumRows(dy.tensor, one.tensor); });
-  WithThreads(2, [&] { SumRows(dy.tensor, two.tensor); });
+  WithThreads(1, [&] { SumRows(dy.tensor, one.tensor, {}); });
+  WithThreads(2, [&] { SumRows(dy.tensor, two.tensor, {}); });
   EXPECT_TRUE(BitwiseEqual(one.tensor, two.tensor));
 }
 
@@ -73,7 +73,7 @@ TEST(Elementwise, RejectsWrongShapes) {
   OwnedTensor a(DType::kF32, {3, 5}), b(DType::kF32, {5, 3}), bias(DType::kF32, {3});
   EXPECT_THROW(Add(a.tensor, b.tensor, a.tensor), Error);
   EXPECT_THROW(BroadcastRows(bias.tensor, a.tensor), Error);
-  EXPECT_THROW(SumRows(a.tensor, bias.tensor), Error);
+  EXPECT_THROW(SumRows(a.tensor, bias.tensor, {}), Error);
 }
 
 }  // namespace

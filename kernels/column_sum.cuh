@@ -1,0 +1,74 @@
+// Sums over the rows of a matrix, in an order that depends on its shape alone: first the rows of
+// each of some chunks, then the chunks' sums.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels/cuda_math.cuh"
+
+namespace eyrie {
+
+// A block takes rows [chunk * blockIdx.x, ...) of 32 vectors of columns, its warps row by row in
+// turn, and then adds up what its warps have. out [gridDim.x, width] := the sums of the chunks, or,
+// with kAdd and one chunk, out [width] += the sums.
+template <class T, int kWidth, int kWarps, bool kAdd>
+__global__ void __launch_bounds__(32 * kWarps)
+    ColumnSumKernel(const T* __restrict__ x, int64_t rows, int64_t chunk, int64_t width,
+                    float* __restrict__ out) {
+  constexpr int kColumns = 32 * kWidth, kUnroll = 8;
+  __shared__ float sums[kWarps][kColumns];
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int64_t first_column = int64_t{blockIdx.y} * kColumns;
+  const int64_t column = first_column + lane * kWidth;
+  const int64_t begin = int64_t{blockIdx.x} * chunk, end = min(rows, begin + chunk);
+
+  float sum[kWidth] = {};
+  if (column < width) {
+    for (int64_t row = begin + warp; row < end; row += kWarps * kUnroll) {
+      Vector<T, kWidth> values[kUnroll];
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) {
+        const int64_t at = row + u * kWarps;
+        if (at < end) values[u] = LoadVector<kWidth>(x + at * width + column);
+      }
+#pragma unroll
+      for (int u = 0; u < kUnroll; ++u) {
+        if (row + u * kWarps >= end) continue;
+#pragma unroll
+        for (int i = 0; i < kWidth; ++i) sum[i] += values[u][i];
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) sums[warp][lane * kWidth + i] = sum[i];
+  __syncthreads();
+
+  for (int c = static_cast<int>(threadIdx.x); c < kColumns; c += 32 * kWarps) {
+    if (first_column + c >= width) break;
+    float total = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) total += sums[w][c];
+    if constexpr (kAdd) {
+      out[first_column + c] += total;
+    } else {
+      out[int64_t{blockIdx.x} * width + first_column + c] = total;
+    }
+  }
+}
+
+// out[c] += sum over rows of x[row, c], for few rows: the second stage.
+inline void AddColumnSums(const char* name, const float* x, int64_t rows, int64_t width,
+                          float* out) {
+  constexpr int kWarps = 32;
+  Launch(name, ColumnSumKernel<float, 1, kWarps, true>, dim3(1, Pieces(width, 32)), 32 * kWarps, 0,
+         x, rows, rows, width, out);
+}
+
+// Rows that the first stage adds up in one block: so many that about 1000 blocks keep the GPU busy,
+// and at least 32.
+inline int64_t ColumnSumChunk(int64_t rows, int64_t width) {
+  const int64_t tiles = Pieces(width, 256);
+  return std::max<int64_t>(32, Pieces(rows, std::max<int64_t>(1, 1024 / tiles)));
+}
+
+}  // namespace eyrie

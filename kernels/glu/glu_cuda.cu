@@ -1,0 +1,77 @@
+#include "kernels/cuda_elementwise.cuh"
+#include "kernels/glu/glu_cuda.h"
+
+namespace eyrie {
+namespace {
+
+// As on the CPU (glu_cpu.h): gelu_tanh(x) = x sigmoid(w).
+struct GeluTanh {
+  __device__ __forceinline__ explicit GeluTanh(float x) {
+    constexpr float kTwice = 1.5957691216057308f;  // 2 sqrt(2/pi)
+    const float square = x * x;
+    const float s = Sigmoid(kTwice * x * (1.0f + 0.044715f * square));
+    value = x * s;
+    slope = s + value * (1.0f - s) * kTwice * (1.0f + 0.134145f * square);
+  }
+  float value, slope;
+};
+
+template <class T>
+struct ForwardOperation {
+  const T *gate, *value;
+  T* out;
+
+  template <int N>
+  __device__ void At(int64_t i) const {
+    const Vector<T, N> g = LoadVector<N>(gate + i), v = LoadVector<N>(value + i);
+    Vector<T, N> result;
+#pragma unroll
+    for (int j = 0; j < N; ++j) result.Set(j, GeluTanh(g[j]).value * v[j]);
+    StoreVector(out + i, result);
+  }
+};
+
+template <class T>
+struct BackwardOperation {
+  const T *gate, *value, *dout;
+  T *dgate, *dvalue;
+
+  template <int N>
+  __device__ void At(int64_t i) const {
+    const Vector<T, N> g = LoadVector<N>(gate + i), v = LoadVector<N>(value + i);
+    const Vector<T, N> d = LoadVector<N>(dout + i);
+    Vector<T, N> dg, dv;
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      const GeluTanh gelu(g[j]);
+      dg.Set(j, d[j] * v[j] * gelu.slope);
+      dv.Set(j, d[j] * gelu.value);
+    }
+    StoreVector(dgate + i, dg);
+    StoreVector(dvalue + i, dv);
+  }
+};
+
+}  // namespace
+
+void GluForwardCuda(const GluForwardArgs& args) {
+  DispatchCuda("GluForward", args.gate, [&]<class T>(T) {
+    constexpr int kWidth = kVectorWidth<T>;
+    const ForwardOperation<T> body{args.gate.data<T>(), args.value.data<T>(), args.out.data<T>()};
+    LaunchElementwise<kWidth>("GluForward", args.gate.size(),
+                              Aligned<kWidth>(body.gate, body.value, body.out), body);
+  });
+}
+
+void GluBackwardCuda(const GluBackwardArgs& args) {
+  DispatchCuda("GluBackward", args.gate, [&]<class T>(T) {
+    constexpr int kWidth = kVectorWidth<T>;
+    const BackwardOperation<T> body{args.gate.data<T>(), args.value.data<T>(), args.dout.data<T>(),
+                                    args.dgate.data<T>(), args.dvalue.data<T>()};
+    LaunchElementwise<kWidth>(
+        "GluBackward", args.gate.size(),
+        Aligned<kWidth>(body.gate, body.value, body.dout, body.dgate, body.dvalue), body);
+  });
+}
+
+}  // namespace eyrie

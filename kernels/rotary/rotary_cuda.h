@@ -1,0 +1,10 @@
+// The CUDA body behind rotary.h; arguments are already validated.
+#pragma once
+
+#include "kernels/rotary/rotary.h"
+
+namespace eyrie {
+
+void RotaryCuda(const RotaryArgs& args);
+
+}  // namespace eyrie

@@ -1,0 +1,151 @@
+// CUDA bodies of RMSNorm against the CPU's in float64.
+#include "kernels/norm/rms_norm.h"
+
+#include "tests/cuda/cuda_test_util.h"
+
+namespace eyrie {
+namespace {
+
+constexpr double kEpsilon = 1e-2;  // large enough for its place to matter
+
+// N rows of width D on one device, and what a forward and a backward pass make of them.
+struct Case {
+  OwnedTensor x, residual, weight, dy, dresidual, sum, y, rstd, dx, dweight, workspace;
+
+  void Run(bool with_residual) {
+    RmsNormForward({.x = x.tensor,
+                    .weight = weight.tensor,
+                    .epsilon = kEpsilon,
+                    .y = y.tensor,
+                    .rstd = rstd.tensor,
+                    .residual = with_residual ? residual.tensor : Tensor{},
+                    .sum = with_residual ? sum.tensor : Tensor{}});
+    RmsNormBackward({.x = with_residual ? sum.tensor : x.tensor,
+                     .weight = weight.tensor,
+                     .rstd = rstd.tensor,
+                     .dy = dy.tensor,
+                     .dresidual = with_residual ? dresidual.tensor : Tensor{},
+                     .dx = dx.tensor,
+                     .dweight = dweight.tensor,
+                     .workspace = workspace.tensor});
+  }
+};
+
+class CudaRmsNorm : public testing::TestWithParam<DType> {
+ protected:
+  // Both passes, twice on the GPU and once on the CPU.
+  void Compare(int64_t rows, int64_t width, bool with_residual) {
+    SCOPED_TRACE(StrCat("N ", rows, " D ", width, " residual ", with_residual));
+    const DType dtype = GetParam();
+    const Shape shape{rows, width};
+    const auto random = [&](Shape s, double scale) {
+      return RandomTensor(DType::kF32, s, random_, scale);
+    };
+    const OwnedTensor x = random(shape, 1), residual = random(shape, 1), dy = random(shape, 1);
+    const OwnedTensor dresidual = random(shape, 1), weight = random({width}, 0.3);
+    const OwnedTensor dweight = random({width}, 1);
+    const auto there = [&] {
+      Case c{.x = ToCuda(x.tensor, dtype),
+             .residual = ToCuda(residual.tensor, dtype),
+             .weight = ToCuda(weight.tensor, dtype),
+             .dy = ToCuda(dy.tensor, dtype),
+             .dresidual = ToCuda(dresidual.tensor, dtype),
+             .sum = PoisonedCuda(dtype, shape),
+             .y = PoisonedCuda(dtype, shape),
+             .rstd = PoisonedCuda(DType::kF32, {rows}),
+             .dx = PoisonedCuda(dtype, shape),
+             .dweight = ToCuda(dweight.tensor)};
+      c.workspace = PoisonedCuda(DType::kF32, {RmsNormBackwardWorkspace(c.x.tensor)});
+      c.Run(with_residual);
+      return c;
+    };
+    Case here{.x = Rounded(x.tensor, dtype),
+              .residual = Rounded(residual.tensor, dtype),
+              .weight = Rounded(weight.tensor, dtype),
+              .dy = Rounded(dy.tensor, dtype),
+              .dresidual = Rounded(dresidual.tensor, dtype),
+              .sum = PoisonedTensor(DType::kF64, shape),
+              .y = PoisonedTensor(DType::kF64, shape),
+              .rstd = PoisonedTensor(DType::kF64, {rows}),
+              .dx = PoisonedTensor(DType::kF64, shape),
+              .dweight = Cast(dweight.tensor, DType::kF64)};
+    here.Run(with_residual);
+
+    const Case one = there(), two = there();
+    const double tolerance = Tolerance(dtype);
+    const auto compare = [&](const OwnedTensor Case::*which, double bound) {
+      const OwnedTensor result = ToHost((one.*which).tensor);
+      // Gradients may cancel: their errors are measured by the size of what they are made of.
+      const double floor = std::sqrt(static_cast<double>(result.tensor.size()));
+      EXPECT_LT(RelativeError(result.tensor, (here.*which).tensor, floor), bound);
+      EXPECT_TRUE(BitwiseEqual(result.tensor, ToHost((two.*which).tensor).tensor));
+    };
+    compare(&Case::y, tolerance);
+    compare(&Case::rstd, with_residual ? tolerance : 1e-5);  // sums are rounded
+    compare(&Case::dx, tolerance);
+    compare(&Case::dweight, with_residual ? tolerance : 1e-5);
+    if (with_residual) compare(&Case::sum, tolerance);
+  }
+
+  TestRandom random_;
+};
+
+TEST_P(CudaRmsNorm, MatchesTheCpu) {
+  for (bool with_residual : {false, true}) {
+    for (int64_t width : {1, 5, 33, 64, 130, 256, 2048, 2056, 4096, 5120}) {
+      for (int64_t rows : {1, 3, 37}) Compare(rows, width, with_residual);
+    }
+  }
+}
+
+TEST_P(CudaRmsNorm, WideRows) {
+  for (bool with_residual : {false, true}) {
+    for (int64_t width : {8192, 12345, 16384}) Compare(5, width, with_residual);
+  }
+}
+
+// More rows than blocks.
+TEST_P(CudaRmsNorm, ManyRows) {
+  Compare(2501, 72, true);
+  Compare(9001, 8, false);
+  Compare(601, 1000, true);
+}
+
+TEST_P(CudaRmsNorm, InputGradientMayReplaceTheResidual) {
+  const DType dtype = GetParam();
+  const auto random = [&](Shape s) { return ToCuda(RandomTensor(dtype, s, random_).tensor); };
+  const OwnedTensor x = random({33, 136}), dy = random({33, 136}), d = random({33, 136});
+  const OwnedTensor weight = random({136}),
+                    rstd = ToCuda(RandomTensor(DType::kF32, {33}, random_).tensor);
+  const OwnedTensor dx = PoisonedCuda(dtype, {33, 136}), dweight = ZeroCuda(DType::kF32, {136});
+  const OwnedTensor workspace = PoisonedCuda(DType::kF32, {RmsNormBackwardWorkspace(x.tensor)});
+  for (const OwnedTensor* out : {&dx, &d}) {
+    RmsNormBackward({.x = x.tensor,
+                     .weight = weight.tensor,
+                     .rstd = rstd.tensor,
+                     .dy = dy.tensor,
+                     .dresidual = d.tensor,
+                     .dx = out->tensor,
+                     .dweight = dweight.tensor,
+                     .workspace = workspace.tensor});
+  }
+  EXPECT_TRUE(BitwiseEqual(ToHost(dx.tensor).tensor, ToHost(d.tensor).tensor));
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, CudaRmsNorm, testing::ValuesIn(kCudaTypes));
+
+TEST(CudaRmsNormArguments, AreRefused) {
+  const auto forward = [](DType weight_type, DType rstd_type, int64_t width) {
+    const OwnedTensor x = ZeroCuda(DType::kBF16, {3, width}),
+                      y = ZeroCuda(DType::kBF16, {3, width});
+    const OwnedTensor weight = ZeroCuda(weight_type, {width}), rstd = ZeroCuda(rstd_type, {3});
+    RmsNormForward({.x = x.tensor, .weight = weight.tensor, .y = y.tensor, .rstd = rstd.tensor});
+  };
+  EXPECT_NO_THROW(forward(DType::kBF16, DType::kF32, 8));
+  EXPECT_THROW(forward(DType::kF32, DType::kF32, 8), Error);
+  EXPECT_THROW(forward(DType::kBF16, DType::kBF16, 8), Error);
+  EXPECT_THROW(forward(DType::kBF16, DType::kF32, 16385), Error);
+}
+
+}  // namespace
+}  // namespace eyrie
