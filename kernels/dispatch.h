@@ -43,4 +43,22 @@ inline void CheckOptional(const char* kernel, const char* argument, const Tensor
   if (tensor.defined()) CheckShape(kernel, argument, tensor, expected);
 }
 
+// Those of `tensors` that are given hold `dtype` and lie on the device of `main`.
+inline void CheckTypes(const char* kernel, const Tensor& main, DType dtype,
+                       std::initializer_list<Tensor> tensors) {
+  for (const Tensor& tensor : tensors) {
+    if (!tensor.defined() || (tensor.dtype == dtype && tensor.device == main.device)) continue;
+    ThrowFailure(kernel, ": the tensor ", tensor.shape.ToString(), " of ", Name(tensor.dtype),
+                 " should hold ", Name(dtype), " on the device of the others");
+  }
+}
+// Scratch that a body asked for: `elements` of float32 or more, none for a CPU body.
+inline void CheckWorkspace(const char* kernel, const Tensor& main, const Tensor& workspace,
+                           int64_t elements) {
+  if (elements == 0) return;
+  EYRIE_CHECK(workspace.defined() && workspace.size() >= elements, kernel, ": workspace has shape ",
+              workspace.shape.ToString(), ", expected ", elements, " elements");
+  CheckTypes(kernel, main, DType::kF32, {workspace});
+}
+
 }  // namespace eyrie
