@@ -35,15 +35,23 @@ class Rows {
         channels_(sizes.channels),
         history_(sizes.taps - 1) {}
   __device__ __forceinline__ Vector<T, N> operator[](int64_t j) const {
-    if (j >= 0 && j < time_) return LoadVector<N>(rows_ + j * channels_);
-    if (j < 0 && j >= -history_ && state_ != nullptr) return LoadVector<N>(state_ + j * channels_);
+    if (j >= 0) return Token(j);
+    const bool exists = j >= -history_ && state_ != nullptr;
+    return exists ? LoadVector<N>(state_ + j * channels_) : Zeros();
+  }
+  // The same for j >= 0.
+  __device__ __forceinline__ Vector<T, N> Token(int64_t j) const {
+    return j < time_ ? LoadVector<N>(rows_ + j * channels_) : Zeros();
+  }
+
+ private:
+  __device__ __forceinline__ static Vector<T, N> Zeros() {
     Vector<T, N> zeros;
 #pragma unroll
     for (int v = 0; v < N; ++v) zeros.Set(v, 0);
     return zeros;
   }
 
- private:
   const T *rows_, *state_;
   int64_t time_, channels_;
   int history_;
@@ -83,7 +91,7 @@ struct ForwardTensors {
 };
 
 template <class T, int kTaps, int N>
-__global__ void __launch_bounds__(kLanes* kWalkers, kTaps == 4 && sizeof(T) == 2 ? 4 : 2)
+__global__ void __launch_bounds__(kLanes* kWalkers, kTaps == 4 && sizeof(T) == 2 ? FB : 2)
     ForwardKernel(Sizes sizes, ForwardTensors<T> tensors) {
   __shared__ int live[kWalkers * kForwardSpan];
   constexpr int kHalo = kTaps - 1;
@@ -105,7 +113,7 @@ __global__ void __launch_bounds__(kLanes* kWalkers, kTaps == 4 && sizeof(T) == 2
   T* y = tensors.y + (b * sizes.time + first) * channels + c;
   for (int64_t t = first; t < end; t += kTokens) {
 #pragma unroll
-    for (int i = 0; i < kTokens; ++i) x[kHalo + i] = x_rows[t + i];
+    for (int i = 0; i < kTokens; ++i) x[kHalo + i] = x_rows.Token(t + i);
 #pragma unroll
     for (int i = 0; i < kTokens; ++i, y += channels) {
       const int sees = live[t - block_first + i];
@@ -176,7 +184,7 @@ __device__ __forceinline__ void WalkBack(const Sizes& sizes, const BackwardTenso
 #pragma unroll
   for (int i = 0; i < kHalo; ++i) {
     x[i] = x_rows[first - kHalo + i];
-    dy[i] = dy_rows[first + i];
+    dy[i] = dy_rows.Token(first + i);
   }
 
   const int history = sizes.taps - 1;
@@ -186,7 +194,7 @@ __device__ __forceinline__ void WalkBack(const Sizes& sizes, const BackwardTenso
 #pragma unroll
       for (int s = 1; s < kTaps; ++s) {
         if (j + s < 0 || s > live[j + s]) continue;
-        const auto row = dy_rows[j + s];
+        const auto row = dy_rows.Token(j + s);
         for (int v = 0; v < N; ++v) dx[v] = fmaf(weights[s][v], row[v], dx[v]);
       }
       AddHandedOn(sizes, tensors.dx_last, b, c, j, dx);
@@ -200,8 +208,8 @@ __device__ __forceinline__ void WalkBack(const Sizes& sizes, const BackwardTenso
   for (int64_t t = first; t < end; t += kTokens, live += kTokens) {
 #pragma unroll
     for (int i = 0; i < kTokens; ++i) {
-      x[kHalo + i] = x_rows[t + i];
-      dy[kHalo + i] = dy_rows[t + kHalo + i];
+      x[kHalo + i] = x_rows.Token(t + i);
+      dy[kHalo + i] = dy_rows.Token(t + kHalo + i);
     }
 #pragma unroll
     for (int i = 0; i < kTokens; ++i, out += channels) {
@@ -230,7 +238,7 @@ __device__ __forceinline__ void WalkBack(const Sizes& sizes, const BackwardTenso
 }
 
 template <class T, int kTaps, int N>
-__global__ void __launch_bounds__(kLanes* kWalkers, kTaps == 4 && sizeof(T) == 2 ? 2 : 1)
+__global__ void __launch_bounds__(kLanes* kWalkers, kTaps == 4 && sizeof(T) == 2 ? BB : 1)
     BackwardKernel(Sizes sizes, BackwardTensors<T> tensors) {
   constexpr int kSums = (kTaps + 1) * N;
   __shared__ int live[kWalkers * kBackwardSpan + kTaps - 1];
