@@ -1,5 +1,5 @@
 // CUDA bodies of the convolution. A thread takes four neighbouring channels of one sequence (one,
-// where rows are not made of vectors) through a span of tokens, eight at a time, and keeps the rows
+// where rows are not made of vectors) through a span of tokens, a few at a time, and keeps the rows
 // that the next tokens need in registers: each row is read from memory once, but for the few at
 // the seams of spans, which are in a cache. B sequences, T tokens, C channels, K taps.
 //
@@ -11,11 +11,14 @@ namespace eyrie {
 namespace causal_conv1d {
 namespace {
 
-constexpr int kLanes = 64;    // threads along the channels of a block
-constexpr int kWalkers = 4;   // threads along time, each with a span of its own
-constexpr int kTokens = 8;    // that a thread loads before it computes
+constexpr int kLanes = 64;   // threads along the channels of a block
+constexpr int kWalkers = 4;  // threads along time, each with a span of its own
+// Tokens that a thread loads before it computes; the backward pass needs the registers.
+constexpr int kForwardTokens = 8, kBackwardTokens = 4;
+// How far ahead rows are asked for: they then wait in the L2 cache, not in registers.
+constexpr int kAhead = 16;
 constexpr int kForwardSpan = 32, kBackwardSpan = 64;  // tokens of a thread, whole groups
-constexpr int kWidth = 4;     // channels of a thread, where rows are made of vectors
+constexpr int kWidth = 4;  // channels of a thread, where rows are made of vectors
 
 struct Sizes {
   int64_t batch, time, channels;
@@ -42,6 +45,10 @@ class Rows {
   // The same for j >= 0.
   __device__ __forceinline__ Vector<T, N> Token(int64_t j) const {
     return j < time_ ? LoadVector<N>(rows_ + j * channels_) : Zeros();
+  }
+  // Moves row j >= 0 towards this multiprocessor, if it comes before `end`.
+  __device__ __forceinline__ void Prefetch(int64_t j, int64_t end) const {
+    if (j < end) asm volatile("prefetch.global.L2 [%0];" ::"l"(rows_ + j * channels_));
   }
 
  private:
@@ -91,7 +98,7 @@ struct ForwardTensors {
 };
 
 template <class T, int kTaps, int N>
-__global__ void __launch_bounds__(kLanes* kWalkers, kTaps == 4 && sizeof(T) == 2 ? FB : 2)
+__global__ void __launch_bounds__(kLanes* kWalkers, kTaps == 4 && sizeof(T) == 2 ? 3 : 2)
     ForwardKernel(Sizes sizes, ForwardTensors<T> tensors) {
   __shared__ int live[kWalkers * kForwardSpan];
   constexpr int kHalo = kTaps - 1;
@@ -107,15 +114,18 @@ __global__ void __launch_bounds__(kLanes* kWalkers, kTaps == 4 && sizeof(T) == 2
   LoadWeights(sizes, tensors.weight, c, weights);
   const auto bias = LoadVector<N>(tensors.bias + c);
   const Rows<T, N> x_rows(sizes, tensors.x, tensors.x0, b, c);
-  Vector<T, N> x[kHalo + kTokens];  // tokens [t - kHalo, t + kTokens)
+  Vector<T, N> x[kHalo + kForwardTokens];  // tokens [t - kHalo, t + kForwardTokens)
 #pragma unroll
   for (int i = 0; i < kHalo; ++i) x[i] = x_rows[first - kHalo + i];
   T* y = tensors.y + (b * sizes.time + first) * channels + c;
-  for (int64_t t = first; t < end; t += kTokens) {
+  for (int64_t t = first; t < end; t += kForwardTokens) {
 #pragma unroll
-    for (int i = 0; i < kTokens; ++i) x[kHalo + i] = x_rows.Token(t + i);
+    for (int i = 0; i < kForwardTokens; ++i) {
+      x_rows.Prefetch(t + kAhead + i, end);
+      x[kHalo + i] = x_rows.Token(t + i);
+    }
 #pragma unroll
-    for (int i = 0; i < kTokens; ++i, y += channels) {
+    for (int i = 0; i < kForwardTokens; ++i, y += channels) {
       const int sees = live[t - block_first + i];
       float sum[N];
       for (int v = 0; v < N; ++v) sum[v] = bias[v];
@@ -129,13 +139,14 @@ __global__ void __launch_bounds__(kLanes* kWalkers, kTaps == 4 && sizeof(T) == 2
       if (sees >= 0) StoreVector(y, row);
     }
 #pragma unroll
-    for (int i = 0; i < kHalo; ++i) x[i] = x[kTokens + i];
+    for (int i = 0; i < kHalo; ++i) x[i] = x[kForwardTokens + i];
   }
 
   if (tensors.x_last == nullptr || end < sizes.time) return;
   const int history = sizes.taps - 1;
   for (int k = 0; k < history; ++k) {
-    StoreVector(tensors.x_last + (b * history + k) * channels + c, x_rows[sizes.time - history + k]);
+    StoreVector(tensors.x_last + (b * history + k) * channels + c,
+                x_rows[sizes.time - history + k]);
   }
 }
 
@@ -179,8 +190,8 @@ __device__ __forceinline__ void WalkBack(const Sizes& sizes, const BackwardTenso
   const Rows<T, N> dy_rows(sizes, tensors.dy, no_state, b, c);
   float weights[kTaps][N];
   LoadWeights(sizes, tensors.weight, c, weights);
-  Vector<T, N> x[kHalo + kTokens];   // tokens [t - kHalo, t + kTokens)
-  Vector<T, N> dy[kTokens + kHalo];  // tokens [t, t + kTokens + kHalo)
+  Vector<T, N> x[kHalo + kBackwardTokens];   // tokens [t - kHalo, t + kBackwardTokens)
+  Vector<T, N> dy[kBackwardTokens + kHalo];  // tokens [t, t + kBackwardTokens + kHalo)
 #pragma unroll
   for (int i = 0; i < kHalo; ++i) {
     x[i] = x_rows[first - kHalo + i];
@@ -205,14 +216,16 @@ __device__ __forceinline__ void WalkBack(const Sizes& sizes, const BackwardTenso
   }
 
   T* out = tensors.dx + (b * sizes.time + first) * channels + c;
-  for (int64_t t = first; t < end; t += kTokens, live += kTokens) {
+  for (int64_t t = first; t < end; t += kBackwardTokens, live += kBackwardTokens) {
 #pragma unroll
-    for (int i = 0; i < kTokens; ++i) {
+    for (int i = 0; i < kBackwardTokens; ++i) {
+      x_rows.Prefetch(t + kAhead + i, end);
+      dy_rows.Prefetch(t + kAhead + kHalo + i, end);
       x[kHalo + i] = x_rows.Token(t + i);
       dy[kHalo + i] = dy_rows.Token(t + kHalo + i);
     }
 #pragma unroll
-    for (int i = 0; i < kTokens; ++i, out += channels) {
+    for (int i = 0; i < kBackwardTokens; ++i, out += channels) {
       float dx[N] = {};
 #pragma unroll
       for (int s = 0; s < kTaps; ++s) {
@@ -231,14 +244,14 @@ __device__ __forceinline__ void WalkBack(const Sizes& sizes, const BackwardTenso
     }
 #pragma unroll
     for (int i = 0; i < kHalo; ++i) {
-      x[i] = x[kTokens + i];
-      dy[i] = dy[kTokens + i];
+      x[i] = x[kBackwardTokens + i];
+      dy[i] = dy[kBackwardTokens + i];
     }
   }
 }
 
 template <class T, int kTaps, int N>
-__global__ void __launch_bounds__(kLanes* kWalkers, kTaps == 4 && sizeof(T) == 2 ? BB : 1)
+__global__ void __launch_bounds__(kLanes* kWalkers, kTaps == 4 && sizeof(T) == 2 ? 2 : 1)
     BackwardKernel(Sizes sizes, BackwardTensors<T> tensors) {
   constexpr int kSums = (kTaps + 1) * N;
   __shared__ int live[kWalkers * kBackwardSpan + kTaps - 1];
@@ -324,9 +337,8 @@ void CausalConv1dForwardCuda(const CausalConv1dForwardArgs& args) {
                                     .x0 = args.x0.data<T>(),
                                     .y = args.y.data<T>(),
                                     .x_last = args.x_last.data<T>()};
-    const bool vectors =
-        AllFitVectors<T>(sizes.channels, {tensors.x, tensors.weight, tensors.bias, tensors.x0,
-                                          tensors.y, tensors.x_last});
+    const bool vectors = AllFitVectors<T>(sizes.channels, {tensors.x, tensors.weight, tensors.bias,
+                                                           tensors.x0, tensors.y, tensors.x_last});
     DispatchWidth(sizes.taps, vectors, [&](auto taps, auto width) {
       LaunchSpans("CausalConv1dForward", ForwardKernel<T, taps(), width()>, sizes, width(),
                   kForwardSpan, tensors);
@@ -353,9 +365,9 @@ void CausalConv1dBackwardCuda(const CausalConv1dBackwardArgs& args) {
                                      .dx = args.dx.data<T>(),
                                      .dx0 = args.dx0.data<T>(),
                                      .shares = shares};
-    const bool vectors = AllFitVectors<T>(
-        sizes.channels, {tensors.x, tensors.weight, tensors.x0, tensors.dy, tensors.dx_last,
-                         tensors.dx, tensors.dx0});
+    const bool vectors =
+        AllFitVectors<T>(sizes.channels, {tensors.x, tensors.weight, tensors.x0, tensors.dy,
+                                          tensors.dx_last, tensors.dx, tensors.dx0});
     DispatchWidth(sizes.taps, vectors, [&](auto taps, auto width) {
       LaunchSpans("CausalConv1dBackward", BackwardKernel<T, taps(), width()>, sizes, width(),
                   kBackwardSpan, tensors);

@@ -78,8 +78,7 @@ void RgLruBackward(const RgLruBackwardArgs& args) {
   CheckOptional(kernel, "dh0", args.dh0, state);
   CheckShape(kernel, "dlambda", args.dlambda, {full[2]});
   CheckTypes(kernel, args.u, args.u.dtype, {args.dh, args.du, args.dzi, args.dzr});
-  CheckTypes(kernel, args.u, FullPrecision(args.u.dtype),
-             {args.dh_last, args.dh0, args.dlambda});
+  CheckTypes(kernel, args.u, FullPrecision(args.u.dtype), {args.dh_last, args.dh0, args.dlambda});
   CheckWorkspace(kernel, args.u, args.workspace, RgLruBackwardWorkspace(args.u));
   EYRIE_DISPATCH_CUDA(args.u, RgLruBackwardCuda(args));
   DispatchCpu(kernel, args.u, [&](auto real) { RgLruBackwardCpu<decltype(real)>(args); });

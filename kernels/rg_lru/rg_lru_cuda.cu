@@ -121,7 +121,7 @@ __device__ __forceinline__ TokenGrads GradsAtStart(float delta, float u, float z
 __device__ __forceinline__ TokenGrads GradsInside(float delta, float u, float zi, float r, float e,
                                                   float rate, float before) {
   const float i = GateSigmoid(zi), a = 1 + e;
-  const float square = OneMinusSquare(e);                         // m^2
+  const float square = OneMinusSquare(e);                          // m^2
   const float inverse = InverseSquareRoot(fmaxf(square, 1e-30f));  // 1 / m
   const float m = square * inverse;
   const float slope = fminf(0.5f * inverse, 1000.0f);
@@ -236,9 +236,7 @@ void LaunchScan(const char* name, const Plan& plan, const Board& board, const Te
 }  // namespace
 }  // namespace rg_lru
 
-int64_t RgLruForwardWorkspaceCuda(const Shape& u) {
-  return rg_lru::Board::Size(rg_lru::Plan(u));
-}
+int64_t RgLruForwardWorkspaceCuda(const Shape& u) { return rg_lru::Board::Size(rg_lru::Plan(u)); }
 
 void RgLruForwardCuda(const RgLruForwardArgs& args) {
   using namespace rg_lru;
@@ -247,11 +245,10 @@ void RgLruForwardCuda(const RgLruForwardArgs& args) {
   const Board board(plan, args.workspace.data<float>());
   board.Clear(plan);
   DispatchCuda("RgLruForward", args.u, [&]<class T>(T) {
-    const ForwardTensors<T> tensors{
-        args.u.data<T>(),      args.zi.data<T>(),
-        args.zr.data<T>(),     args.lambda.data<T>(),
-        args.positions.data<int>(), args.h0.data<float>(),
-        args.h.data<T>(),      args.h_last.data<float>()};
+    const ForwardTensors<T> tensors{args.u.data<T>(),           args.zi.data<T>(),
+                                    args.zr.data<T>(),          args.lambda.data<T>(),
+                                    args.positions.data<int>(), args.h0.data<float>(),
+                                    args.h.data<T>(),           args.h_last.data<float>()};
     if (AllFitVectors<T>(plan.channels, {tensors.u, tensors.zi, tensors.zr, tensors.h})) {
       LaunchScan<ForwardKernel<T, true>, ForwardShared<T>>("RgLruForward", plan, board, tensors);
     } else {
@@ -273,12 +270,13 @@ void RgLruBackwardCuda(const RgLruBackwardArgs& args) {
   const Board board(plan, workspace);
   board.Clear(plan);
   DispatchCuda("RgLruBackward", args.u, [&]<class T>(T) {
-    const BackwardTensors<T> tensors{
-        args.u.data<T>(),  args.zi.data<T>(),          args.zr.data<T>(),
-        args.lambda.data<T>(), args.positions.data<int>(), args.h0.data<float>(),
-        args.h.data<T>(),  args.dh.data<T>(),          args.dh_last.data<float>(),
-        args.du.data<T>(), args.dzi.data<T>(),         args.dzr.data<T>(),
-        args.dh0.data<float>(), workspace + Board::Size(plan)};
+    const BackwardTensors<T> tensors{args.u.data<T>(),           args.zi.data<T>(),
+                                     args.zr.data<T>(),          args.lambda.data<T>(),
+                                     args.positions.data<int>(), args.h0.data<float>(),
+                                     args.h.data<T>(),           args.dh.data<T>(),
+                                     args.dh_last.data<float>(), args.du.data<T>(),
+                                     args.dzi.data<T>(),         args.dzr.data<T>(),
+                                     args.dh0.data<float>(),     workspace + Board::Size(plan)};
     if (AllFitVectors<T>(plan.channels, {tensors.u, tensors.zi, tensors.zr, tensors.h, tensors.dh,
                                          tensors.du, tensors.dzi, tensors.dzr})) {
       LaunchScan<BackwardKernel<T, true>, BackwardShared<T>>("RgLruBackward", plan, board, tensors);

@@ -2,18 +2,19 @@
 // one before it. The [T, R] matrix of a sequence is cut into tiles of 64 tokens by 64 channels.
 // A block of eight warps takes one tile after the other:
 //
-//   load    the tile's inputs travel to shared memory (cp.async), if possible during the tile before
-//   map     each warp composes the affine maps of its eight tokens, a lane two channels
-//   link    two warps, a lane one channel: compose the warps' maps into the tile's own, publish it,
+//   load    the tile's inputs travel to shared memory (cp.async), if possible during the tile
+//   before map     each warp composes the affine maps of its eight tokens, a lane two channels link
+//   two warps, a lane one channel: compose the warps' maps into the tile's own, publish it,
 //           wait for the state before the tile, and hand each warp the state it starts from
 //   finish  each warp runs through its tokens once more, from registers, and writes the results
 //
-// The state before a tile comes from its predecessors, by a single-pass scan with look-back: Merrill
-// and Garland, "Single-pass Parallel Prefix Scan with Decoupled Look-back", NVIDIA NVR-2016-002.
-// That algorithm takes whatever predecessors have published, so its rounding differs from run to
-// run. Here the order is fixed: tiles of one column form groups of kGroup; a tile composes the maps
-// of all tiles before it in its group, then applies them to the state that the group before handed
-// on. Only the hand-over from group to group is serial: one wait in 1024 tokens.
+// The state before a tile comes from its predecessors, by a single-pass scan with look-back:
+// Merrill and Garland, "Single-pass Parallel Prefix Scan with Decoupled Look-back", NVIDIA
+// NVR-2016-002. That algorithm takes whatever predecessors have published, so its rounding differs
+// from run to run. Here the order is fixed: tiles of one column form groups of kGroup; a tile
+// composes the maps of all tiles before it in its group, then applies them to the state that the
+// group before handed on. Only the hand-over from group to group is serial: one wait in 1024
+// tokens.
 //
 // Tiles are numbered with time slowest, and blocks draw numbers from a counter, in rising order: a
 // tile waits for lower numbers alone, and the lowest unfinished one waits for nobody. So the scan
@@ -123,8 +124,8 @@ class BoardColumn {
   }
   // Waits for tiles [order, order + count), at most 32: a lane watches one.
   __device__ void Wait(int order, int count) const {
-    while (!__all_sync(~0u, lane_ >= count ||
-                                Flag(order + lane_).load(cuda::memory_order_acquire) != 0)) {
+    while (!__all_sync(
+        ~0u, lane_ >= count || Flag(order + lane_).load(cuda::memory_order_acquire) != 0)) {
     }
     __syncwarp();
   }
@@ -135,8 +136,7 @@ class BoardColumn {
 
  private:
   __device__ cuda::atomic_ref<int, cuda::thread_scope_device> Flag(int order) const {
-    return cuda::atomic_ref<int, cuda::thread_scope_device>(
-        flags_[order * (columns_ / kStrip)]);
+    return cuda::atomic_ref<int, cuda::thread_scope_device>(flags_[order * (columns_ / kStrip)]);
   }
   int* flags_;
   Affine* maps_;
@@ -144,8 +144,8 @@ class BoardColumn {
   int lane_;
 };
 
-// The state before tile `order` of this lane's column, whose own map is `own`. Tells the tiles after
-// it what they need as early as possible.
+// The state before tile `order` of this lane's column, whose own map is `own`. Tells the tiles
+// after it what they need as early as possible.
 __device__ __forceinline__ float StateBefore(const BoardColumn& column, int order, int orders,
                                              Affine own, float initial) {
   const int member = order % kGroup, group = order - member;
@@ -187,8 +187,8 @@ __device__ __forceinline__ void Link(const Plan& plan, const Board& board, const
 #pragma unroll 2
   for (int w = 1; w < kWarps; ++w) own = Then(own, maps[w][c]);
   const float initial = first != nullptr && exists ? first[state_index] : 0;
-  float state = StateBefore(BoardColumn(plan, board, tile.column + c), tile.order, plan.orders,
-                            own, initial);
+  float state =
+      StateBefore(BoardColumn(plan, board, tile.column + c), tile.order, plan.orders, own, initial);
 #pragma unroll 2
   for (int w = 0; w < kWarps; ++w) {
     const Affine map = maps[w][c];
@@ -200,8 +200,8 @@ __device__ __forceinline__ void Link(const Plan& plan, const Board& board, const
 
 // What a tile's inputs need beside the tensors of [B, T, R].
 struct TileFacts {
-  float rate[kColumns];   // l = rate * r; 0 where there is no channel
-  int positions[kRows];   // -1 where there is no token
+  float rate[kColumns];  // l = rate * r; 0 where there is no channel
+  int positions[kRows];  // -1 where there is no token
 };
 
 // Called by the loading warps, `loader` in [0, kLoaders): fetches tokens [t, t + kRows) of the

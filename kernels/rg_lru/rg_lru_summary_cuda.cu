@@ -29,7 +29,7 @@ struct SummaryTensors {
   const T *u, *zi;  // forward only
   const T *zr, *lambda;
   const int* positions;
-  const T* dh;    // backward only
+  const T* dh;     // backward only
   Affine* pieces;  // [pieces, columns]
 };
 
@@ -87,8 +87,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 2)
           const float e = DecayMinusOne(rate[v] * GateSigmoid(zr[step][v]));
           total[v] = Then(total[v], TokenGradMap(dh[step][v], e, positions[step]));
         } else {
-          total[v] = Then(total[v], TokenMap(u[step][v], zi[step][v], zr[step][v], rate[v],
-                                             positions[step]));
+          total[v] = Then(total[v],
+                          TokenMap(u[step][v], zi[step][v], zr[step][v], rate[v], positions[step]));
         }
       }
     }
@@ -126,8 +126,8 @@ template <bool kBackward, class T>
 void Summarize(const char* name, const Plan& plan, const SummaryTensors<T>& tensors,
                const Tensor& decay, const Tensor& increment) {
   const Pieces pieces(plan);
-  const bool vectors = AllFitVectors<T>(
-      plan.channels, {tensors.u, tensors.zi, tensors.zr, tensors.dh});
+  const bool vectors =
+      AllFitVectors<T>(plan.channels, {tensors.u, tensors.zi, tensors.zr, tensors.dh});
   const dim3 grid(static_cast<unsigned>(plan.batch * plan.blocks),
                   static_cast<unsigned>(pieces.count));
   Launch(name, vectors ? PieceKernel<T, kBackward, true> : PieceKernel<T, kBackward, false>, grid,

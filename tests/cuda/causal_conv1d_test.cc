@@ -30,9 +30,12 @@ struct Case {
   bool HasState(bool states) const { return states && state[1] > 0; }
 
   Results Cpu(bool states) const {
-    Results r{PoisonedTensor(DType::kF64, full),  PoisonedTensor(DType::kF64, state),
-              PoisonedTensor(DType::kF64, full),  PoisonedTensor(DType::kF64, state),
-              Clone(dweight.tensor),              Clone(dbias.tensor)};
+    Results r{PoisonedTensor(DType::kF64, full),
+              PoisonedTensor(DType::kF64, state),
+              PoisonedTensor(DType::kF64, full),
+              PoisonedTensor(DType::kF64, state),
+              Clone(dweight.tensor),
+              Clone(dbias.tensor)};
     const auto optional = [&](const Tensor& t) { return HasState(states) ? t : Tensor{}; };
     CausalConv1dForward({.x = x.tensor,
                          .weight = weight.tensor,
@@ -62,8 +65,8 @@ struct Case {
     const Results r{PoisonedCuda(dtype, full),           PoisonedCuda(dtype, state),
                     PoisonedCuda(dtype, full),           PoisonedCuda(dtype, state),
                     ToCuda(dweight.tensor, DType::kF32), ToCuda(dbias.tensor, DType::kF32)};
-    const OwnedTensor workspace = PoisonedCuda(
-        DType::kF32, {CausalConv1dBackwardWorkspace(x_.tensor, weight.tensor.dim(0))});
+    const OwnedTensor workspace =
+        PoisonedCuda(DType::kF32, {CausalConv1dBackwardWorkspace(x_.tensor, weight.tensor.dim(0))});
     const auto optional = [&](const Tensor& t) { return HasState(states) ? t : Tensor{}; };
     CausalConv1dForward({.x = x_.tensor,
                          .weight = weight_.tensor,
@@ -95,8 +98,8 @@ struct Case {
 
 void Compare(DType dtype, const Shape& full, int64_t taps, bool states) {
   TestRandom random;
-  SCOPED_TRACE(StrCat(Name(dtype), " ", full.ToString(), " K ", taps,
-                      states ? " with" : " without", " states"));
+  SCOPED_TRACE(StrCat(Name(dtype), " ", full.ToString(), " K ", taps, states ? " with" : " without",
+                      " states"));
   const Case c(dtype, full[0], full[1], full[2], taps, random);
   const Results cuda = c.Cuda(states), cpu = c.Cpu(states);
   const auto error = [&](const OwnedTensor& a, const OwnedTensor& b) {
@@ -115,7 +118,8 @@ void Compare(DType dtype, const Shape& full, int64_t taps, bool states) {
 TEST(CudaCausalConv1d, MatchesTheCpuBodyForEachNumberOfTaps) {
   for (DType dtype : kCudaTypes) {
     for (int64_t taps = 1; taps <= 8; ++taps) {
-      for (const Shape& full : {Shape{1, 1, 1}, Shape{2, 2, 5}, Shape{2, 7, 72}, Shape{1, 33, 264}}) {
+      for (const Shape& full :
+           {Shape{1, 1, 1}, Shape{2, 2, 5}, Shape{2, 7, 72}, Shape{1, 33, 264}}) {
         for (bool states : {true, false}) Compare(dtype, full, taps, states);
       }
     }

@@ -100,16 +100,11 @@ struct Case {
     const OwnedTensor positions_ = ToCuda(positions.tensor), dh_ = ToCuda(dh.tensor, dtype);
     const OwnedTensor h0_ = ToCuda(h0.tensor, DType::kF32);
     const OwnedTensor dh_last_ = ToCuda(dh_last.tensor, DType::kF32);
-    const Results r{PoisonedCuda(dtype, full),
-                    PoisonedCuda(DType::kF32, state),
-                    PoisonedCuda(dtype, full),
-                    PoisonedCuda(dtype, full),
-                    PoisonedCuda(dtype, full),
-                    PoisonedCuda(DType::kF32, state),
-                    ToCuda(dlambda.tensor, DType::kF32),
-                    PoisonedCuda(DType::kF32, state),
-                    PoisonedCuda(DType::kF32, state),
-                    PoisonedCuda(DType::kF32, state),
+    const Results r{PoisonedCuda(dtype, full),           PoisonedCuda(DType::kF32, state),
+                    PoisonedCuda(dtype, full),           PoisonedCuda(dtype, full),
+                    PoisonedCuda(dtype, full),           PoisonedCuda(DType::kF32, state),
+                    ToCuda(dlambda.tensor, DType::kF32), PoisonedCuda(DType::kF32, state),
+                    PoisonedCuda(DType::kF32, state),    PoisonedCuda(DType::kF32, state),
                     PoisonedCuda(DType::kF32, state)};
     const OwnedTensor forward = Workspace(RgLruForwardWorkspace(u_.tensor));
     const OwnedTensor backward = Workspace(RgLruBackwardWorkspace(u_.tensor));
@@ -154,12 +149,10 @@ struct Case {
                       .decay = r.grad_decay.tensor,
                       .increment = r.grad_increment.tensor,
                       .workspace = summary.tensor});
-    return {ToHost(r.h.tensor),          ToHost(r.h_last.tensor),
-            ToHost(r.du.tensor),         ToHost(r.dzi.tensor),
-            ToHost(r.dzr.tensor),        ToHost(r.dh0.tensor),
-            ToHost(r.dlambda.tensor),    ToHost(r.decay.tensor),
-            ToHost(r.increment.tensor),  ToHost(r.grad_decay.tensor),
-            ToHost(r.grad_increment.tensor)};
+    return {ToHost(r.h.tensor),          ToHost(r.h_last.tensor),        ToHost(r.du.tensor),
+            ToHost(r.dzi.tensor),        ToHost(r.dzr.tensor),           ToHost(r.dh0.tensor),
+            ToHost(r.dlambda.tensor),    ToHost(r.decay.tensor),         ToHost(r.increment.tensor),
+            ToHost(r.grad_decay.tensor), ToHost(r.grad_increment.tensor)};
   }
 
   DType dtype;
@@ -304,7 +297,7 @@ TEST(CudaRgLru, RejectsWrongTypesAndMissingWorkspace) {
                               .h = h.tensor,
                               .workspace = workspace.tensor};
   EXPECT_NO_THROW(RgLruForward(good));
-  const auto rejects = [&](Tensor RgLruForwardArgs::* member, const Tensor& value) {
+  const auto rejects = [&](Tensor RgLruForwardArgs::*member, const Tensor& value) {
     RgLruForwardArgs bad = good;
     bad.*member = value;
     EXPECT_THROW(RgLruForward(bad), Error);
