@@ -2,6 +2,9 @@
 // and a block, the activation functions. Everything computes in float32.
 #pragma once
 
+#include <algorithm>
+#include <initializer_list>
+
 #include "core/cuda.h"
 
 namespace eyrie {
@@ -78,6 +81,12 @@ __device__ __forceinline__ float Softplus(float x) {
 template <class T>
 bool FitsVectors(const void* pointer, int64_t row_elements) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && row_elements % kVectorWidth<T> == 0;
+}
+// Whether that holds for all of several tensors; absent ones (null) are no obstacle.
+template <class T>
+bool AllFitVectors(int64_t row_elements, std::initializer_list<const T*> pointers) {
+  return std::all_of(pointers.begin(), pointers.end(),
+                     [&](const T* pointer) { return FitsVectors<T>(pointer, row_elements); });
 }
 
 // Where vectors of N elements may be used at these addresses.

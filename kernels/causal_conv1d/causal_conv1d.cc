@@ -1,6 +1,7 @@
 #include "kernels/causal_conv1d/causal_conv1d.h"
 
 #include "kernels/causal_conv1d/causal_conv1d_cpu.h"
+#include "kernels/causal_conv1d/causal_conv1d_cuda.h"
 #include "kernels/dispatch.h"
 
 namespace eyrie {
@@ -22,10 +23,17 @@ Shape CheckInputs(const char* kernel, const Args& args) {
   CheckShape(kernel, "weight", args.weight, {taps, channels});
   CheckShape(kernel, "positions", args.positions, {batch, time});
   CheckOptional(kernel, "x0", args.x0, state);
+  CheckTypes(kernel, args.x, args.x.dtype, {args.weight, args.x0});
+  CheckTypes(kernel, args.x, DType::kI32, {args.positions});
   return state;
 }
 
 }  // namespace
+
+int64_t CausalConv1dBackwardWorkspace(const Tensor& x, int64_t taps) {
+  EYRIE_DISPATCH_CUDA(x, CausalConv1dBackwardWorkspaceCuda(x.shape, taps));
+  return 0;
+}
 
 void CausalConv1dForward(const CausalConv1dForwardArgs& args) {
   const char* kernel = "CausalConv1dForward";
@@ -33,6 +41,8 @@ void CausalConv1dForward(const CausalConv1dForwardArgs& args) {
   CheckShape(kernel, "bias", args.bias, {state[2]});
   CheckShape(kernel, "y", args.y, args.x.shape);
   CheckOptional(kernel, "x_last", args.x_last, state);
+  CheckTypes(kernel, args.x, args.x.dtype, {args.bias, args.y, args.x_last});
+  EYRIE_DISPATCH_CUDA(args.x, CausalConv1dForwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { CausalConv1dForwardCpu<decltype(real)>(args); });
 }
 
@@ -45,6 +55,11 @@ void CausalConv1dBackward(const CausalConv1dBackwardArgs& args) {
   CheckOptional(kernel, "dx0", args.dx0, state);
   CheckShape(kernel, "dweight", args.dweight, args.weight.shape);
   CheckShape(kernel, "dbias", args.dbias, {state[2]});
+  CheckTypes(kernel, args.x, args.x.dtype, {args.dy, args.dx_last, args.dx, args.dx0});
+  CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.dweight, args.dbias});
+  CheckWorkspace(kernel, args.x, args.workspace,
+                 CausalConv1dBackwardWorkspace(args.x, args.weight.dim(0)));
+  EYRIE_DISPATCH_CUDA(args.x, CausalConv1dBackwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { CausalConv1dBackwardCpu<decltype(real)>(args); });
 }
 

@@ -3,7 +3,8 @@
 //   y[t] = bias + sum_{s < K, s <= positions[t]} weight[K-1-s] * x[t-s]
 //
 // where x[-1], x[-2], ... are the last rows of the carried state. B sequences, T tokens (T may be
-// shorter than K-1), C channels, K taps (1 to 8). float32 or float64.
+// shorter than K-1), C channels, K taps (1 to 8). dweight and dbias have full precision, the others
+// the activations' type: float32, on the CPU also float64, on a GPU also bfloat16.
 #pragma once
 
 #include "core/tensor.h"
@@ -29,7 +30,9 @@ struct CausalConv1dBackwardArgs {
   Tensor dx0;                       // [B, K-1, C] out, overwritten; optional
   Tensor dweight;                   // [K, C] out, added to
   Tensor dbias;                     // [C] out, added to
+  Tensor workspace;  // float32 scratch of as many elements as below; absent where that is 0
 };
 void CausalConv1dBackward(const CausalConv1dBackwardArgs& args);
+int64_t CausalConv1dBackwardWorkspace(const Tensor& x, int64_t taps);
 
 }  // namespace eyrie

@@ -2,6 +2,7 @@
 
 #include "kernels/dispatch.h"
 #include "kernels/rg_lru/rg_lru_cpu.h"
+#include "kernels/rg_lru/rg_lru_cuda.h"
 
 namespace eyrie {
 namespace {
@@ -19,23 +20,48 @@ void CheckInputs(const char* kernel, const Args& args) {
   CheckShape(kernel, "positions", args.positions, {batch, time});
   CheckOptional(kernel, "h0", args.h0, {batch, channels});
   CheckShape(kernel, "h", args.h, full);
+  const DType type = args.u.dtype;
+  CheckTypes(kernel, args.u, type, {args.zi, args.zr, args.lambda, args.h});
+  CheckTypes(kernel, args.u, DType::kI32, {args.positions});
+  CheckTypes(kernel, args.u, FullPrecision(type), {args.h0});
 }
 
-// What both summaries share.
+// What both summaries share; `main` is u or dh.
 template <class Args>
-void CheckSummary(const char* kernel, const Args& args, const Shape& full) {
+void CheckSummary(const char* kernel, const Args& args, const Tensor& main) {
+  const Shape full = main.shape;
   CheckShape(kernel, "lambda", args.lambda, {full[2]});
   CheckShape(kernel, "positions", args.positions, {full[0], full[1]});
   CheckShape(kernel, "decay", args.decay, {full[0], full[2]});
   CheckShape(kernel, "increment", args.increment, {full[0], full[2]});
+  CheckTypes(kernel, main, main.dtype, {args.zr, args.lambda});
+  CheckTypes(kernel, main, DType::kI32, {args.positions});
+  CheckTypes(kernel, main, FullPrecision(main.dtype), {args.decay, args.increment});
+  CheckWorkspace(kernel, main, args.workspace, RgLruSummaryWorkspace(main));
 }
 
 }  // namespace
+
+int64_t RgLruForwardWorkspace(const Tensor& u) {
+  EYRIE_DISPATCH_CUDA(u, RgLruForwardWorkspaceCuda(u.shape));
+  return 0;
+}
+int64_t RgLruBackwardWorkspace(const Tensor& u) {
+  EYRIE_DISPATCH_CUDA(u, RgLruBackwardWorkspaceCuda(u.shape));
+  return 0;
+}
+int64_t RgLruSummaryWorkspace(const Tensor& u) {
+  EYRIE_DISPATCH_CUDA(u, RgLruSummaryWorkspaceCuda(u.shape));
+  return 0;
+}
 
 void RgLruForward(const RgLruForwardArgs& args) {
   const char* kernel = "RgLruForward";
   CheckInputs(kernel, args);
   CheckOptional(kernel, "h_last", args.h_last, {args.u.dim(0), args.u.dim(2)});
+  CheckTypes(kernel, args.u, FullPrecision(args.u.dtype), {args.h_last});
+  CheckWorkspace(kernel, args.u, args.workspace, RgLruForwardWorkspace(args.u));
+  EYRIE_DISPATCH_CUDA(args.u, RgLruForwardCuda(args));
   DispatchCpu(kernel, args.u, [&](auto real) { RgLruForwardCpu<decltype(real)>(args); });
 }
 
@@ -51,6 +77,10 @@ void RgLruBackward(const RgLruBackwardArgs& args) {
   CheckShape(kernel, "dzr", args.dzr, full);
   CheckOptional(kernel, "dh0", args.dh0, state);
   CheckShape(kernel, "dlambda", args.dlambda, {full[2]});
+  CheckTypes(kernel, args.u, args.u.dtype, {args.dh, args.du, args.dzi, args.dzr});
+  CheckTypes(kernel, args.u, FullPrecision(args.u.dtype), {args.dh_last, args.dh0, args.dlambda});
+  CheckWorkspace(kernel, args.u, args.workspace, RgLruBackwardWorkspace(args.u));
+  EYRIE_DISPATCH_CUDA(args.u, RgLruBackwardCuda(args));
   DispatchCpu(kernel, args.u, [&](auto real) { RgLruBackwardCpu<decltype(real)>(args); });
 }
 
@@ -61,7 +91,9 @@ void RgLruSummary(const RgLruSummaryArgs& args) {
   CheckShape(kernel, "u", args.u, full);
   CheckShape(kernel, "zi", args.zi, full);
   CheckShape(kernel, "zr", args.zr, full);
-  CheckSummary(kernel, args, full);
+  CheckTypes(kernel, args.u, args.u.dtype, {args.zi});
+  CheckSummary(kernel, args, args.u);
+  EYRIE_DISPATCH_CUDA(args.u, RgLruSummaryCuda(args));
   DispatchCpu(kernel, args.u, [&](auto real) { RgLruSummaryCpu<decltype(real)>(args); });
 }
 
@@ -71,7 +103,8 @@ void RgLruGradSummary(const RgLruGradSummaryArgs& args) {
   EYRIE_CHECK(full.rank() == 3, kernel, ": dh has shape ", full.ToString());
   CheckShape(kernel, "zr", args.zr, full);
   CheckShape(kernel, "dh", args.dh, full);
-  CheckSummary(kernel, args, full);
+  CheckSummary(kernel, args, args.dh);
+  EYRIE_DISPATCH_CUDA(args.dh, RgLruGradSummaryCuda(args));
   DispatchCpu(kernel, args.dh, [&](auto real) { RgLruGradSummaryCpu<decltype(real)>(args); });
 }
 

@@ -1,0 +1,384 @@
+// CUDA bodies of the convolution. A thread takes four neighbouring channels of one sequence (one,
+// where rows are not made of vectors) through a span of tokens, a few at a time, and keeps the rows
+// that the next tokens need in registers: each row is read from memory once, but for the few at
+// the seams of spans, which are in a cache. B sequences, T tokens, C channels, K taps.
+//
+// Kernels are compiled for up to 4 and up to 8 taps; taps beyond K are never live.
+#include "kernels/causal_conv1d/causal_conv1d_cuda.h"
+#include "kernels/row_sum.cuh"
+
+namespace eyrie {
+namespace causal_conv1d {
+namespace {
+
+constexpr int kLanes = 64;   // threads along the channels of a block
+constexpr int kWalkers = 4;  // threads along time, each with a span of its own
+// Tokens that a thread loads before it computes; the backward pass needs the registers.
+constexpr int kForwardTokens = 8, kBackwardTokens = 4;
+// How far ahead rows are asked for: they then wait in the L2 cache, not in registers.
+constexpr int kAhead = 16;
+constexpr int kForwardSpan = 32, kBackwardSpan = 64;  // tokens of a thread, whole groups
+constexpr int kWidth = 4;  // channels of a thread, where rows are made of vectors
+
+struct Sizes {
+  int64_t batch, time, channels;
+  int taps;
+};
+
+// Row j of the sequence [state; rows] for this thread's channels: rows [0, T), and the state's K-1
+// rows as j in [1-K, 0). Zeros elsewhere and for a state that is absent.
+template <class T, int N>
+class Rows {
+ public:
+  __device__ Rows(const Sizes& sizes, const T* rows, const T* state, int64_t b, int64_t c)
+      : rows_(rows + b * sizes.time * sizes.channels + c),
+        state_(state == nullptr ? nullptr
+                                : state + (b + 1) * (sizes.taps - 1) * sizes.channels + c),
+        time_(sizes.time),
+        channels_(sizes.channels),
+        history_(sizes.taps - 1) {}
+  __device__ __forceinline__ Vector<T, N> operator[](int64_t j) const {
+    if (j >= 0) return Token(j);
+    const bool exists = j >= -history_ && state_ != nullptr;
+    return exists ? LoadVector<N>(state_ + j * channels_) : Zeros();
+  }
+  // The same for j >= 0.
+  __device__ __forceinline__ Vector<T, N> Token(int64_t j) const {
+    return j < time_ ? LoadVector<N>(rows_ + j * channels_) : Zeros();
+  }
+  // Moves row j >= 0 towards this multiprocessor, if it comes before `end`.
+  __device__ __forceinline__ void Prefetch(int64_t j, int64_t end) const {
+    if (j < end) asm volatile("prefetch.global.L2 [%0];" ::"l"(rows_ + j * channels_));
+  }
+
+ private:
+  __device__ __forceinline__ static Vector<T, N> Zeros() {
+    Vector<T, N> zeros;
+#pragma unroll
+    for (int v = 0; v < N; ++v) zeros.Set(v, 0);
+    return zeros;
+  }
+
+  const T *rows_, *state_;
+  int64_t time_, channels_;
+  int history_;
+};
+
+// How many tokens back each of the tokens [first, first + count) sees; -1 past the last token.
+// Called by the whole block.
+__device__ __forceinline__ void LoadLive(const Sizes& sizes, const int* positions, int64_t b,
+                                         int64_t first, int count, int* live) {
+  for (int i = threadIdx.y * kLanes + threadIdx.x; i < count; i += kLanes * kWalkers) {
+    const int64_t t = first + i;
+    live[i] = t < sizes.time ? min(sizes.taps - 1, positions[b * sizes.time + t]) : -1;
+  }
+  __syncthreads();
+}
+
+// weights[s] multiplies the token s back; 0 beyond K.
+template <int kTaps, class T, int N>
+__device__ __forceinline__ void LoadWeights(const Sizes& sizes, const T* weight, int64_t c,
+                                            float (&weights)[kTaps][N]) {
+#pragma unroll
+  for (int s = 0; s < kTaps; ++s) {
+    const bool exists = s < sizes.taps;
+    Vector<T, N> row;
+    if (exists) row = LoadVector<N>(weight + (sizes.taps - 1 - s) * sizes.channels + c);
+#pragma unroll
+    for (int v = 0; v < N; ++v) weights[s][v] = exists ? row[v] : 0;
+  }
+}
+
+template <class T>
+struct ForwardTensors {
+  const T *x, *weight, *bias;
+  const int* positions;
+  const T* x0;
+  T *y, *x_last;
+};
+
+template <class T, int kTaps, int N>
+__global__ void __launch_bounds__(kLanes* kWalkers, kTaps == 4 && sizeof(T) == 2 ? 3 : 2)
+    ForwardKernel(Sizes sizes, ForwardTensors<T> tensors) {
+  __shared__ int live[kWalkers * kForwardSpan];
+  constexpr int kHalo = kTaps - 1;
+  const int64_t b = blockIdx.z, channels = sizes.channels;
+  const int64_t block_first = int64_t{blockIdx.y} * kWalkers * kForwardSpan;
+  LoadLive(sizes, tensors.positions, b, block_first, kWalkers * kForwardSpan, live);
+  const int64_t c = (int64_t{blockIdx.x} * kLanes + threadIdx.x) * N;
+  const int64_t first = block_first + threadIdx.y * kForwardSpan;
+  if (c >= channels || first >= sizes.time) return;
+  const int64_t end = min(first + kForwardSpan, sizes.time);
+
+  float weights[kTaps][N];
+  LoadWeights(sizes, tensors.weight, c, weights);
+  const auto bias = LoadVector<N>(tensors.bias + c);
+  const Rows<T, N> x_rows(sizes, tensors.x, tensors.x0, b, c);
+  Vector<T, N> x[kHalo + kForwardTokens];  // tokens [t - kHalo, t + kForwardTokens)
+#pragma unroll
+  for (int i = 0; i < kHalo; ++i) x[i] = x_rows[first - kHalo + i];
+  T* y = tensors.y + (b * sizes.time + first) * channels + c;
+  for (int64_t t = first; t < end; t += kForwardTokens) {
+#pragma unroll
+    for (int i = 0; i < kForwardTokens; ++i) {
+      x_rows.Prefetch(t + kAhead + i, end);
+      x[kHalo + i] = x_rows.Token(t + i);
+    }
+#pragma unroll
+    for (int i = 0; i < kForwardTokens; ++i, y += channels) {
+      const int sees = live[t - block_first + i];
+      float sum[N];
+      for (int v = 0; v < N; ++v) sum[v] = bias[v];
+#pragma unroll
+      for (int s = 0; s < kTaps; ++s) {
+        if (s > sees) continue;
+        for (int v = 0; v < N; ++v) sum[v] = fmaf(weights[s][v], x[kHalo + i - s][v], sum[v]);
+      }
+      Vector<T, N> row;
+      for (int v = 0; v < N; ++v) row.Set(v, sum[v]);
+      if (sees >= 0) StoreVector(y, row);
+    }
+#pragma unroll
+    for (int i = 0; i < kHalo; ++i) x[i] = x[kForwardTokens + i];
+  }
+
+  if (tensors.x_last == nullptr || end < sizes.time) return;
+  const int history = sizes.taps - 1;
+  for (int k = 0; k < history; ++k) {
+    StoreVector(tensors.x_last + (b * history + k) * channels + c,
+                x_rows[sizes.time - history + k]);
+  }
+}
+
+template <class T>
+struct BackwardTensors {
+  const T *x, *weight;
+  const int* positions;
+  const T *x0, *dy, *dx_last;
+  T *dx, *dx0;
+  float* shares;  // [B, blocks along time, K + 1, C]: each block's share of [dweight; dbias]
+};
+
+// A span's share of the parameters' gradients.
+template <int kTaps, int N>
+struct ParameterGrads {
+  float weights[kTaps][N] = {};  // [s] of the token s back
+  float bias[N] = {};
+};
+
+// Adds to `dx` what row j receives from x_last, which holds rows [T-K+1, T).
+template <class T, int N>
+__device__ __forceinline__ void AddHandedOn(const Sizes& sizes, const T* dx_last, int64_t b,
+                                            int64_t c, int64_t j, float (&dx)[N]) {
+  const int history = sizes.taps - 1;
+  const int64_t k = j - (sizes.time - history);
+  if (dx_last == nullptr || k < 0) return;
+  const auto row = LoadVector<N>(dx_last + (b * history + k) * sizes.channels + c);
+  for (int v = 0; v < N; ++v) dx[v] += row[v];
+}
+
+// Takes tokens [first, end) back: writes their dx, and that of the state before token 0. `live[0]`
+// is that of token `first`.
+template <class T, int kTaps, int N>
+__device__ __forceinline__ void WalkBack(const Sizes& sizes, const BackwardTensors<T>& tensors,
+                                         int64_t b, int64_t c, int64_t first, int64_t end,
+                                         const int* live, ParameterGrads<kTaps, N>& grads) {
+  constexpr int kHalo = kTaps - 1;
+  const int64_t channels = sizes.channels;
+  const T* no_state = nullptr;
+  const Rows<T, N> x_rows(sizes, tensors.x, tensors.x0, b, c);
+  const Rows<T, N> dy_rows(sizes, tensors.dy, no_state, b, c);
+  float weights[kTaps][N];
+  LoadWeights(sizes, tensors.weight, c, weights);
+  Vector<T, N> x[kHalo + kBackwardTokens];   // tokens [t - kHalo, t + kBackwardTokens)
+  Vector<T, N> dy[kBackwardTokens + kHalo];  // tokens [t, t + kBackwardTokens + kHalo)
+#pragma unroll
+  for (int i = 0; i < kHalo; ++i) {
+    x[i] = x_rows[first - kHalo + i];
+    dy[i] = dy_rows.Token(first + i);
+  }
+
+  const int history = sizes.taps - 1;
+  if (first == 0 && tensors.dx0 != nullptr) {
+    for (int64_t j = -history; j < 0; ++j) {
+      float dx[N] = {};
+#pragma unroll
+      for (int s = 1; s < kTaps; ++s) {
+        if (j + s < 0 || s > live[j + s]) continue;
+        const auto row = dy_rows.Token(j + s);
+        for (int v = 0; v < N; ++v) dx[v] = fmaf(weights[s][v], row[v], dx[v]);
+      }
+      AddHandedOn(sizes, tensors.dx_last, b, c, j, dx);
+      Vector<T, N> out;
+      for (int v = 0; v < N; ++v) out.Set(v, dx[v]);
+      StoreVector(tensors.dx0 + (b * history + history + j) * channels + c, out);
+    }
+  }
+
+  T* out = tensors.dx + (b * sizes.time + first) * channels + c;
+  for (int64_t t = first; t < end; t += kBackwardTokens, live += kBackwardTokens) {
+#pragma unroll
+    for (int i = 0; i < kBackwardTokens; ++i) {
+      x_rows.Prefetch(t + kAhead + i, end);
+      dy_rows.Prefetch(t + kAhead + kHalo + i, end);
+      x[kHalo + i] = x_rows.Token(t + i);
+      dy[kHalo + i] = dy_rows.Token(t + kHalo + i);
+    }
+#pragma unroll
+    for (int i = 0; i < kBackwardTokens; ++i, out += channels) {
+      float dx[N] = {};
+#pragma unroll
+      for (int s = 0; s < kTaps; ++s) {
+        const bool sees = s <= live[i], seen = s <= live[i + s];
+        for (int v = 0; v < N; ++v) {
+          if (seen) dx[v] = fmaf(weights[s][v], dy[i + s][v], dx[v]);
+          if (sees) grads.weights[s][v] = fmaf(x[kHalo + i - s][v], dy[i][v], grads.weights[s][v]);
+        }
+      }
+      for (int v = 0; v < N; ++v) grads.bias[v] += dy[i][v];
+      if (t + i >= end) continue;
+      AddHandedOn(sizes, tensors.dx_last, b, c, t + i, dx);
+      Vector<T, N> row;
+      for (int v = 0; v < N; ++v) row.Set(v, dx[v]);
+      StoreVector(out, row);
+    }
+#pragma unroll
+    for (int i = 0; i < kHalo; ++i) {
+      x[i] = x[kBackwardTokens + i];
+      dy[i] = dy[kBackwardTokens + i];
+    }
+  }
+}
+
+template <class T, int kTaps, int N>
+__global__ void __launch_bounds__(kLanes* kWalkers, kTaps == 4 && sizeof(T) == 2 ? 2 : 1)
+    BackwardKernel(Sizes sizes, BackwardTensors<T> tensors) {
+  constexpr int kSums = (kTaps + 1) * N;
+  __shared__ int live[kWalkers * kBackwardSpan + kTaps - 1];
+  __shared__ float sums[kWalkers][kSums][kLanes];
+  const int64_t b = blockIdx.z, channels = sizes.channels;
+  const int64_t block_first = int64_t{blockIdx.y} * kWalkers * kBackwardSpan;
+  LoadLive(sizes, tensors.positions, b, block_first, kWalkers * kBackwardSpan + kTaps - 1, live);
+  const int64_t c = (int64_t{blockIdx.x} * kLanes + threadIdx.x) * N;
+  const int64_t first = block_first + threadIdx.y * kBackwardSpan;
+
+  ParameterGrads<kTaps, N> grads;
+  if (c < channels && first < sizes.time) {
+    WalkBack<T, kTaps, N>(sizes, tensors, b, c, first, min(first + kBackwardSpan, sizes.time),
+                          live + threadIdx.y * kBackwardSpan, grads);
+  }
+  // Row s of the sums is of the token s back, the last is of the bias.
+#pragma unroll
+  for (int v = 0; v < N; ++v) {
+#pragma unroll
+    for (int s = 0; s < kTaps; ++s) sums[threadIdx.y][s * N + v][threadIdx.x] = grads.weights[s][v];
+    sums[threadIdx.y][kTaps * N + v][threadIdx.x] = grads.bias[v];
+  }
+  __syncthreads();
+  if (c >= channels) return;
+  float* share = tensors.shares + (b * gridDim.y + blockIdx.y) * (sizes.taps + 1) * channels + c;
+  for (int i = threadIdx.y; i < kSums; i += kWalkers) {
+    const int s = i / N, v = i % N;
+    if (s >= sizes.taps && s < kTaps) continue;
+    float sum = 0;
+    for (int walker = 0; walker < kWalkers; ++walker) sum += sums[walker][i][threadIdx.x];
+    share[(s < kTaps ? sizes.taps - 1 - s : sizes.taps) * channels + v] = sum;
+  }
+}
+
+struct One {
+  __device__ float operator()(int64_t) const { return 1; }
+};
+
+Sizes SizesOf(const Tensor& x, const Tensor& weight) {
+  return {x.dim(0), x.dim(1), x.dim(2), static_cast<int>(weight.dim(0))};
+}
+
+int64_t TimeBlocks(int64_t time, int span) { return CeilDiv(time, kWalkers * span); }
+
+// Launches `kernel`, which takes `width` channels a thread.
+template <class Kernel, class Tensors>
+void LaunchSpans(const char* name, Kernel kernel, const Sizes& sizes, int width, int span,
+                 const Tensors& tensors) {
+  const dim3 grid(static_cast<unsigned>(CeilDiv(sizes.channels, kLanes * width)),
+                  static_cast<unsigned>(TimeBlocks(sizes.time, span)),
+                  static_cast<unsigned>(sizes.batch));
+  Launch(name, kernel, grid, dim3(kLanes, kWalkers), 0, sizes, tensors);
+}
+
+// Calls body(taps, width) with both as constants: what the kernel is compiled for.
+template <class Body>
+void DispatchWidth(int taps, bool vectors, const Body& body) {
+  const auto with_width = [&](auto max_taps) {
+    if (vectors) {
+      body(max_taps, std::integral_constant<int, kWidth>{});
+    } else {
+      body(max_taps, std::integral_constant<int, 1>{});
+    }
+  };
+  if (taps <= 4) {
+    with_width(std::integral_constant<int, 4>{});
+  } else {
+    with_width(std::integral_constant<int, 8>{});
+  }
+}
+
+}  // namespace
+}  // namespace causal_conv1d
+
+void CausalConv1dForwardCuda(const CausalConv1dForwardArgs& args) {
+  using namespace causal_conv1d;
+  const Sizes sizes = SizesOf(args.x, args.weight);
+  DispatchCuda("CausalConv1dForward", args.x, [&]<class T>(T) {
+    const ForwardTensors<T> tensors{.x = args.x.data<T>(),
+                                    .weight = args.weight.data<T>(),
+                                    .bias = args.bias.data<T>(),
+                                    .positions = args.positions.data<int>(),
+                                    .x0 = args.x0.data<T>(),
+                                    .y = args.y.data<T>(),
+                                    .x_last = args.x_last.data<T>()};
+    const bool vectors = AllFitVectors<T>(sizes.channels, {tensors.x, tensors.weight, tensors.bias,
+                                                           tensors.x0, tensors.y, tensors.x_last});
+    DispatchWidth(sizes.taps, vectors, [&](auto taps, auto width) {
+      LaunchSpans("CausalConv1dForward", ForwardKernel<T, taps(), width()>, sizes, width(),
+                  kForwardSpan, tensors);
+    });
+  });
+}
+
+int64_t CausalConv1dBackwardWorkspaceCuda(const Shape& x, int64_t taps) {
+  using namespace causal_conv1d;
+  return x[0] * TimeBlocks(x[1], kBackwardSpan) * (taps + 1) * x[2];
+}
+
+void CausalConv1dBackwardCuda(const CausalConv1dBackwardArgs& args) {
+  using namespace causal_conv1d;
+  const Sizes sizes = SizesOf(args.x, args.weight);
+  float* shares = args.workspace.data<float>();
+  DispatchCuda("CausalConv1dBackward", args.x, [&]<class T>(T) {
+    const BackwardTensors<T> tensors{.x = args.x.data<T>(),
+                                     .weight = args.weight.data<T>(),
+                                     .positions = args.positions.data<int>(),
+                                     .x0 = args.x0.data<T>(),
+                                     .dy = args.dy.data<T>(),
+                                     .dx_last = args.dx_last.data<T>(),
+                                     .dx = args.dx.data<T>(),
+                                     .dx0 = args.dx0.data<T>(),
+                                     .shares = shares};
+    const bool vectors =
+        AllFitVectors<T>(sizes.channels, {tensors.x, tensors.weight, tensors.x0, tensors.dy,
+                                          tensors.dx_last, tensors.dx, tensors.dx0});
+    DispatchWidth(sizes.taps, vectors, [&](auto taps, auto width) {
+      LaunchSpans("CausalConv1dBackward", BackwardKernel<T, taps(), width()>, sizes, width(),
+                  kBackwardSpan, tensors);
+    });
+  });
+  const int64_t rows = sizes.batch * TimeBlocks(sizes.time, kBackwardSpan);
+  const int64_t weights = sizes.taps * sizes.channels, pitch = weights + sizes.channels;
+  AddRowSumCuda("CausalConv1dBackward", shares, rows, pitch, weights, args.dweight.data<float>(),
+                One{});
+  AddRowSumCuda("CausalConv1dBackward", shares + weights, rows, pitch, sizes.channels,
+                args.dbias.data<float>(), One{});
+}
+
+}  // namespace eyrie

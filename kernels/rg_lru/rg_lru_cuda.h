@@ -1,0 +1,17 @@
+// CUDA bodies of the RG-LRU: rg_lru_cuda.cu and rg_lru_summary_cuda.cu.
+#pragma once
+
+#include "kernels/rg_lru/rg_lru.h"
+
+namespace eyrie {
+
+void RgLruForwardCuda(const RgLruForwardArgs& args);
+void RgLruBackwardCuda(const RgLruBackwardArgs& args);
+void RgLruSummaryCuda(const RgLruSummaryArgs& args);
+void RgLruGradSummaryCuda(const RgLruGradSummaryArgs& args);
+// Float32 elements of the workspaces, for u [B, T, R].
+int64_t RgLruForwardWorkspaceCuda(const Shape& u);
+int64_t RgLruBackwardWorkspaceCuda(const Shape& u);
+int64_t RgLruSummaryWorkspaceCuda(const Shape& u);
+
+}  // namespace eyrie

@@ -1,0 +1,177 @@
+// CUDA bodies of the RG-LRU's summaries. They need no state, only the composition of all tokens'
+// maps, so nothing waits: a warp composes the maps of its own tokens, a lane two channels, and the
+// results are composed in order, by a block and then by a second kernel.
+// B sequences, T tokens, R channels. "Scan order" is along time, and against it for gradients.
+#include "kernels/rg_lru/rg_lru_cuda.h"
+#include "kernels/rg_lru/rg_lru_scan.cuh"
+
+namespace eyrie {
+namespace rg_lru {
+namespace {
+
+// Enough blocks to fill a large GPU eight times over, so that its last round weighs little.
+constexpr int64_t kEnoughBlocks = 4096;
+
+// Each sequence's tokens, in scan order, are cut into pieces of equally many tiles.
+struct Pieces {
+  explicit Pieces(const Plan& plan) {
+    const int64_t columns = std::max<int64_t>(1, int64_t{plan.batch} * plan.blocks);
+    const int64_t wanted = CeilDiv(kEnoughBlocks, columns);
+    const int64_t tiles = CeilDiv(plan.orders, wanted);
+    tokens = static_cast<int>(tiles * kRows);
+    count = static_cast<int>(CeilDiv(plan.orders, std::max<int64_t>(1, tiles)));
+  }
+  int tokens, count;
+};
+
+template <class T>
+struct SummaryTensors {
+  const T *u, *zi;  // forward only
+  const T *zr, *lambda;
+  const int* positions;
+  const T* dh;     // backward only
+  Affine* pieces;  // [pieces, columns]
+};
+
+template <bool kVectors, class T>
+__device__ __forceinline__ Vector<T, 2> LoadPair(const T* row, int c, int count) {
+  if constexpr (kVectors) {
+    if (c < count) return LoadVector<2>(row + c);
+  }
+  Vector<T, 2> pair;
+  pair.Set(0, c < count ? ToFloat(row[c]) : 0);
+  pair.Set(1, c + 1 < count ? ToFloat(row[c + 1]) : 0);
+  return pair;
+}
+
+template <class T, bool kBackward, bool kVectors>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 2)
+    PieceKernel(Plan plan, int tokens, SummaryTensors<T> tensors) {
+  __shared__ Affine maps[kWarps][kColumns];
+  const int warp = threadIdx.x / 32, c = 2 * (threadIdx.x % 32);
+  const Tile tile = Tile::Number<false>(plan, blockIdx.x);
+  const int count = tile.count(plan);
+  float rate[2];
+  for (int v = 0; v < 2; ++v) {
+    rate[v] = c + v < count ? Rate(tensors.lambda, tile.channel + c + v) : 0;
+  }
+
+  // This warp's tokens in scan order.
+  const int begin = blockIdx.y * tokens + warp * (tokens / kWarps);
+  const int end = min(plan.time, begin + tokens / kWarps);
+  Affine total[2] = {{1, 0}, {1, 0}};
+  for (int first = begin; first < end; first += kSteps) {
+    Vector<T, 2> u[kSteps], zi[kSteps], zr[kSteps], dh[kSteps];
+    int positions[kSteps];
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      // Past the end the last token is read again, and not used.
+      const int order = min(first + step, plan.time - 1);
+      const int t = kBackward ? plan.time - 1 - order : order;
+      const int64_t row = tile.Offset(plan, t);
+      positions[step] = tensors.positions[int64_t{tile.b} * plan.time + t];
+      zr[step] = LoadPair<kVectors>(tensors.zr + row, c, count);
+      if constexpr (kBackward) {
+        dh[step] = LoadPair<kVectors>(tensors.dh + row, c, count);
+      } else {
+        u[step] = LoadPair<kVectors>(tensors.u + row, c, count);
+        zi[step] = LoadPair<kVectors>(tensors.zi + row, c, count);
+      }
+    }
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      if (first + step >= end) break;
+#pragma unroll
+      for (int v = 0; v < 2; ++v) {
+        if constexpr (kBackward) {
+          const float e = DecayMinusOne(rate[v] * GateSigmoid(zr[step][v]));
+          total[v] = Then(total[v], TokenGradMap(dh[step][v], e, positions[step]));
+        } else {
+          total[v] = Then(total[v],
+                          TokenMap(u[step][v], zi[step][v], zr[step][v], rate[v], positions[step]));
+        }
+      }
+    }
+  }
+  for (int v = 0; v < 2; ++v) maps[warp][c + v] = total[v];
+  __syncthreads();
+  if (threadIdx.x >= kColumns) return;
+  Affine piece = maps[0][threadIdx.x];
+  for (int w = 1; w < kWarps; ++w) piece = Then(piece, maps[w][threadIdx.x]);
+  tensors.pieces[blockIdx.y * plan.columns() + tile.column + threadIdx.x] = piece;
+}
+
+// Composes the pieces of each column, in order: eight threads a column take neighbouring pieces.
+__global__ void ComposeKernel(Plan plan, int count, const Affine* pieces, float* decay,
+                              float* increment) {
+  __shared__ Affine maps[kWarps][32];
+  const int64_t column = int64_t{blockIdx.x} * 32 + threadIdx.x;
+  const int share = (count + kWarps - 1) / kWarps;
+  const int begin = threadIdx.y * share, end = min(count, begin + share);
+  Affine total{1, 0};
+#pragma unroll 4
+  for (int i = begin; i < end; ++i) total = Then(total, pieces[i * plan.columns() + column]);
+  maps[threadIdx.y][threadIdx.x] = total;
+  __syncthreads();
+  if (threadIdx.y > 0) return;
+  for (int w = 1; w < kWarps; ++w) total = Then(total, maps[w][threadIdx.x]);
+  const int width = plan.blocks * kColumns;
+  const int b = static_cast<int>(column / width), channel = static_cast<int>(column % width);
+  if (channel >= plan.channels) return;
+  decay[int64_t{b} * plan.channels + channel] = total.a;
+  increment[int64_t{b} * plan.channels + channel] = total.x;
+}
+
+template <bool kBackward, class T>
+void Summarize(const char* name, const Plan& plan, const SummaryTensors<T>& tensors,
+               const Tensor& decay, const Tensor& increment) {
+  const Pieces pieces(plan);
+  const bool vectors =
+      AllFitVectors<T>(plan.channels, {tensors.u, tensors.zi, tensors.zr, tensors.dh});
+  const dim3 grid(static_cast<unsigned>(plan.batch * plan.blocks),
+                  static_cast<unsigned>(pieces.count));
+  Launch(name, vectors ? PieceKernel<T, kBackward, true> : PieceKernel<T, kBackward, false>, grid,
+         dim3(kThreads), 0, plan, pieces.tokens, tensors);
+  Launch(name, ComposeKernel, dim3(static_cast<unsigned>(plan.columns() / 32)), dim3(32, kWarps), 0,
+         plan, pieces.count, tensors.pieces, decay.data<float>(), increment.data<float>());
+}
+
+}  // namespace
+}  // namespace rg_lru
+
+int64_t RgLruSummaryWorkspaceCuda(const Shape& u) {
+  const rg_lru::Plan plan(u);
+  return 2 * rg_lru::Pieces(plan).count * plan.columns();
+}
+
+void RgLruSummaryCuda(const RgLruSummaryArgs& args) {
+  using namespace rg_lru;
+  DispatchCuda("RgLruSummary", args.u, [&]<class T>(T) {
+    Summarize<false, T>("RgLruSummary", Plan(args.u.shape),
+                        {.u = args.u.data<T>(),
+                         .zi = args.zi.data<T>(),
+                         .zr = args.zr.data<T>(),
+                         .lambda = args.lambda.data<T>(),
+                         .positions = args.positions.data<int>(),
+                         .dh = nullptr,
+                         .pieces = reinterpret_cast<Affine*>(args.workspace.data<float>())},
+                        args.decay, args.increment);
+  });
+}
+
+void RgLruGradSummaryCuda(const RgLruGradSummaryArgs& args) {
+  using namespace rg_lru;
+  DispatchCuda("RgLruGradSummary", args.dh, [&]<class T>(T) {
+    Summarize<true, T>("RgLruGradSummary", Plan(args.dh.shape),
+                       {.u = nullptr,
+                        .zi = nullptr,
+                        .zr = args.zr.data<T>(),
+                        .lambda = args.lambda.data<T>(),
+                        .positions = args.positions.data<int>(),
+                        .dh = args.dh.data<T>(),
+                        .pieces = reinterpret_cast<Affine*>(args.workspace.data<float>())},
+                       args.decay, args.increment);
+  });
+}
+
+}  // namespace eyrie
