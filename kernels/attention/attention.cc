@@ -89,8 +89,7 @@ void AttentionBackward(const AttentionBackwardArgs& args) {
   CheckShape(kKernel, "dv", args.dv, shapes.keys);
   CheckOptional(kKernel, "dpast_k", args.dpast_k, shapes.past);
   CheckOptional(kKernel, "dpast_v", args.dpast_v, shapes.past);
-  for (const Tensor& tensor :
-       {args.dout, args.dq, args.dk, args.dv, args.dpast_k, args.dpast_v}) {
+  for (const Tensor& tensor : {args.dout, args.dq, args.dk, args.dv, args.dpast_k, args.dpast_v}) {
     CheckType(kKernel, tensor, args.q.dtype);
   }
   CheckWorkspace(kKernel, args.workspace, AttentionBackwardWorkspace(args));

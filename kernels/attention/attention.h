@@ -24,8 +24,8 @@ struct AttentionForwardArgs {
   Tensor past_k, past_v;  // [B, P, dh], or absent when P = 0
   Tensor positions;       // [B, T] int32
   int64_t window = 0;
-  Tensor o;    // [B, T, H, dh] out
-  Tensor lse;  // [B, T, H] out, log of the softmax's denominator
+  Tensor o;          // [B, T, H, dh] out
+  Tensor lse;        // [B, T, H] out, log of the softmax's denominator
   Tensor workspace;  // float32, at least as many elements as AttentionForwardWorkspace tells
 };
 // Elements of workspace for these arguments; their outputs and workspace may still be absent. 0 on

@@ -19,7 +19,8 @@ struct BackwardShape {
   static constexpr int kWidth = kPadded;
   static constexpr int kHeld = kHeldByTensorCores, kStreamed = BackwardStreamed(kWidth);
   static constexpr int kThreads = kHeld / 16 * 32;  // 16 rows a warp
-  static constexpr uint32_t kHeldBytes = kHeld * kWidth * 2, kStreamedBytes = kStreamed * kWidth * 2;
+  static constexpr uint32_t kHeldBytes = kHeld * kWidth * 2,
+                            kStreamedBytes = kStreamed * kWidth * 2;
   // Two held tiles; two buffers of two streamed tiles and, for dk and dv, the rows' records; what
   // rows see, for dq.
   static constexpr uint32_t kRecords = 2 * kStreamedBytes;
@@ -54,13 +55,11 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     const int key_begin = sight.first_min + tile * S::kStreamed;
     const uint32_t stage = stages + (tile % 2) * S::kStage;
     CopyTile<kWidth, S::kStreamed, S::kThreads>(stage, view.width, view.q, [&](int r) {
-      const int key = key_begin + r;
-      return key <= sight.token_max ? view.KeyRow(view.k, view.past_k, b, key) : nullptr;
+      return view.KeyRow(view.k, view.past_k, b, key_begin + r, sight.token_max + 1);
     });
     CopyTile<kWidth, S::kStreamed, S::kThreads>(
         stage + S::kStreamedBytes, view.width, view.q, [&](int r) {
-          const int key = key_begin + r;
-          return key <= sight.token_max ? view.KeyRow(view.v, view.past_v, b, key) : nullptr;
+          return view.KeyRow(view.v, view.past_v, b, key_begin + r, sight.token_max + 1);
         });
   };
   copy_keys(tiles.begin);
@@ -162,30 +161,25 @@ __global__ void __launch_bounds__(S::kThreads, 1)
   const int key_begin =
       static_cast<int>(blockIdx.x) / view.sequences / out.parts * S::kHeld - view.past;
   const int key_end = min(key_begin + S::kHeld, view.tokens);
-  const auto held_row = [&](const Bf16* current, const Bf16* before, int r) {
-    const int key = key_begin + r;
-    return key < key_end ? view.KeyRow(current, before, b, key) : nullptr;
-  };
   CopyTile<kWidth, S::kHeld, S::kThreads>(keys, view.width, view.q, [&](int r) {
-    return held_row(view.k, view.past_k, r);
+    return view.KeyRow(view.k, view.past_k, b, key_begin + r, key_end);
   });
   if (kWantDk) {
     CopyTile<kWidth, S::kHeld, S::kThreads>(values, view.width, view.q, [&](int r) {
-      return held_row(view.v, view.past_v, r);
+      return view.KeyRow(view.v, view.past_v, b, key_begin + r, key_end);
     });
   }
 
-  const TileRange tiles = PartOf(
-      RowTilesSeeing(key_begin, key_end, view.tokens, view.heads, view.window, S::kStreamed), part,
-      out.parts);
+  const TileRange tiles =
+      PartOf(RowTilesSeeing(key_begin, key_end, view.tokens, view.heads, view.window, S::kStreamed),
+             part, out.parts);
   const int row_tiles = (view.rows() + S::kStreamed - 1) / S::kStreamed;
   const int2* sights = in.sights + static_cast<int64_t>(b) * row_tiles;
   const auto copy_rows = [&](int tile, int buffer) {
     const int row_begin = tile * S::kStreamed;
     const uint32_t stage = stages + buffer * S::kStage;
-    CopyTile<kWidth, S::kStreamed, S::kThreads>(stage, view.width, view.q, [&](int r) {
-      return view.QueryRow(view.q, b, row_begin + r);
-    });
+    CopyTile<kWidth, S::kStreamed, S::kThreads>(
+        stage, view.width, view.q, [&](int r) { return view.QueryRow(view.q, b, row_begin + r); });
     CopyTile<kWidth, S::kStreamed, S::kThreads>(
         stage + S::kStreamedBytes, view.width, view.q,
         [&](int r) { return view.QueryRow(dout, b, row_begin + r); });
@@ -212,8 +206,8 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     __syncthreads();
     if (next < tiles.end) copy_rows(next, buffer ^ 1);
     const uint32_t stage = stages + buffer * S::kStage;
-    const RowRecord* records = reinterpret_cast<const RowRecord*>(
-        shared + S::kStages + buffer * S::kStage + S::kRecords);
+    const RowRecord* records =
+        reinterpret_cast<const RowRecord*>(shared + S::kStages + buffer * S::kStage + S::kRecords);
     // Transposed: [keys of the warp, streamed rows].
     Accumulators<1, S::kStreamed> p, ds;
     MultiplyTransposed<kWidth, 1, S::kStreamed>(keys + warp_key * kWidth * 2, stage, p);
@@ -271,8 +265,7 @@ void LaunchBackward(const AttentionView<Bf16>& view, const Bf16* dout, const Bac
     launch("attention_backward dk dv", AttentionBackwardKeysKernel<S, true, true>, key_blocks, in,
            sums);
   }
-  const int64_t row_blocks =
-      view.sequences * DivideUp(int64_t{view.tokens} * view.heads, S::kHeld);
+  const int64_t row_blocks = view.sequences * DivideUp(int64_t{view.tokens} * view.heads, S::kHeld);
   launch("attention_backward dq", AttentionBackwardQueriesKernel<S>, row_blocks, in.records, dq);
 }
 

@@ -1,9 +1,8 @@
 // Attention on a GPU: what runs before and after the main kernels, and the choice among these.
-#include "kernels/attention/attention_cuda.h"
-
 #include <cmath>
 #include <type_traits>
 
+#include "kernels/attention/attention_cuda.h"
 #include "kernels/attention/attention_kernels.cuh"
 
 namespace eyrie {
@@ -60,10 +59,11 @@ __global__ void __launch_bounds__(kThreads)
       for (int c = 0; c < 4; ++c) sum = fmaf(left[c], right[c], sum);
     }
     sum = WarpSum(sum);
-    if (lane != 0) continue;
-    const int64_t at = static_cast<int64_t>(b) * view.rows() + row;
-    const int token = row / view.heads;
-    records[at] = {lse[at] * kLog2e, sum, view.FirstKey(b, token), token};
+    if (lane == 0) {
+      const int64_t at = static_cast<int64_t>(b) * view.rows() + row;
+      const int token = row / view.heads;
+      records[at] = {lse[at] * kLog2e, sum, view.FirstKey(b, token), token};
+    }
   }
   if (warp != 0) return;
   int first_min = INT_MAX, first_max = INT_MIN;
@@ -185,9 +185,9 @@ void AttentionBackwardCuda(const AttentionBackwardArgs& args) {
     T* dq = Pointer<T>(kKernel, args.dq);
     const int tile_rows = tiles.backward.streamed;
     const int64_t row_tiles = sizes.sequences * DivideUp(sizes.rows(), tile_rows);
-    Launch("attention_backward rows", DescribeRowsKernel<T>,
-           dim3(static_cast<unsigned>(row_tiles)), dim3(kThreads), 0, view,
-           Pointer<T>(kKernel, args.o), dout, args.lse.data<float>(), tile_rows, records, sights);
+    Launch("attention_backward rows", DescribeRowsKernel<T>, dim3(static_cast<unsigned>(row_tiles)),
+           dim3(kThreads), 0, view, Pointer<T>(kKernel, args.o), dout, args.lse.data<float>(),
+           tile_rows, records, sights);
     const BackwardInputs in{.records = records, .sights = sights};
     if constexpr (std::is_same_v<T, __nv_bfloat16>) {
       if (tiles.tensor_cores) {

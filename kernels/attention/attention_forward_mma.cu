@@ -19,7 +19,8 @@ struct ForwardShape {
   static constexpr int kHeld = kHeldByTensorCores, kStreamed = kForwardStreamed;
   static constexpr int kThreads = kHeld / (16 * kTiles) * 32;
   static constexpr int kBlocks = kWidth == 256 ? 1 : 2;  // a multiprocessor
-  static constexpr uint32_t kHeldBytes = kHeld * kWidth * 2, kStreamedBytes = kStreamed * kWidth * 2;
+  static constexpr uint32_t kHeldBytes = kHeld * kWidth * 2,
+                            kStreamedBytes = kStreamed * kWidth * 2;
   // Queries; two buffers of keys and values; what rows see.
   static constexpr uint32_t kStage = 2 * kStreamedBytes, kRows = kHeldBytes + 2 * kStage;
   static constexpr uint32_t kShared = kRows + kHeld * sizeof(int2);
@@ -34,8 +35,7 @@ struct Softmax {
 
 // scores -> probabilities relative to the largest score; rescales `o` where that has grown.
 template <int kTiles, int kKeys, int kWidth>
-__device__ __forceinline__ void UpdateSoftmax(float scale_log2,
-                                              Accumulators<kTiles, kKeys>& scores,
+__device__ __forceinline__ void UpdateSoftmax(float scale_log2, Accumulators<kTiles, kKeys>& scores,
                                               Softmax<kTiles>& softmax,
                                               Accumulators<kTiles, kWidth>& o) {
 #pragma unroll
@@ -98,13 +98,11 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     const int key_begin = sight.first_min + tile * S::kStreamed;
     const uint32_t stage = stages + (tile % 2) * S::kStage;
     CopyTile<kWidth, S::kStreamed, S::kThreads>(stage, view.width, view.q, [&](int r) {
-      const int key = key_begin + r;
-      return key <= sight.token_max ? view.KeyRow(view.k, view.past_k, b, key) : nullptr;
+      return view.KeyRow(view.k, view.past_k, b, key_begin + r, sight.token_max + 1);
     });
     CopyTile<kWidth, S::kStreamed, S::kThreads>(
         stage + S::kStreamedBytes, view.width, view.q, [&](int r) {
-          const int key = key_begin + r;
-          return key <= sight.token_max ? view.KeyRow(view.v, view.past_v, b, key) : nullptr;
+          return view.KeyRow(view.v, view.past_v, b, key_begin + r, sight.token_max + 1);
         });
   };
   if (tiles.begin < tiles.end) copy_keys(tiles.begin);
@@ -165,8 +163,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
       const int row = row_begin + warp_row + 16 * m + AccumulatorRow(lane, 2 * h);
       if (row >= view.rows()) continue;
       // Nothing seen: only in a part of several.
-      const float lse =
-          sum > 0.0f ? softmax.largest[m][h] * view.scale + __logf(sum) : -INFINITY;
+      const float lse = sum > 0.0f ? softmax.largest[m][h] * view.scale + __logf(sum) : -INFINITY;
       const float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
       const int64_t all_rows = static_cast<int64_t>(view.sequences) * view.rows();
       const int64_t at = static_cast<int64_t>(b) * view.rows() + row;

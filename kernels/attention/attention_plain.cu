@@ -136,12 +136,10 @@ __global__ void __launch_bounds__(kThreads)
     const int key_begin = sight.first_min + tile * kTile;
     __syncthreads();
     FillTile(keys, view.width, [&](int r) {
-      const int key = key_begin + r;
-      return key <= sight.token_max ? view.KeyRow(view.k, view.past_k, b, key) : nullptr;
+      return view.KeyRow(view.k, view.past_k, b, key_begin + r, sight.token_max + 1);
     });
     FillTile(values, view.width, [&](int r) {
-      const int key = key_begin + r;
-      return key <= sight.token_max ? view.KeyRow(view.v, view.past_v, b, key) : nullptr;
+      return view.KeyRow(view.v, view.past_v, b, key_begin + r, sight.token_max + 1);
     });
     __syncthreads();
     float scores[2][2];
@@ -189,7 +187,9 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   const int64_t all_rows = static_cast<int64_t>(view.sequences) * view.rows();
   const bool whole = out.partial_o == nullptr;
-  const auto row_index = [&](int r) { return static_cast<int64_t>(b) * view.rows() + row_begin + r; };
+  const auto row_index = [&](int r) {
+    return static_cast<int64_t>(b) * view.rows() + row_begin + r;
+  };
   if (threadIdx.x % 8 == 0) {
     // Nothing seen: only in a part of several, or beyond the last row.
     factors[softmax_row] = sum > 0.0f ? 1.0f / sum : 0.0f;
@@ -244,12 +244,10 @@ __global__ void __launch_bounds__(kThreads)
     const int key_begin = sight.first_min + tile * kTile;
     __syncthreads();
     FillTile(keys, view.width, [&](int r) {
-      const int key = key_begin + r;
-      return key <= sight.token_max ? view.KeyRow(view.k, view.past_k, b, key) : nullptr;
+      return view.KeyRow(view.k, view.past_k, b, key_begin + r, sight.token_max + 1);
     });
     FillTile(values, view.width, [&](int r) {
-      const int key = key_begin + r;
-      return key <= sight.token_max ? view.KeyRow(view.v, view.past_v, b, key) : nullptr;
+      return view.KeyRow(view.v, view.past_v, b, key_begin + r, sight.token_max + 1);
     });
     __syncthreads();
     float scores[2][2], dp[2][2];
@@ -289,17 +287,13 @@ __global__ void __launch_bounds__(kThreads)
   const int key_begin =
       static_cast<int>(blockIdx.x) / view.sequences / out.parts * kTile - view.past;
   const int key_end = min(key_begin + kTile, view.tokens);
-  FillTile(keys, view.width, [&](int r) {
-    const int key = key_begin + r;
-    return key < key_end ? view.KeyRow(view.k, view.past_k, b, key) : nullptr;
-  });
-  FillTile(values, view.width, [&](int r) {
-    const int key = key_begin + r;
-    return key < key_end ? view.KeyRow(view.v, view.past_v, b, key) : nullptr;
-  });
-  const TileRange tiles = PartOf(
-      RowTilesSeeing(key_begin, key_end, view.tokens, view.heads, view.window, kTile), part,
-      out.parts);
+  FillTile(keys, view.width,
+           [&](int r) { return view.KeyRow(view.k, view.past_k, b, key_begin + r, key_end); });
+  FillTile(values, view.width,
+           [&](int r) { return view.KeyRow(view.v, view.past_v, b, key_begin + r, key_end); });
+  const TileRange tiles =
+      PartOf(RowTilesSeeing(key_begin, key_end, view.tokens, view.heads, view.window, kTile), part,
+             out.parts);
   const int row_tiles = (view.rows() + kTile - 1) / kTile;
   const int2* sights = in.sights + static_cast<int64_t>(b) * row_tiles;
   const float scale_log2 = view.scale * kLog2e;
@@ -323,8 +317,7 @@ __global__ void __launch_bounds__(kThreads)
       for (int i = 0; i < 2; ++i) {
         const int key = key_begin + ThreadRow() + 16 * i;
         const bool visible = key >= record.first && key <= record.last;
-        const float p =
-            visible ? exp2f(fmaf(scores[i][j], scale_log2, -record.lse)) : 0.0f;
+        const float p = visible ? exp2f(fmaf(scores[i][j], scale_log2, -record.lse)) : 0.0f;
         const int at = (ThreadRow() + 16 * i) * kWeightStride + ThreadColumn() + 16 * j;
         weights[0][at] = p;
         weights[1][at] = visible ? p * (dp[i][j] - record.delta) : 0.0f;
@@ -369,13 +362,13 @@ void AttentionBackwardPlain(const AttentionView<T>& view, const T* dout, const B
   AllowSharedMemory(keys, shared);
   const int64_t key_blocks =
       view.sequences * DivideUp(int64_t{view.past} + view.tokens, kTile) * sums.parts;
-  Launch("attention_backward dk dv", keys, dim3(static_cast<unsigned>(key_blocks)),
-         dim3(kThreads), shared, view, dout, in, sums);
+  Launch("attention_backward dk dv", keys, dim3(static_cast<unsigned>(key_blocks)), dim3(kThreads),
+         shared, view, dout, in, sums);
   const auto queries = AttentionBackwardQueriesPlainKernel<T>;
   AllowSharedMemory(queries, shared);
   const int64_t row_blocks = view.sequences * DivideUp(int64_t{view.tokens} * view.heads, kTile);
-  Launch("attention_backward dq", queries, dim3(static_cast<unsigned>(row_blocks)),
-         dim3(kThreads), shared, view, dout, in.records, dq);
+  Launch("attention_backward dq", queries, dim3(static_cast<unsigned>(row_blocks)), dim3(kThreads),
+         shared, view, dout, in.records, dq);
 }
 
 template void AttentionForwardPlain<float>(const AttentionView<float>&,

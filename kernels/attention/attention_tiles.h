@@ -37,10 +37,7 @@ constexpr TileRange PartOf(TileRange all, int part, int parts) {
 struct Sight {
   int first_min, first_max;  // over the rows, of a row's first key
   int token_min, token_max;
-  // For keys [begin, end): whether some row may see some of them, and whether all see all.
-  constexpr bool SeesSome(int begin, int end) const {
-    return first_min < end && token_max >= begin;
-  }
+  // Whether all rows see all keys of [begin, end).
   constexpr bool SeesAll(int begin, int end) const {
     return first_max <= begin && token_min >= end - 1;
   }
@@ -150,8 +147,7 @@ struct BackwardWorkspace {
 constexpr BackwardWorkspace BackwardWorkspaceFor(const AttentionSizes& sizes, TileSizes tiles) {
   const int64_t rows = sizes.sequences * sizes.rows();
   const int64_t row_tiles = sizes.sequences * DivideUp(sizes.rows(), tiles.streamed);
-  const int64_t sums =
-      BackwardParts(sizes, tiles) * sizes.sequences * sizes.keys() * sizes.width;
+  const int64_t sums = BackwardParts(sizes, tiles) * sizes.sequences * sizes.keys() * sizes.width;
   BackwardWorkspace at{};
   at.sights = 4 * rows;
   at.dk = at.sights + DivideUp(2 * row_tiles, 4) * 4;
@@ -183,9 +179,7 @@ struct LaneChunk {
 constexpr LaneChunk LaneOfA(int lane) { return {lane & 15, lane >> 4}; }
 // Two operands B [16, 8] out of a tile whose columns are the inner index: 16 rows of the tile are
 // the 16 columns of the product.
-constexpr LaneChunk LaneOfB(int lane) {
-  return {(lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1};
-}
+constexpr LaneChunk LaneOfB(int lane) { return {(lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1}; }
 // Where accumulator `i` of a lane lies in the [16, 8] result of mma.m16n8k16.
 constexpr int AccumulatorRow(int lane, int i) { return (lane >> 2) + 8 * (i >> 1); }
 constexpr int AccumulatorColumn(int lane, int i) { return 2 * (lane & 3) + (i & 1); }

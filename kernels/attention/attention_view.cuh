@@ -27,7 +27,9 @@ struct AttentionView {
   __device__ U* QueryRow(U* tensor, int b, int row) const {
     return row < rows() ? tensor + (static_cast<int64_t>(b) * rows() + row) * width : nullptr;
   }
-  __device__ const T* KeyRow(const T* current, const T* before, int b, int key) const {
+  // The row of `key` of sequence b, out of keys or values; null from key `end` on.
+  __device__ const T* KeyRow(const T* current, const T* before, int b, int key, int end) const {
+    if (key >= end) return nullptr;
     const T* rows = key < 0 ? before + (static_cast<int64_t>(b) * past + past) * width
                             : current + static_cast<int64_t>(b) * tokens * width;
     return rows + static_cast<int64_t>(key) * width;
@@ -97,8 +99,7 @@ struct BackwardSums {
   int parts;
   // The row of `key` of sequence b in `sums`.
   template <class T>
-  __device__ float* Row(const AttentionView<T>& view, float* sums, int part, int b,
-                        int key) const {
+  __device__ float* Row(const AttentionView<T>& view, float* sums, int part, int b, int key) const {
     const int64_t keys = view.past + view.tokens;
     return sums + ((static_cast<int64_t>(part) * view.sequences + b) * keys + view.past + key) *
                       view.width;

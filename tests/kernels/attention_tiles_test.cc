@@ -25,8 +25,7 @@ struct Sequence {
     s.window = static_cast<int>(random.Int(0, 2) * random.Int(0, 50));
     // Some positions are those of documents, some just any numbers.
     const bool any = random.Int(0, 3) == 0;
-    const OwnedTensor documents =
-        Documents(1, s.tokens, s.past, random.Int(1, 100), random);
+    const OwnedTensor documents = Documents(1, s.tokens, s.past, random.Int(1, 100), random);
     for (int t = 0; t < s.tokens; ++t) {
       s.positions.push_back(static_cast<int>(any ? random.Int(0, 99)
                                                  : static_cast<int64_t>(Get(documents.tensor, t))));
@@ -112,14 +111,13 @@ TEST(AttentionTiles, TilesOfRowsCoverWhatSeesKeys) {
     std::map<std::pair<int, int>, int> visits;
     for (int key = -s.past; key < s.tokens; key += held) {
       const int key_end = std::min(key + held, s.tokens);
-      const TileRange all =
-          RowTilesSeeing(key, key_end, s.tokens, s.heads, s.window, streamed);
+      const TileRange all = RowTilesSeeing(key, key_end, s.tokens, s.heads, s.window, streamed);
       for (int part = 0; part < parts; ++part) {
         const TileRange tiles = PartOf(all, part, parts);
         for (int tile = tiles.begin; tile < tiles.end; ++tile) {
           ASSERT_LT(tile * streamed, s.rows());
           const Sight sight = s.SightOf(tile * streamed, (tile + 1) * streamed);
-          if (!sight.SeesSome(key, key_end)) continue;
+          if (sight.first_min >= key_end) continue;
           Visit(s, sight, tile * streamed, streamed, key, held, visits);
         }
       }
@@ -271,8 +269,7 @@ TEST(AttentionTiles, OperandsFromSwizzledTilesGiveProducts) {
       for (int lane = 0; lane < 32; ++lane) {
         for (int i = 0; i < 4; ++i) {
           const int row = AccumulatorRow(lane, i);
-          const int column =
-              16 * step + 8 * static_cast<int>(n) + AccumulatorColumn(lane, i);
+          const int column = 16 * step + 8 * static_cast<int>(n) + AccumulatorColumn(lane, i);
           double product = 0;
           for (int k = 0; k < kRows; ++k) product += expected[row][k] * b[k][column];
           EXPECT_NEAR(sums[static_cast<size_t>(lane)][static_cast<size_t>(i)], product, 1e-8);
