@@ -1,6 +1,8 @@
 #include "kernels/attention/attention.h"
 
 #include "kernels/attention/attention_cpu.h"
+#include "kernels/attention/attention_cuda.h"
+#include "kernels/attention/attention_tiles.h"
 #include "kernels/dispatch.h"
 
 namespace eyrie {
@@ -11,17 +13,21 @@ struct Shapes {
   Shape queries, keys, past, rows;
 };
 
+// A tensor that is there has this element type.
+void CheckType(const char* kernel, const Tensor& tensor, DType expected) {
+  if (tensor.defined() && tensor.dtype != expected) {
+    ThrowFailure(kernel, ": a tensor of shape ", tensor.shape.ToString(), " holds ",
+                 Name(tensor.dtype), ", expected ", Name(expected));
+  }
+}
+
 template <class Args>
 Shapes CheckInputs(const char* kernel, const Args& args) {
   EYRIE_CHECK(args.q.defined() && args.q.shape.rank() == 4, kernel, ": q must be [B, T, H, dh]");
   EYRIE_CHECK(args.window >= 0, kernel, ": window ", args.window);
-  const int64_t sequences = args.q.dim(0);
-  const int64_t tokens = args.q.dim(1);
-  const int64_t heads = args.q.dim(2);
-  const int64_t width = args.q.dim(3);
   EYRIE_CHECK(!args.past_k.defined() || args.past_k.shape.rank() == 3, kernel,
               ": past_k must be [B, P, dh]");
-  const int64_t past = args.past_k.defined() ? args.past_k.dim(1) : 0;
+  const auto [sequences, tokens, heads, width, past, window] = SizesOf(args);
   const Shapes shapes{.queries = args.q.shape,
                       .keys = {sequences, tokens, width},
                       .past = {sequences, past, width},
@@ -34,14 +40,43 @@ Shapes CheckInputs(const char* kernel, const Args& args) {
   CheckShape(kernel, "positions", args.positions, {sequences, tokens});
   CheckShape(kernel, "o", args.o, shapes.queries);
   CheckShape(kernel, "lse", args.lse, shapes.rows);
+  for (const Tensor& tensor : {args.k, args.v, args.past_k, args.past_v, args.o}) {
+    CheckType(kernel, tensor, args.q.dtype);
+  }
+  CheckType(kernel, args.positions, DType::kI32);
+  CheckType(kernel, args.lse, FullPrecision(args.q.dtype));
   return shapes;
+}
+
+void CheckWorkspace(const char* kernel, const Tensor& workspace, int64_t elements) {
+  if (elements == 0) return;
+  EYRIE_CHECK(workspace.defined() && workspace.size() >= elements, kernel,
+              ": needs a workspace of ", elements, " elements");
+  CheckType(kernel, workspace, DType::kF32);
+}
+
+template <class Args>
+AttentionTiles TilesOf(const Args& args) {
+  return TilesFor(args.q.dtype == DType::kBF16, args.q.dim(3));
 }
 
 }  // namespace
 
+int64_t AttentionForwardWorkspace(const AttentionForwardArgs& args) {
+  if (args.q.device == Device::kCpu) return 0;
+  return ForwardWorkspaceSize(SizesOf(args), TilesOf(args).forward);
+}
+
+int64_t AttentionBackwardWorkspace(const AttentionBackwardArgs& args) {
+  if (args.q.device == Device::kCpu) return 0;
+  return BackwardWorkspaceFor(SizesOf(args), TilesOf(args).backward).total;
+}
+
 void AttentionForward(const AttentionForwardArgs& args) {
   constexpr const char* kKernel = "attention_forward";
   CheckInputs(kKernel, args);
+  CheckWorkspace(kKernel, args.workspace, AttentionForwardWorkspace(args));
+  EYRIE_DISPATCH_CUDA(args.q, AttentionForwardCuda(args));
   DispatchCpu(kKernel, args.q, [&]<class T>(T) { AttentionForwardCpu<T>(args); });
 }
 
@@ -54,6 +89,11 @@ void AttentionBackward(const AttentionBackwardArgs& args) {
   CheckShape(kKernel, "dv", args.dv, shapes.keys);
   CheckOptional(kKernel, "dpast_k", args.dpast_k, shapes.past);
   CheckOptional(kKernel, "dpast_v", args.dpast_v, shapes.past);
+  for (const Tensor& tensor : {args.dout, args.dq, args.dk, args.dv, args.dpast_k, args.dpast_v}) {
+    CheckType(kKernel, tensor, args.q.dtype);
+  }
+  CheckWorkspace(kKernel, args.workspace, AttentionBackwardWorkspace(args));
+  EYRIE_DISPATCH_CUDA(args.q, AttentionBackwardCuda(args));
   DispatchCpu(kKernel, args.q, [&]<class T>(T) { AttentionBackwardCpu<T>(args); });
 }
 

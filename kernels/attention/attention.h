@@ -9,7 +9,9 @@
 //
 //   P = softmax(dh^-1/2 q k^T)      o = P v
 //
-// B sequences, T tokens, H query heads, dh head width, P past rows. float32 or float64.
+// B sequences, T tokens, H query heads, dh head width, P past rows. float32 or float64 on the CPU;
+// float32 or bfloat16 on a GPU, where dh divides by 4 and is at most 256, and bfloat16 with a dh
+// that divides by 8 runs on the tensor cores. lse keeps full precision (core/dtype.h).
 #pragma once
 
 #include "core/tensor.h"
@@ -22,9 +24,13 @@ struct AttentionForwardArgs {
   Tensor past_k, past_v;  // [B, P, dh], or absent when P = 0
   Tensor positions;       // [B, T] int32
   int64_t window = 0;
-  Tensor o;    // [B, T, H, dh] out
-  Tensor lse;  // [B, T, H] out, log of the softmax's denominator
+  Tensor o;          // [B, T, H, dh] out
+  Tensor lse;        // [B, T, H] out, log of the softmax's denominator
+  Tensor workspace;  // float32, at least as many elements as AttentionForwardWorkspace tells
 };
+// Elements of workspace for these arguments; their outputs and workspace may still be absent. 0 on
+// the CPU, and where every block of a GPU sees all its keys.
+int64_t AttentionForwardWorkspace(const AttentionForwardArgs& args);
 void AttentionForward(const AttentionForwardArgs& args);
 
 struct AttentionBackwardArgs {
@@ -35,7 +41,10 @@ struct AttentionBackwardArgs {
   Tensor dq;                // [B, T, H, dh] out, overwritten
   Tensor dk, dv;            // [B, T, dh] out, overwritten, summed over heads
   Tensor dpast_k, dpast_v;  // [B, P, dh] out, overwritten; optional
+  Tensor workspace;  // float32, at least as many elements as AttentionBackwardWorkspace tells
 };
+// As AttentionForwardWorkspace.
+int64_t AttentionBackwardWorkspace(const AttentionBackwardArgs& args);
 void AttentionBackward(const AttentionBackwardArgs& args);
 
 }  // namespace eyrie

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/attention/attention_tiles.h"
+
 namespace eyrie {
 
 // B sequences, T tokens, H heads, dh head width, P past rows.
@@ -18,9 +20,7 @@ struct AttentionExtents {
 
   // The earliest key that token `t` of sequence `b` sees; the last one is t itself.
   int64_t FirstKey(int64_t b, int64_t t) const {
-    int64_t steps = positions[b * tokens + t];
-    if (window > 0) steps = std::min(steps, window);
-    return t - std::clamp<int64_t>(steps, 0, t + past);
+    return FirstVisibleKey<int64_t>(t, positions[b * tokens + t], window, past);
   }
 };
 

@@ -60,34 +60,48 @@ inline Results Outputs(const Problem& p, DType dtype) {
                  .dpast_v = PoisonedTensor(dtype, p.past_k.tensor.shape)};
 }
 
+// Workspace of this many elements, full of NaN, where `like` lies; absent for none.
+inline OwnedTensor PoisonedWorkspace(int64_t elements, const Tensor& like) {
+  if (elements == 0) return OwnedTensor();
+  OwnedTensor workspace(DType::kF32, {elements}, like.device);
+  Copy(PoisonedTensor(DType::kF32, {elements}).tensor, workspace.tensor);
+  return workspace;
+}
+
 inline void Forward(const Problem& p, const Results& r) {
-  AttentionForward({.q = p.q.tensor,
-                    .k = p.k.tensor,
-                    .v = p.v.tensor,
-                    .past_k = p.past > 0 ? p.past_k.tensor : Tensor{},
-                    .past_v = p.past > 0 ? p.past_v.tensor : Tensor{},
-                    .positions = p.positions.tensor,
-                    .window = p.window,
-                    .o = r.o.tensor,
-                    .lse = r.lse.tensor});
+  AttentionForwardArgs args{.q = p.q.tensor,
+                            .k = p.k.tensor,
+                            .v = p.v.tensor,
+                            .past_k = p.past > 0 ? p.past_k.tensor : Tensor{},
+                            .past_v = p.past > 0 ? p.past_v.tensor : Tensor{},
+                            .positions = p.positions.tensor,
+                            .window = p.window,
+                            .o = r.o.tensor,
+                            .lse = r.lse.tensor};
+  const OwnedTensor workspace = PoisonedWorkspace(AttentionForwardWorkspace(args), args.q);
+  args.workspace = workspace.tensor;
+  AttentionForward(args);
 }
 
 inline void Backward(const Problem& p, const Results& r) {
-  AttentionBackward({.q = p.q.tensor,
-                     .k = p.k.tensor,
-                     .v = p.v.tensor,
-                     .past_k = p.past > 0 ? p.past_k.tensor : Tensor{},
-                     .past_v = p.past > 0 ? p.past_v.tensor : Tensor{},
-                     .positions = p.positions.tensor,
-                     .window = p.window,
-                     .o = r.o.tensor,
-                     .lse = r.lse.tensor,
-                     .dout = p.dout.tensor,
-                     .dq = r.dq.tensor,
-                     .dk = r.dk.tensor,
-                     .dv = r.dv.tensor,
-                     .dpast_k = r.dpast_k.tensor,
-                     .dpast_v = r.dpast_v.tensor});
+  AttentionBackwardArgs args{.q = p.q.tensor,
+                             .k = p.k.tensor,
+                             .v = p.v.tensor,
+                             .past_k = p.past > 0 ? p.past_k.tensor : Tensor{},
+                             .past_v = p.past > 0 ? p.past_v.tensor : Tensor{},
+                             .positions = p.positions.tensor,
+                             .window = p.window,
+                             .o = r.o.tensor,
+                             .lse = r.lse.tensor,
+                             .dout = p.dout.tensor,
+                             .dq = r.dq.tensor,
+                             .dk = r.dk.tensor,
+                             .dv = r.dv.tensor,
+                             .dpast_k = r.dpast_k.tensor,
+                             .dpast_v = r.dpast_v.tensor};
+  const OwnedTensor workspace = PoisonedWorkspace(AttentionBackwardWorkspace(args), args.q);
+  args.workspace = workspace.tensor;
+  AttentionBackward(args);
 }
 
 inline Results Solve(const Problem& p) {

@@ -1,0 +1,187 @@
+// How the CUDA bodies cut attention into tiles, and where the elements of a tile lie in shared
+// memory and in the registers of a warp. Everything here is constexpr: kernels and their host code
+// call it, and so do tests on the CPU.
+//
+// Queries are rows as in attention_blocks.h: row = token * H + head. A block holds one tile of
+// rows (queries, or keys where gradients of keys are computed) and streams tiles of the others.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+namespace eyrie {
+
+// The earliest key that `token` sees; the last one is the token itself.
+template <class Int>
+constexpr Int FirstVisibleKey(Int token, Int position, Int window, Int past) {
+  Int steps = position < 0 ? Int{0} : position;
+  if (window > 0 && steps > window) steps = window;
+  return token - (steps < token + past ? steps : token + past);
+}
+
+constexpr int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Tiles [begin, end) of a sequence of them.
+struct TileRange {
+  int begin, end;
+};
+// Part `part` of `parts`, all about equally large. Some are empty where there are more parts than
+// tiles.
+constexpr TileRange PartOf(TileRange all, int part, int parts) {
+  const int64_t count = all.end - all.begin;
+  return {all.begin + static_cast<int>(count * part / parts),
+          all.begin + static_cast<int>(count * (part + 1) / parts)};
+}
+
+// What the rows of a tile see. The row of token t sees the keys from its first one to t.
+struct Sight {
+  int first_min, first_max;  // over the rows, of a row's first key
+  int token_min, token_max;
+  // Whether all rows see all keys of [begin, end).
+  constexpr bool SeesAll(int begin, int end) const {
+    return first_max <= begin && token_min >= end - 1;
+  }
+  // Tiles of `size` keys that cover what the rows see, from key first_min on.
+  constexpr TileRange KeyTiles(int size) const {
+    return {0, static_cast<int>(DivideUp(token_max - first_min + 1, size))};
+  }
+};
+
+// Tiles of `size` query rows that hold all rows that may see keys [begin, end), given that no row
+// sees further than the window.
+constexpr TileRange RowTilesSeeing(int begin, int end, int tokens, int heads, int window,
+                                   int size) {
+  const int64_t first = begin < 0 ? 0 : begin;
+  const int64_t last =
+      window > 0 ? std::min<int64_t>(tokens - 1, int64_t{end} - 1 + window) : tokens - 1;
+  if (last < first) return {0, 0};
+  return {static_cast<int>(first * heads / size),
+          static_cast<int>((last * heads + heads - 1) / size + 1)};
+}
+
+// Rows of the tile that a block holds, and of those that it streams.
+struct TileSizes {
+  int held, streamed;
+};
+
+struct AttentionTiles {
+  // Whether the tensor cores do the products: bfloat16, rows of whole 16-byte vectors. Else plain
+  // float32 arithmetic does, for any width that divides by 4.
+  bool tensor_cores;
+  TileSizes forward, backward;
+};
+// Head widths are padded with zeros to one of 64, 128 and 256, in shared memory alone.
+constexpr int PaddedWidth(int64_t width) { return width <= 64 ? 64 : width <= 128 ? 128 : 256; }
+constexpr int kForwardStreamed = 64;
+constexpr int BackwardStreamed(int padded_width) { return padded_width == 256 ? 32 : 64; }
+constexpr int kHeldByTensorCores = 128;
+constexpr TileSizes kPlainTiles{32, 32};
+constexpr AttentionTiles TilesFor(bool bf16, int64_t width) {
+  if (!bf16 || width % 8 != 0) return {false, kPlainTiles, kPlainTiles};
+  return {true,
+          {kHeldByTensorCores, kForwardStreamed},
+          {kHeldByTensorCores, BackwardStreamed(PaddedWidth(width))}};
+}
+
+// Sizes of a problem, as in attention.h.
+struct AttentionSizes {
+  int64_t sequences, tokens, heads, width, past, window;
+  constexpr int64_t rows() const { return tokens * heads; }  // of one sequence
+  constexpr int64_t keys() const { return past + tokens; }
+};
+
+// Those of a forward or backward pass's arguments.
+template <class Args>
+AttentionSizes SizesOf(const Args& args) {
+  return {.sequences = args.q.dim(0),
+          .tokens = args.q.dim(1),
+          .heads = args.q.dim(2),
+          .width = args.q.dim(3),
+          .past = args.past_k.defined() ? args.past_k.dim(1) : 0,
+          .window = args.window};
+}
+
+// What the plans reckon with; an H100 has 132. A constant, so that results do not depend on the
+// machine.
+constexpr int64_t kPlannedMultiprocessors = 132;
+
+// Parts that the keys of a tile of queries are cut into, each for a block of its own: more than one
+// where queries are too few to fill a GPU, as in decoding.
+constexpr int ForwardParts(const AttentionSizes& sizes, TileSizes tiles) {
+  const int64_t blocks = sizes.sequences * DivideUp(sizes.rows(), tiles.held);
+  if (blocks == 0 || blocks >= kPlannedMultiprocessors) return 1;
+  int64_t keys = sizes.keys();
+  if (sizes.window > 0) {
+    keys = std::min(keys, sizes.window + 1 + DivideUp(tiles.held, sizes.heads));
+  }
+  const int64_t wanted = DivideUp(2 * kPlannedMultiprocessors, blocks);
+  const int64_t most = std::max<int64_t>(1, keys / (2 * tiles.streamed));
+  return static_cast<int>(std::min<int64_t>({wanted, most, 64}));
+}
+
+// float32 elements: o [parts, B, T, H, dh], then lse [parts, B, T, H]; nothing for one part.
+constexpr int64_t ForwardWorkspaceSize(const AttentionSizes& sizes, TileSizes tiles) {
+  const int64_t parts = ForwardParts(sizes, tiles);
+  return parts == 1 ? 0 : parts * sizes.sequences * sizes.rows() * (sizes.width + 1);
+}
+
+// Parts that the query rows seeing a tile of keys are cut into. A sequence has few key tiles, and
+// the first ones of a causal one have the most work: several blocks a multiprocessor even it out.
+constexpr int BackwardParts(const AttentionSizes& sizes, TileSizes tiles) {
+  const int64_t blocks = sizes.sequences * DivideUp(sizes.keys(), tiles.held);
+  if (blocks == 0) return 1;
+  int64_t tokens = sizes.tokens;
+  if (sizes.window > 0) tokens = std::min(tokens, sizes.window + tiles.held);
+  const int64_t most = DivideUp(tokens * sizes.heads, tiles.streamed);
+  const int64_t wanted = DivideUp(4 * kPlannedMultiprocessors, blocks);
+  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>({wanted, most, 16})));
+}
+
+// Where the backward pass keeps what in its workspace, in float32 elements.
+struct BackwardWorkspace {
+  int64_t records;  // [B, T * H] of RowRecord, four elements each
+  int64_t sights;   // [B, tiles of streamed rows] of (first_min, first_max), two elements each
+  int64_t dk, dv;   // [parts, B, P + T, dh] each
+  int64_t total;
+};
+constexpr BackwardWorkspace BackwardWorkspaceFor(const AttentionSizes& sizes, TileSizes tiles) {
+  const int64_t rows = sizes.sequences * sizes.rows();
+  const int64_t row_tiles = sizes.sequences * DivideUp(sizes.rows(), tiles.streamed);
+  const int64_t sums = BackwardParts(sizes, tiles) * sizes.sequences * sizes.keys() * sizes.width;
+  BackwardWorkspace at{};
+  at.sights = 4 * rows;
+  at.dk = at.sights + DivideUp(2 * row_tiles, 4) * 4;
+  at.dv = at.dk + sums;
+  at.total = at.dv + sums;
+  return at;
+}
+
+// Shared memory. A tile is rows of kWidth bfloat16 in chunks of 16 bytes. Chunks of a row are
+// exchanged so that eight successive rows have equal chunk numbers in different banks.
+template <int kWidth>
+constexpr uint32_t ChunkOffset(int row, int chunk) {
+  static_assert(kWidth % 64 == 0);
+  return static_cast<uint32_t>(row * kWidth * 2 + ((chunk ^ (row & 7)) << 4));
+}
+// From the offset of a chunk in the first 16 columns of a row to that of the chunk `step` times 16
+// columns further right. Also for addresses in a tile that starts at a multiple of 128.
+constexpr uint32_t StepRight(uint32_t offset, int step) {
+  const uint32_t chunks = 2 * static_cast<uint32_t>(step);
+  return (offset ^ ((chunks & 7) << 4)) + ((chunks & ~7u) << 4);
+}
+
+// The row and chunk that a lane names to ldmatrix.x4 for 16 rows of 16 columns.
+struct LaneChunk {
+  int row, chunk;
+};
+// Operand A [16 rows, 16 columns] of mma.m16n8k16; also, transposed on the way, two operands B
+// [16, 8] side by side out of a tile whose rows are the product's inner index.
+constexpr LaneChunk LaneOfA(int lane) { return {lane & 15, lane >> 4}; }
+// Two operands B [16, 8] out of a tile whose columns are the inner index: 16 rows of the tile are
+// the 16 columns of the product.
+constexpr LaneChunk LaneOfB(int lane) { return {(lane & 7) + ((lane >> 4) << 3), (lane >> 3) & 1}; }
+// Where accumulator `i` of a lane lies in the [16, 8] result of mma.m16n8k16.
+constexpr int AccumulatorRow(int lane, int i) { return (lane >> 2) + 8 * (i >> 1); }
+constexpr int AccumulatorColumn(int lane, int i) { return 2 * (lane & 3) + (i & 1); }
+
+}  // namespace eyrie
