@@ -31,13 +31,12 @@ cudaDataType_t Convert(DType dtype) {
 class Layout {
  public:
   Layout(DType dtype, int64_t rows, int64_t columns, int64_t ld, int64_t batch, int64_t stride) {
-    EYRIE_CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&layout_, Convert(dtype),
-                                                  static_cast<uint64_t>(columns),
-                                                  static_cast<uint64_t>(rows), ld));
+    EYRIE_CUBLAS_CHECK(cublasLtMatrixLayoutCreate(
+        &layout_, Convert(dtype), static_cast<uint64_t>(columns), static_cast<uint64_t>(rows), ld));
     if (batch == 1) return;
     const auto count = static_cast<int32_t>(batch);
-    EYRIE_CUBLAS_CHECK(cublasLtMatrixLayoutSetAttribute(
-        layout_, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count, sizeof(count)));
+    EYRIE_CUBLAS_CHECK(cublasLtMatrixLayoutSetAttribute(layout_, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT,
+                                                        &count, sizeof(count)));
     EYRIE_CUBLAS_CHECK(cublasLtMatrixLayoutSetAttribute(
         layout_, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride, sizeof(stride)));
   }
@@ -100,10 +99,9 @@ class Plan {
   void Run(cublasLtHandle_t handle, const GemmArgs& args, void* workspace) {
     if (args.bias.defined()) SetBias(args);
     const float alpha = 1.0f, beta = args.accumulate ? 1.0f : 0.0f;
-    EYRIE_CUBLAS_CHECK(cublasLtMatmul(handle, description_, &alpha, args.b.raw, b_.get(),
-                                      args.a.raw, a_.get(), &beta, args.c.raw, c_.get(), args.c.raw,
-                                      c_.get(), &algorithm_, workspace, kWorkspace,
-                                      ComputeStream()));
+    EYRIE_CUBLAS_CHECK(cublasLtMatmul(
+        handle, description_, &alpha, args.b.raw, b_.get(), args.a.raw, a_.get(), &beta, args.c.raw,
+        c_.get(), args.c.raw, c_.get(), &algorithm_, workspace, kWorkspace, ComputeStream()));
   }
 
  private:
@@ -140,12 +138,11 @@ class Products {
   void Run(const GemmArgs& args) {
     const uint32_t alignment = Alignment(args);
     const int64_t flags =
-        (args.trans_a == Trans::kYes) | (args.trans_b == Trans::kYes) << 1 |
-        args.accumulate << 2 | args.bias.defined() << 3 | static_cast<int64_t>(args.a.dtype) << 4 |
+        (args.trans_a == Trans::kYes) | (args.trans_b == Trans::kYes) << 1 | args.accumulate << 2 |
+        args.bias.defined() << 3 | static_cast<int64_t>(args.a.dtype) << 4 |
         static_cast<int64_t>(args.c.dtype) << 8 | static_cast<int64_t>(alignment) << 12;
-    const Key key{flags,    args.m,   args.n,     args.k,        args.lda,
-                  args.ldb, args.ldc, args.batch, args.stride_a, args.stride_b,
-                  args.stride_c};
+    const Key key{flags,    args.m,     args.n,        args.k,        args.lda,     args.ldb,
+                  args.ldc, args.batch, args.stride_a, args.stride_b, args.stride_c};
     auto& plan = plans_[key];
     if (plan == nullptr) plan = std::make_unique<Plan>(handle_, args, alignment);
     plan->Run(handle_, args, workspace_);

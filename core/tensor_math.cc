@@ -39,8 +39,7 @@ To As(From value) {
 
 }  // namespace
 
-void AddRows(const Tensor& from, int64_t from_row, const Tensor& to, int64_t to_row,
-             int64_t rows) {
+void AddRows(const Tensor& from, int64_t from_row, const Tensor& to, int64_t to_row, int64_t rows) {
   if (rows == 0) return;
   EYRIE_CHECK(from.dtype == to.dtype && from.device == to.device && from.dim(0) == to.dim(0) &&
               from.dim(2) == to.dim(2));

@@ -49,8 +49,7 @@ __global__ void ConvertKernel(const From* from, To* to, int64_t count) {
 
 namespace cuda {
 
-void AddRows(const Tensor& from, int64_t from_row, const Tensor& to, int64_t to_row,
-             int64_t rows) {
+void AddRows(const Tensor& from, int64_t from_row, const Tensor& to, int64_t to_row, int64_t rows) {
   const int64_t width = from.dim(2), count = rows * width;
   DispatchCuda("AddRows", to, [&]<class T>(T) {
     const dim3 grid(Blocks(count), static_cast<unsigned>(from.dim(0)));

@@ -57,9 +57,9 @@ Inference::Inference(const InferenceOptions& options, Layout layout, Job& job) {
   mesh_ = std::make_unique<Mesh>(job.MakeMesh(config_));
   model_ = std::make_unique<Model>(config_.model(), mesh_->shape().tensor, /*recompute=*/false);
   Collectively(job.world(), [&] {
-    params_ = std::make_unique<ParamStore>(model_->params(), *mesh_, PrecisionOf(config_),
-                                           /*with_gradients=*/false, BucketOptions{},
-                                           DeviceOf(config_));
+    params_ =
+        std::make_unique<ParamStore>(model_->params(), *mesh_, PrecisionOf(config_),
+                                     /*with_gradients=*/false, BucketOptions{}, DeviceOf(config_));
     LoadCheckpoint(checkpoint, manifest, *params_, {{"", params_->flat_values()}});
   });
   arena_ = std::make_unique<Arena>(DeviceOf(config_));

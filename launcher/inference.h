@@ -58,7 +58,8 @@ class Decoder {
   Decoder(Inference& inference, int64_t capacity);
 
   // Feeds tokens, at least one, in chunks; returns the logits [vocab] after the last one, on the
-  // host and valid until the next call. `each`, if given, is called with the logits [n, vocab] of every chunk.
+  // host and valid until the next call. `each`, if given, is called with the logits [n, vocab] of
+  // every chunk.
   Tensor Feed(const std::vector<int32_t>& tokens,
               const std::function<void(const Tensor&)>& each = nullptr);
 

@@ -1,6 +1,6 @@
 // AdamW over a parameter store, with global gradient clipping. Updates the store's masters, or its
-// values where these are their own masters. Works on what the rank owns: with ZeRO a share of the parameters, whose
-// moments exist on no other replica.
+// values where these are their own masters. Works on what the rank owns: with ZeRO a share of the
+// parameters, whose moments exist on no other replica.
 #pragma once
 
 #include "configs/schema/config.pb.h"

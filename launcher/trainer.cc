@@ -184,9 +184,8 @@ StepMetrics Trainer::Step() {
 
   StepMetrics metrics;
   metrics.step = position_.step + 1;
-  metrics.loss =
-      AllReduceValue(mesh_.replicas(), ReadLoss(loss_.tensor).sum, ReduceOp::kSum) /
-      static_cast<double>(tokens);
+  metrics.loss = AllReduceValue(mesh_.replicas(), ReadLoss(loss_.tensor).sum, ReduceOp::kSum) /
+                 static_cast<double>(tokens);
   metrics.grad_norm = optimizer_.GradNorm();
   if (!std::isfinite(metrics.loss) || !std::isfinite(metrics.grad_norm)) StopDiverged(metrics);
   metrics.learning_rate = LearningRate(config_.optimizer(), train.steps(), metrics.step);

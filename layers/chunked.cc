@@ -35,8 +35,7 @@ void ForwardBackward(const Model& model, Run& run, const Model::Batch& batch, in
   const auto begin = [&](int64_t chunk) { return chunk * chunk_length; };
   const auto end = [&](int64_t chunk) { return std::min(tokens, (chunk + 1) * chunk_length); };
   const auto make_state = [&] {
-    return model.MakeState(run.params, batch.tokens.dim(0),
-                           tokens * run.mesh.shape().sequence);
+    return model.MakeState(run.params, batch.tokens.dim(0), tokens * run.mesh.shape().sequence);
   };
 
   // entering[c] is the state before chunk c.
@@ -55,8 +54,8 @@ void ForwardBackward(const Model& model, Run& run, const Model::Batch& batch, in
     ArenaScope chunk_scope(run.arena);
     run.positions = Columns(run.arena, positions, begin(chunk), end(chunk));
     const Model::Batch part{Columns(run.arena, batch.tokens, begin(chunk), end(chunk)),
-                            Columns(run.arena, batch.labels, begin(chunk), end(chunk)),
-                            batch.scale, batch.loss};
+                            Columns(run.arena, batch.labels, begin(chunk), end(chunk)), batch.scale,
+                            batch.loss};
     const ModelState& before = entering.back();
     Model::Activations saved;
     model.Forward(run, part, &before, nullptr, saved);

@@ -30,9 +30,10 @@ class Embedding {
   void LookUpBackward(Run& run, const Tensor& tokens, const Tensor& dy) const;
 
   // Adds the loss of predicting `labels` [B, T] from x [B, T, D] (a negative label does not count)
-  // to `loss`, [2] float64: the sum, and the labels that counted. With `dx` (training) also runs backward at once, with the loss scaled by `scale`: dx := gradient of
-  // x, and the table's gradient is added to. Works through the tokens piece by piece, so that
-  // logits exist for one piece at a time.
+  // to `loss`, [2] float64: the sum, and the labels that counted. With `dx` (training) also runs
+  // backward at once, with the loss scaled by `scale`: dx := gradient of x, and the table's
+  // gradient is added to. Works through the tokens piece by piece, so that logits exist for one
+  // piece at a time.
   void HeadLoss(Run& run, const Tensor& x, const Tensor& labels, double scale, const Tensor& loss,
                 const Tensor& dx) const;
 

@@ -1,5 +1,6 @@
 // What every layer is given and what it must offer. Notation throughout this folder: B sequences,
-// T tokens, D model width; activations are [B, T, width], row-major, in the store's dtype, on its device.
+// T tokens, D model width; activations are [B, T, width], row-major, in the store's dtype, on its
+// device.
 #pragma once
 
 #include <functional>
@@ -45,7 +46,9 @@ struct Run {
   int64_t batch() const { return positions.dim(0); }
   int64_t tokens() const { return positions.dim(1); }
   // What a kernel asks for as its workspace.
-  Tensor Workspace(int64_t elements) { return arena.Allocate(DType::kF32, {elements}); }
+  Tensor Workspace(int64_t elements) {
+    return elements == 0 ? Tensor{} : arena.Allocate(DType::kF32, {elements});
+  }
   // Scratch [B, T, width].
   Tensor Scratch(int64_t width) {
     return arena.Allocate(params.dtype(), {batch(), tokens(), width});

@@ -1,5 +1,3 @@
-#include "parallel/nccl_communicator.h"
-
 #include <nccl.h>
 
 #include <chrono>
@@ -14,6 +12,7 @@
 #include <vector>
 
 #include "core/cuda.h"
+#include "parallel/nccl_communicator.h"
 
 namespace eyrie {
 namespace {
@@ -169,17 +168,21 @@ class NcclCommunicator final : public Communicator {
   Event AllGather(const Tensor& in, const Tensor& out) override {
     if (in.device == Device::kCpu) return host_->AllGather(in, out);
     EYRIE_CHECK(out.size() == in.size() * size() && in.dtype == out.dtype);
-    return Start("all-gather", [&] {
-      return ncclAllGather(in.raw, out.raw, Count(in), Type(in.dtype), comm_, stream_);
-    }, &in, &out);
+    return Start(
+        "all-gather",
+        [&] { return ncclAllGather(in.raw, out.raw, Count(in), Type(in.dtype), comm_, stream_); },
+        &in, &out);
   }
   Event ReduceScatter(const Tensor& in, const Tensor& out) override {
     if (in.device == Device::kCpu) return host_->ReduceScatter(in, out);
     EYRIE_CHECK(in.size() == out.size() * size() && in.dtype == out.dtype);
-    return Start("reduce-scatter", [&] {
-      return ncclReduceScatter(in.raw, out.raw, Count(out), Type(in.dtype), ncclSum, comm_,
-                               stream_);
-    }, &in, &out);
+    return Start(
+        "reduce-scatter",
+        [&] {
+          return ncclReduceScatter(in.raw, out.raw, Count(out), Type(in.dtype), ncclSum, comm_,
+                                   stream_);
+        },
+        &in, &out);
   }
   Event Broadcast(const Tensor& tensor, int root) override {
     if (tensor.device == Device::kCpu) return host_->Broadcast(tensor, root);
@@ -197,13 +200,13 @@ class NcclCommunicator final : public Communicator {
       EYRIE_NCCL_CHECK(ncclGroupStart());
       for (const Message& message : sent) {
         const Tensor& tensor = message.tensor;
-        EYRIE_NCCL_CHECK(ncclSend(tensor.raw, Count(tensor), Type(tensor.dtype), message.peer,
-                                  comm_, stream_));
+        EYRIE_NCCL_CHECK(
+            ncclSend(tensor.raw, Count(tensor), Type(tensor.dtype), message.peer, comm_, stream_));
       }
       for (const Message& message : received) {
         const Tensor& tensor = message.tensor;
-        EYRIE_NCCL_CHECK(ncclRecv(tensor.raw, Count(tensor), Type(tensor.dtype), message.peer,
-                                  comm_, stream_));
+        EYRIE_NCCL_CHECK(
+            ncclRecv(tensor.raw, Count(tensor), Type(tensor.dtype), message.peer, comm_, stream_));
       }
       return ncclGroupEnd();
     });
@@ -264,8 +267,8 @@ class NcclCommunicator final : public Communicator {
     ncclUniqueId id{};
     static_assert(sizeof(id) % sizeof(int32_t) == 0);
     if (rank() == 0) EYRIE_NCCL_CHECK(ncclGetUniqueId(&id));
-    const Tensor bytes{&id, DType::kI32, Device::kCpu,
-                       {static_cast<int64_t>(sizeof(id) / sizeof(int32_t))}};
+    const Tensor bytes{
+        &id, DType::kI32, Device::kCpu, {static_cast<int64_t>(sizeof(id) / sizeof(int32_t))}};
     host_->Broadcast(bytes, 0).Wait();
     EYRIE_NCCL_CHECK(ncclCommInitRank(&comm_, size(), id, rank()));
     int least = 0, greatest = 0;

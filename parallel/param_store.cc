@@ -54,8 +54,8 @@ ParamStore::ParamStore(const ParamTable& table, const Mesh& mesh, Precision prec
   if (!with_gradients) return;
   grads_ = Buffer(GradientBytes(plan_.elements()), device);
   if (precision.has_masters()) {
-    masters_ = Buffer(static_cast<size_t>(plan_.owned_elements()) * SizeOf(precision.masters),
-                      device);
+    masters_ =
+        Buffer(static_cast<size_t>(plan_.owned_elements()) * SizeOf(precision.masters), device);
   }
   // MPI's reduce-scatter cannot leave a part where it was.
   if (plan_.sharded()) {

@@ -133,15 +133,18 @@ void AttentionMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& 
   if (halo_v) halo_v->Wait();
 
   const Shape heads{run.batch(), run.tokens(), heads_, head_width_};
-  AttentionForward({.q = stash[q_out_].View(heads),
-                    .k = stash[k_out_],
-                    .v = stash[v_out_],
-                    .past_k = Past(run, StateSlot(carry.before, kKeyState), stash[halo_k_]),
-                    .past_v = Past(run, StateSlot(carry.before, kValueState), stash[halo_v_]),
-                    .positions = run.positions,
-                    .window = window_,
-                    .o = stash[o_].View(heads),
-                    .lse = stash[lse_]});
+  AttentionForwardArgs forward{
+      .q = stash[q_out_].View(heads),
+      .k = stash[k_out_],
+      .v = stash[v_out_],
+      .past_k = Past(run, StateSlot(carry.before, kKeyState), stash[halo_k_]),
+      .past_v = Past(run, StateSlot(carry.before, kValueState), stash[halo_v_]),
+      .positions = run.positions,
+      .window = window_,
+      .o = stash[o_].View(heads),
+      .lse = stash[lse_]};
+  forward.workspace = run.Workspace(AttentionForwardWorkspace(forward));
+  AttentionForward(forward);
   if (tail_k) tail_k->Wait();
   if (tail_v) tail_v->Wait();
   if (run.pass == Pass::kRecompute) return;
@@ -166,21 +169,23 @@ void AttentionMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const
   }
 
   out_.BackwardInput(run, dy, dout, /*accumulate=*/false);
-  AttentionBackward({.q = stash[q_out_].View(heads),
-                     .k = stash[k_out_],
-                     .v = stash[v_out_],
-                     .past_k = past_k,
-                     .past_v = past_v,
-                     .positions = run.positions,
-                     .window = window_,
-                     .o = stash[o_].View(heads),
-                     .lse = stash[lse_],
-                     .dout = dout.View(heads),
-                     .dq = dq.View(heads),
-                     .dk = dk,
-                     .dv = dv,
-                     .dpast_k = dpast_k,
-                     .dpast_v = dpast_v});
+  AttentionBackwardArgs backward{.q = stash[q_out_].View(heads),
+                                 .k = stash[k_out_],
+                                 .v = stash[v_out_],
+                                 .past_k = past_k,
+                                 .past_v = past_v,
+                                 .positions = run.positions,
+                                 .window = window_,
+                                 .o = stash[o_].View(heads),
+                                 .lse = stash[lse_],
+                                 .dout = dout.View(heads),
+                                 .dq = dq.View(heads),
+                                 .dk = dk,
+                                 .dv = dv,
+                                 .dpast_k = dpast_k,
+                                 .dpast_v = dpast_v};
+  backward.workspace = run.Workspace(AttentionBackwardWorkspace(backward));
+  AttentionBackward(backward);
   std::optional<HaloGradExchange> halo_grad_k, halo_grad_v;
   if (split) {
     const Tensor dhalo_k = HaloOf(run, dpast_k, stash[halo_k_]);

@@ -195,7 +195,8 @@ void RecurrentMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& 
                   .lambda = run.params.value(lambda_),
                   .positions = run.positions,
                   .decay = decay,
-                  .increment = increment});
+                  .increment = increment,
+                  .workspace = run.Workspace(RgLruSummaryWorkspace(stash[u_]))});
     scan.emplace(sequence, run.arena,
                  CarryScan::Args{.decay = decay,
                                  .increment = increment,
@@ -216,7 +217,8 @@ void RecurrentMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& 
                 .positions = run.positions,
                 .h0 = InitialState(run, stash, carry),
                 .h = stash[h_],
-                .h_last = h_last});
+                .h_last = h_last,
+                .workspace = run.Workspace(RgLruForwardWorkspace(stash[u_]))});
   GluForward({.gate = stash[gate_], .value = stash[h_], .out = stash[product_]});
   handed_on.Wait();
   if (run.pass == Pass::kRecompute) return;
@@ -250,7 +252,8 @@ void RecurrentMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const
                       .positions = run.positions,
                       .dh = dh,
                       .decay = decay,
-                      .increment = increment});
+                      .increment = increment,
+                      .workspace = run.Workspace(RgLruSummaryWorkspace(dh))});
     scan.emplace(sequence, run.arena,
                  CarryScan::Args{.decay = decay,
                                  .increment = increment,
@@ -277,23 +280,26 @@ void RecurrentMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const
                  .dzi = dzi,
                  .dzr = dzr,
                  .dh0 = dh0,
-                 .dlambda = run.params.grad(lambda_)});
+                 .dlambda = run.params.grad(lambda_),
+                 .workspace = run.Workspace(RgLruBackwardWorkspace(stash[u_]))});
   GateBackwardInput(run, gate_i_w_, dzi, du);
   GateBackwardInput(run, gate_r_w_, dzr, du);
 
   const bool first = sequence.rank() == 0, last = sequence.rank() == sequence.size() - 1;
   Tensor dhalo = StateSlot(carry_grad.before, kConvState);
   if (!first) dhalo = run.arena.Allocate(x.dtype, stash[conv_halo_].shape);
-  CausalConv1dBackward({.x = stash[conv_in_],
-                        .weight = run.params.value(conv_w_),
-                        .positions = run.positions,
-                        .x0 = ConvBefore(run, stash, carry),
-                        .dy = du,
-                        .dx_last = last ? StateSlot(carry_grad.after, kConvState) : Tensor{},
-                        .dx = dconv_in,
-                        .dx0 = dhalo,
-                        .dweight = run.params.grad(conv_w_),
-                        .dbias = run.params.grad(conv_b_)});
+  CausalConv1dBackward(
+      {.x = stash[conv_in_],
+       .weight = run.params.value(conv_w_),
+       .positions = run.positions,
+       .x0 = ConvBefore(run, stash, carry),
+       .dy = du,
+       .dx_last = last ? StateSlot(carry_grad.after, kConvState) : Tensor{},
+       .dx = dconv_in,
+       .dx0 = dhalo,
+       .dweight = run.params.grad(conv_w_),
+       .dbias = run.params.grad(conv_b_),
+       .workspace = run.Workspace(CausalConv1dBackwardWorkspace(stash[conv_in_], kTaps))});
   Event handed_back;
   if (carry_grad.before != nullptr) {
     handed_back = sequence.Broadcast((*carry_grad.before)[kConvState], /*root=*/0);

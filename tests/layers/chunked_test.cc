@@ -39,10 +39,9 @@ Outcome Train(const config::ModelConfig& config, int64_t tokens, int64_t chunk_l
   eyrie::Run run{mesh, store, arena};
   run.positions = positions.tensor;
   const OwnedTensor sums(DType::kF64, {2});
-  ForwardBackward(
-      model, run,
-      {inputs.tensor, labels.tensor, 1.0 / static_cast<double>(tokens), sums.tensor},
-      chunk_length, /*completes_step=*/true);
+  ForwardBackward(model, run,
+                  {inputs.tensor, labels.tensor, 1.0 / static_cast<double>(tokens), sums.tensor},
+                  chunk_length, /*completes_step=*/true);
   store.ReduceGrads();
   const Loss loss = ReadLoss(sums.tensor);
   EXPECT_EQ(loss.valid, tokens);

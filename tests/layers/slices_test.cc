@@ -61,8 +61,7 @@ Outcome Train(const config::ModelConfig& config, const Options& options, uint64_
       slices.ForwardBackward(model, run, batch, options.chunk, last);
     }
     store.ReduceGrads();
-    const double loss =
-        AllReduceValue(mesh.replicas(), ReadLoss(sums.tensor).sum, ReduceOp::kSum);
+    const double loss = AllReduceValue(mesh.replicas(), ReadLoss(sums.tensor).sum, ReduceOp::kSum);
     if (!mesh.is_root()) return;
     outcome.loss = loss;
     outcome.gradients = Clone(store.flat_grads());
