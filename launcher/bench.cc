@@ -1,5 +1,8 @@
 #include "launcher/bench.h"
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 #include <unistd.h>
 
 #include <algorithm>
@@ -9,7 +12,6 @@
 #include <numeric>
 
 #include "core/blas.h"
-#include "core/streaming.h"
 #include "core/threads.h"
 
 namespace eyrie {
@@ -32,6 +34,22 @@ void ForShares(int64_t count, const Body& body) {
   ParallelFor(threads, [&](int64_t i) {
     body(lines * i / threads * kLine, lines * (i + 1) / threads * kLine);
   });
+}
+
+// Copies whole cache lines with stores past the caches, which need not read what they overwrite.
+void StreamingCopy(const float* from, float* to, int64_t count) {
+#if defined(__AVX512F__)
+  for (int64_t i = 0; i < count; i += 16) _mm512_stream_ps(to + i, _mm512_loadu_ps(from + i));
+  _mm_sfence();
+#elif defined(__AVX__)
+  for (int64_t i = 0; i < count; i += 8) _mm256_stream_ps(to + i, _mm256_loadu_ps(from + i));
+  _mm_sfence();
+#elif defined(__SSE2__)
+  for (int64_t i = 0; i < count; i += 4) _mm_stream_ps(to + i, _mm_loadu_ps(from + i));
+  _mm_sfence();
+#else
+  std::memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
+#endif
 }
 
 float SumOf(const float* x, int64_t count) {
@@ -87,6 +105,16 @@ Tensor BenchDevice::Positions(int64_t batch, int64_t time) {
     std::iota(row, row + time, 0);
   }
   return positions;
+}
+
+Tensor BenchDevice::Tokens(Shape shape, int64_t vocab) {
+  const Tensor tokens = Zeros(DType::kI32, shape);
+  for (int64_t i = 0; i < tokens.size(); ++i) {
+    const double uniform = (1 + static_cast<double>(Draw(draws_++, 1.0f))) / 2;
+    const auto id = static_cast<int64_t>(uniform * static_cast<double>(vocab));
+    tokens.data<int32_t>()[i] = static_cast<int32_t>(std::min(id, vocab - 1));
+  }
+  return tokens;
 }
 
 double BenchDevice::SecondsOf(const std::function<void()>& body) const {

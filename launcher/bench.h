@@ -23,13 +23,17 @@ class BenchDevice {
   // Timings are medians of `repeats`, after one that is not counted.
   explicit BenchDevice(int repeats) : repeats_(repeats) {}
 
-  // Tensors that live as long as this object, or until Release.
+  // Tensors that live as long as this object, or until Release with a mark from before them.
   Tensor Zeros(DType dtype, Shape shape);
   // Float32, uniform in [-scale, scale); each call draws anew.
   Tensor Uniform(Shape shape, float scale = 1.0f);
   // [B, T] int32: each sequence is one document.
   Tensor Positions(int64_t batch, int64_t time);
-  void Release() { owned_.clear(); }
+  // Int32, uniform in [0, vocab).
+  Tensor Tokens(Shape shape, int64_t vocab);
+  using Mark = size_t;
+  Mark mark() const { return owned_.size(); }
+  void Release(Mark mark) { owned_.resize(mark); }
 
   // The median time of `body`, in seconds. Before each call the caches are filled with other data,
   // so that the body meets its own in main memory, as a step that has passed over all others does.
@@ -77,5 +81,7 @@ double Median(std::vector<double> values);
 
 // The benchmarks. Each function, in bench_<name>.cc, adds one to the command `bench`.
 void AddBenchKernels(CLI::App& bench, ExitCode& code);
+void AddBenchStep(CLI::App& bench, ExitCode& code);
+void AddBenchDecode(CLI::App& bench, ExitCode& code);
 
 }  // namespace eyrie

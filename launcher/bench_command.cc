@@ -14,6 +14,8 @@ void AddBenchCommand(CLI::App& app, ExitCode& code) {
       "data. With --json the table is one JSON object.");
   command->require_subcommand(1);
   AddBenchKernels(*command, code);
+  AddBenchStep(*command, code);
+  AddBenchDecode(*command, code);
 }
 
 }  // namespace eyrie

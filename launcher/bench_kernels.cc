@@ -320,7 +320,7 @@ ExitCode BenchKernels(const KernelsOptions& options) {
            products ? nlohmann::ordered_json(flop_rate / 1e9) : nullptr, products ? "gemm" : "copy",
            products ? flop_rate / device.GemmRate() : bytes_rate / device.CopyBandwidth()});
     }
-    device.Release();
+    device.Release(0);
   }
   report.Print(options.json);
   return ExitCode::kOk;
