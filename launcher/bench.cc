@@ -1,5 +1,8 @@
 #include "launcher/bench.h"
 
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 #include <unistd.h>
 
 #include <algorithm>
@@ -9,8 +12,10 @@
 #include <numeric>
 
 #include "core/blas.h"
-#include "core/streaming.h"
+#include "core/device.h"
+#include "core/tensor_math.h"
 #include "core/threads.h"
+#include "kernels/adamw/adamw.h"
 
 namespace eyrie {
 namespace {
@@ -32,6 +37,22 @@ void ForShares(int64_t count, const Body& body) {
   ParallelFor(threads, [&](int64_t i) {
     body(lines * i / threads * kLine, lines * (i + 1) / threads * kLine);
   });
+}
+
+// Copies whole cache lines with stores past the caches, which need not read what they overwrite.
+void StreamingCopy(const float* from, float* to, int64_t count) {
+#if defined(__AVX512F__)
+  for (int64_t i = 0; i < count; i += 16) _mm512_stream_ps(to + i, _mm512_loadu_ps(from + i));
+  _mm_sfence();
+#elif defined(__AVX__)
+  for (int64_t i = 0; i < count; i += 8) _mm256_stream_ps(to + i, _mm256_loadu_ps(from + i));
+  _mm_sfence();
+#elif defined(__SSE2__)
+  for (int64_t i = 0; i < count; i += 4) _mm_stream_ps(to + i, _mm_loadu_ps(from + i));
+  _mm_sfence();
+#else
+  std::memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
+#endif
 }
 
 float SumOf(const float* x, int64_t count) {
@@ -63,13 +84,13 @@ std::string CellText(const nlohmann::ordered_json& value) {
 }  // namespace
 
 Tensor BenchDevice::Zeros(DType dtype, Shape shape) {
-  return owned_.emplace_back(dtype, shape).tensor;
+  return owned_.emplace_back(dtype, shape, device_).tensor;
 }
 
-Tensor BenchDevice::Uniform(Shape shape, float scale) {
-  const Tensor tensor = Zeros(DType::kF32, shape);
-  float* values = tensor.data<float>();
-  const int64_t size = tensor.size(), threads = Threads();
+Tensor BenchDevice::Uniform(DType dtype, Shape shape, float scale) {
+  const OwnedTensor drawn(DType::kF32, shape);
+  float* values = drawn.tensor.data<float>();
+  const int64_t size = drawn.tensor.size(), threads = Threads();
   const uint64_t first = draws_;
   ParallelFor(threads, [&](int64_t thread) {
     for (int64_t i = size * thread / threads; i < size * (thread + 1) / threads; ++i) {
@@ -77,19 +98,36 @@ Tensor BenchDevice::Uniform(Shape shape, float scale) {
     }
   });
   draws_ += static_cast<uint64_t>(size);
+  const OwnedTensor rounded(dtype, shape);
+  Convert(drawn.tensor, rounded.tensor);
+  const Tensor tensor = Zeros(dtype, shape);
+  Copy(rounded.tensor, tensor);
   return tensor;
 }
 
-Tensor BenchDevice::Positions(int64_t batch, int64_t time) {
-  const Tensor positions = Zeros(DType::kI32, {batch, time});
-  for (int64_t b = 0; b < batch; ++b) {
-    int32_t* row = positions.data<int32_t>() + b * time;
-    std::iota(row, row + time, 0);
+Tensor BenchDevice::Integers(Shape shape, const std::function<int64_t(int64_t)>& value) {
+  const OwnedTensor host(DType::kI32, shape);
+  for (int64_t i = 0; i < host.tensor.size(); ++i) {
+    host.tensor.data<int32_t>()[i] = static_cast<int32_t>(value(i));
   }
-  return positions;
+  const Tensor tensor = Zeros(DType::kI32, shape);
+  Copy(host.tensor, tensor);
+  return tensor;
+}
+
+Tensor BenchDevice::Positions(int64_t batch, int64_t time, int64_t first) {
+  return Integers({batch, time}, [&](int64_t i) { return first + i % time; });
+}
+
+Tensor BenchDevice::Tokens(Shape shape, int64_t vocab) {
+  return Integers(shape, [&](int64_t) {
+    const double uniform = (1 + static_cast<double>(Draw(draws_++, 1.0f))) / 2;
+    return std::min(static_cast<int64_t>(uniform * static_cast<double>(vocab)), vocab - 1);
+  });
 }
 
 double BenchDevice::SecondsOf(const std::function<void()>& body) const {
+  if (device_ == Device::kCuda) return cuda::SecondsOf(body);
   const auto start = Clock::now();
   body();
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -105,8 +143,17 @@ double BenchDevice::MedianSeconds(const std::function<void()>& body) {
   return Median(std::move(seconds));
 }
 
-// Reading alone: what it leaves in the caches need not be written back while the body runs.
+// Reading alone: what it leaves in the caches need not be written back while the body runs. On a
+// GPU it also keeps the stream busy until the body has been given to it.
 void BenchDevice::EvictCaches() {
+  if (device_ == Device::kCuda) {
+    if (sweep_.bytes() == 0) sweep_ = Buffer(size_t{1} << 28, device_);
+    const Tensor sweep = sweep_.At(0, DType::kF32, {int64_t{1} << 26});
+    const Mark before = mark();
+    const Tensor workspace = Zeros(DType::kF32, {SumOfSquaresWorkspace(sweep)});
+    SumOfSquares(sweep, Zeros(DType::kF64, {1}), workspace);
+    return Release(before);
+  }
   if (sweep_.bytes() == 0) sweep_ = Buffer(SweepBytes());
   const auto* values = static_cast<const float*>(sweep_.data());
   ForShares(static_cast<int64_t>(sweep_.bytes() / sizeof(float)), [&](int64_t begin, int64_t end) {
@@ -116,6 +163,7 @@ void BenchDevice::EvictCaches() {
 }
 
 double BenchDevice::ReadBandwidth() {
+  if (device_ == Device::kCuda) return CopyBandwidth();
   if (read_ == 0) {
     EvictCaches();
     std::vector<double> seconds;
@@ -126,38 +174,52 @@ double BenchDevice::ReadBandwidth() {
 }
 
 double BenchDevice::CopyBandwidth() {
-  if (copy_ == 0) {
-    const size_t half = SweepBytes() / 2;
-    const Buffer from(half), to(half);
-    const auto* source = static_cast<const float*>(from.data());
-    auto* target = static_cast<float*>(to.data());
-    const auto floats = static_cast<int64_t>(half / sizeof(float));
-    const auto measure = [&](const auto& copy) {
-      const double seconds = MedianSeconds([&] {
-        ForShares(floats, [&](int64_t begin, int64_t end) {
-          copy(source + begin, target + begin, end - begin);
-        });
-      });
-      return 2 * static_cast<double>(half) / seconds;
-    };
-    copy_ = std::max(measure([](const float* x, float* y, int64_t count) {
-                       std::memcpy(y, x, static_cast<size_t>(count) * sizeof(float));
-                     }),
-                     measure(StreamingCopy));
+  if (copy_ > 0) return copy_;
+  if (device_ == Device::kCuda) {
+    const Mark before = mark();
+    const Tensor from = Zeros(DType::kF32, {int64_t{1} << 28});
+    const Tensor to = Zeros(DType::kF32, from.shape);
+    copy_ = 2 * static_cast<double>(from.bytes()) / MedianSeconds([&] { Copy(from, to); });
+    Release(before);
+    return copy_;
   }
+  const size_t half = SweepBytes() / 2;
+  const Buffer from(half), to(half);
+  const auto* source = static_cast<const float*>(from.data());
+  auto* target = static_cast<float*>(to.data());
+  const auto floats = static_cast<int64_t>(half / sizeof(float));
+  const auto measure = [&](const auto& copy) {
+    const double seconds = MedianSeconds([&] {
+      ForShares(floats, [&](int64_t begin, int64_t end) {
+        copy(source + begin, target + begin, end - begin);
+      });
+    });
+    return 2 * static_cast<double>(half) / seconds;
+  };
+  copy_ = std::max(measure([](const float* x, float* y, int64_t count) {
+                     std::memcpy(y, x, static_cast<size_t>(count) * sizeof(float));
+                   }),
+                   measure(StreamingCopy));
   return copy_;
 }
 
 double BenchDevice::GemmRate() {
   if (gemm_ == 0) {
-    constexpr int64_t kSize = 2048;
-    const OwnedTensor a(DType::kF32, {kSize, kSize}), b(DType::kF32, {kSize, kSize}),
-        c(DType::kF32, {kSize, kSize});
-    const double seconds = MedianSeconds([&] {
-      Gemm(Trans::kNo, Trans::kNo, kSize, kSize, kSize, 1.0f, a.tensor.data<float>(), kSize,
-           b.tensor.data<float>(), kSize, 0.0f, c.tensor.data<float>(), kSize);
-    });
-    gemm_ = 2.0 * kSize * kSize * kSize / seconds;
+    const int64_t size = device_ == Device::kCuda ? 8192 : 2048;
+    const Mark before = mark();
+    const GemmArgs product{.m = size,
+                           .n = size,
+                           .k = size,
+                           .a = Uniform({size, size}),
+                           .lda = size,
+                           .b = Uniform({size, size}),
+                           .ldb = size,
+                           .c = Zeros(dtype_, {size, size}),
+                           .ldc = size};
+    const double seconds = MedianSeconds([&] { Gemm(product); });
+    const auto n = static_cast<double>(size);
+    gemm_ = 2.0 * n * n * n / seconds;
+    Release(before);
   }
   return gemm_;
 }

@@ -20,32 +20,46 @@ namespace eyrie {
 // The device that benchmarks measure, and all that depends on it: allocation, data and clocks.
 class BenchDevice {
  public:
-  // Timings are medians of `repeats`, after one that is not counted.
-  explicit BenchDevice(int repeats) : repeats_(repeats) {}
+  // Timings are medians of `repeats`, after one that is not counted. Random data is of type
+  // `dtype`.
+  explicit BenchDevice(int repeats, Device device = Device::kCpu, DType dtype = DType::kF32)
+      : repeats_(repeats), device_(device), dtype_(dtype) {}
 
-  // Tensors that live as long as this object, or until Release.
+  DType dtype() const { return dtype_; }
+  DType full() const { return FullPrecision(dtype_); }
+
+  // Tensors that live as long as this object, or until Release with a mark from before them.
   Tensor Zeros(DType dtype, Shape shape);
-  // Float32, uniform in [-scale, scale); each call draws anew.
-  Tensor Uniform(Shape shape, float scale = 1.0f);
-  // [B, T] int32: each sequence is one document.
-  Tensor Positions(int64_t batch, int64_t time);
-  void Release() { owned_.clear(); }
+  // Uniform in [-scale, scale); each call draws anew. In `dtype`, unless another is asked for.
+  Tensor Uniform(Shape shape, float scale = 1.0f) { return Uniform(dtype_, shape, scale); }
+  Tensor Uniform(DType dtype, Shape shape, float scale);
+  // Element i is value(i), as int32.
+  Tensor Integers(Shape shape, const std::function<int64_t(int64_t)>& value);
+  // [B, T]: each sequence is one document, or comes `first` tokens after its start.
+  Tensor Positions(int64_t batch, int64_t time, int64_t first = 0);
+  // Int32, uniform in [0, vocab).
+  Tensor Tokens(Shape shape, int64_t vocab);
+  using Mark = size_t;
+  Mark mark() const { return owned_.size(); }
+  void Release(Mark mark) { owned_.resize(mark); }
 
   // The median time of `body`, in seconds. Before each call the caches are filled with other data,
   // so that the body meets its own in main memory, as a step that has passed over all others does.
   double MedianSeconds(const std::function<void()>& body);
-  // The time of one call, as it is.
+  // The time of one call, as it is, until the device is done with it.
   double SecondsOf(const std::function<void()>& body) const;
 
   // What memory and arithmetic allow, measured with this thread count, each once.
   double CopyBandwidth();  // bytes read plus bytes written a second, by the faster of two copies
-  double ReadBandwidth();  // bytes a second
-  double GemmRate();       // FLOPs a second, of a float32 product of three 2048 x 2048 matrices
+  double ReadBandwidth();  // bytes read a second; on a GPU that of a copy
+  double GemmRate();       // FLOPs a second, of a product of square matrices of type `dtype`
 
  private:
   void EvictCaches();
 
   int repeats_;
+  Device device_;
+  DType dtype_;
   uint64_t draws_ = 0;
   std::vector<OwnedTensor> owned_;
   Buffer sweep_;  // larger than the last-level cache
@@ -78,5 +92,7 @@ double Median(std::vector<double> values);
 // The benchmarks. Each function, in bench_<name>.cc, adds one to the command `bench`.
 void AddBenchKernels(CLI::App& bench, ExitCode& code);
 void AddBenchCheckpoint(CLI::App& bench, ExitCode& code);
+void AddBenchStep(CLI::App& bench, ExitCode& code);
+void AddBenchDecode(CLI::App& bench, ExitCode& code);
 
 }  // namespace eyrie

@@ -15,6 +15,8 @@ void AddBenchCommand(CLI::App& app, ExitCode& code) {
   command->require_subcommand(1);
   AddBenchKernels(*command, code);
   AddBenchCheckpoint(*command, code);
+  AddBenchStep(*command, code);
+  AddBenchDecode(*command, code);
 }
 
 }  // namespace eyrie

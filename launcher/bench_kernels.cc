@@ -2,9 +2,12 @@
 // arguments.
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <map>
 #include <memory>
 #include <numeric>
+#include <random>
 
+#include "core/device.h"
 #include "core/threads.h"
 #include "kernels/adamw/adamw.h"
 #include "kernels/attention/attention.h"
@@ -17,6 +20,8 @@
 #include "kernels/rg_lru/rg_lru.h"
 #include "kernels/rotary/rotary.h"
 #include "launcher/bench.h"
+#include "launcher/config.h"
+#include "launcher/device.h"
 #include "launcher/job.h"
 
 namespace eyrie {
@@ -29,8 +34,14 @@ struct Problem {
 
   Shape full() const { return {batch, time, channels}; }
   Tensor Activations(float scale = 1.0f) const { return device.Uniform(full(), scale); }
-  Tensor Output() const { return device.Zeros(DType::kF32, full()); }
+  Tensor Output() const { return device.Zeros(device.dtype(), full()); }
   Tensor Row() const { return device.Uniform({channels}); }
+  // What keeps full precision beside activations.
+  Tensor Full(Shape shape) const { return device.Zeros(device.full(), shape); }
+  // Of as many elements as a kernel asks for.
+  Tensor Workspace(int64_t elements) const {
+    return elements == 0 ? Tensor{} : device.Zeros(DType::kF32, {elements});
+  }
   Tensor Positions() const { return device.Positions(batch, time); }
   // [B, T, H, dh] of the same size, dh at most 128.
   Shape Heads() const {
@@ -51,21 +62,26 @@ struct Case {
 
 double BytesOf(std::initializer_list<Tensor> tensors) {
   double bytes = 0.0;
-  for (const Tensor& tensor : tensors) bytes += static_cast<double>(tensor.bytes());
+  for (const Tensor& tensor : tensors) {
+    if (tensor.defined()) bytes += static_cast<double>(tensor.bytes());
+  }
   return bytes;
 }
 
 std::vector<Case> AdamWCases(const Problem& p) {
-  const AdamWArgs args{.param = p.Activations(),
-                       .grad = p.Activations(),
-                       .m = p.Output(),
-                       .v = p.Output(),
+  const auto random = [&] { return p.device.Uniform(p.device.full(), p.full(), 1.0f); };
+  const bool mixed = p.device.full() != p.device.dtype();
+  const AdamWArgs args{.param = random(),
+                       .grad = random(),
+                       .m = p.Full(p.full()),
+                       .v = p.Full(p.full()),
+                       .copy = mixed ? p.Output() : Tensor{},
                        .rate = 1e-4,
                        .weight_decay = 0.1};
   const Tensor sum = p.device.Zeros(DType::kF64, {1});
-  const Tensor workspace = p.device.Zeros(DType::kF32, {SumOfSquaresWorkspace(args.grad)});
+  const Tensor workspace = p.Workspace(SumOfSquaresWorkspace(args.grad));
   return {{"step", p.full(), [args] { AdamW(args); },
-           2 * BytesOf({args.param, args.m, args.v}) + BytesOf({args.grad})},
+           2 * BytesOf({args.param, args.m, args.v}) + BytesOf({args.grad, args.copy})},
           {"sum_of_squares", p.full(), [=] { SumOfSquares(args.grad, sum, workspace); },
            BytesOf({args.grad})}};
 }
@@ -73,23 +89,26 @@ std::vector<Case> AdamWCases(const Problem& p) {
 std::vector<Case> AttentionCases(const Problem& p) {
   const Shape heads = p.Heads();
   const Shape keys{p.batch, p.time, heads[3]};
-  const AttentionForwardArgs forward{
+  AttentionForwardArgs forward{
       .q = p.device.Uniform(heads),
       .k = p.device.Uniform(keys),
       .v = p.device.Uniform(keys),
       .positions = p.Positions(),
-      .o = p.device.Zeros(DType::kF32, heads),
-      .lse = p.device.Zeros(DType::kF32, {p.batch, p.time, heads[2]})};
-  const AttentionBackwardArgs backward{.q = forward.q,
+      .o = p.device.Zeros(p.device.dtype(), heads),
+      .lse = p.Full({p.batch, p.time, heads[2]})};
+  forward.workspace = p.Workspace(AttentionForwardWorkspace(forward));
+  AttentionForward(forward);  // what backward starts from
+  AttentionBackwardArgs backward{.q = forward.q,
                                        .k = forward.k,
                                        .v = forward.v,
                                        .positions = forward.positions,
                                        .o = forward.o,
                                        .lse = forward.lse,
                                        .dout = p.device.Uniform(heads),
-                                       .dq = p.device.Zeros(DType::kF32, heads),
-                                       .dk = p.device.Zeros(DType::kF32, keys),
-                                       .dv = p.device.Zeros(DType::kF32, keys)};
+                                       .dq = p.device.Zeros(p.device.dtype(), heads),
+                                       .dk = p.device.Zeros(p.device.dtype(), keys),
+                                       .dv = p.device.Zeros(p.device.dtype(), keys)};
+  backward.workspace = p.Workspace(AttentionBackwardWorkspace(backward));
   // Two products of every query with every key it sees; backward takes five.
   const double product = 2.0 * static_cast<double>(p.batch * p.channels) *
                          static_cast<double>(p.time * (p.time + 1)) / 2;
@@ -111,8 +130,10 @@ std::vector<Case> CausalConv1dCases(const Problem& p) {
                                           .positions = forward.positions,
                                           .dy = p.Activations(),
                                           .dx = p.Output(),
-                                          .dweight = p.device.Uniform({kTaps, p.channels}),
-                                          .dbias = p.Row()};
+                                          .dweight = p.Full({kTaps, p.channels}),
+                                          .dbias = p.Full({p.channels}),
+                                          .workspace = p.Workspace(
+                                              CausalConv1dBackwardWorkspace(forward.x, kTaps))};
   return {{"forward", p.full(), [forward] { CausalConv1dForward(forward); },
            BytesOf({forward.x, forward.y})},
           {"backward", p.full(), [backward] { CausalConv1dBackward(backward); },
@@ -123,55 +144,60 @@ std::vector<Case> CausalConv1dCases(const Problem& p) {
 std::vector<Case> CrossEntropyCases(const Problem& p) {
   constexpr double kCap = 30.0;
   const int64_t tokens = p.batch * p.time;
-  const Tensor logits = p.device.Uniform({tokens, p.channels}, 10.0f);
-  const Tensor labels = p.device.Zeros(DType::kI32, {tokens});
-  for (int64_t i = 0; i < tokens; ++i) {
-    labels.data<int32_t>()[i] = static_cast<int32_t>(i * 7919 % p.channels);
-  }
+  const Tensor logits = p.device.Uniform(p.device.full(), {tokens, p.channels}, 10.0f);
+  const Tensor labels =
+      p.device.Integers({tokens}, [&](int64_t i) { return i * 7919 % p.channels; });
   const SoftCapRowMaxArgs row_max{
-      .logits = logits, .soft_cap = kCap, .row_max = p.device.Zeros(DType::kF32, {tokens})};
+      .logits = logits, .soft_cap = kCap, .row_max = p.Full({tokens})};
   const SoftmaxPartialsArgs partials{.logits = logits,
                                      .labels = labels,
                                      .row_max = row_max.row_max,
-                                     .partials = p.device.Zeros(DType::kF32, {2, tokens})};
+                                     .partials = p.Full({2, tokens})};
+  const bool mixed = p.device.full() != p.device.dtype();
   const CrossEntropyGradArgs grad{.logits = logits,
                                   .labels = labels,
                                   .row_max = row_max.row_max,
                                   .partials = partials.partials,
-                                  .dlogits = logits,
+                                  .dlogits = mixed ? p.device.Zeros(p.device.dtype(), logits.shape)
+                                                   : logits,
                                   .soft_cap = kCap,
                                   .scale = 1.0 / static_cast<double>(tokens)};
   const double bytes = BytesOf({logits});
   return {{"row_max", logits.shape, [row_max] { SoftCapRowMax(row_max); }, 2 * bytes},
           {"partials", logits.shape, [partials] { SoftmaxPartials(partials); }, bytes},
-          {"backward", logits.shape, [grad] { CrossEntropyGrad(grad); }, 2 * bytes}};
+          {"backward", logits.shape, [grad] { CrossEntropyGrad(grad); },
+           bytes + BytesOf({grad.dlogits})}};
 }
 
 std::vector<Case> ElementwiseCases(const Problem& p) {
   const Tensor a = p.Activations(), b = p.Activations(), out = p.Output(), row = p.Row();
+  const Tensor sums = p.Full({p.channels}), workspace = p.Workspace(SumRowsWorkspace(a));
   return {{"add", p.full(), [=] { Add(a, b, out); }, BytesOf({a, b, out})},
           {"broadcast_rows", p.full(), [=] { BroadcastRows(row, out); }, BytesOf({out})},
           {"add_row", p.full(), [=] { AddRow(row, out); }, 2 * BytesOf({out})},
-          {"sum_rows", p.full(), [=] { SumRows(a, row); }, BytesOf({a})}};
+          {"sum_rows", p.full(), [=] { SumRows(a, sums, workspace); }, BytesOf({a})}};
 }
 
 // As many rows as tokens, each looked up once, in random order.
 std::vector<Case> EmbeddingCases(const Problem& p) {
   const int64_t rows = p.batch * p.time;
-  const Tensor tokens = p.device.Zeros(DType::kI32, {p.batch, p.time});
-  const Tensor keys = p.device.Uniform({rows});
-  int32_t* ids = tokens.data<int32_t>();
-  std::iota(ids, ids + rows, 0);
-  std::sort(ids, ids + rows, [&](int32_t a, int32_t b) {
-    return std::pair(keys.data<float>()[a], a) < std::pair(keys.data<float>()[b], b);
-  });
+  std::vector<int64_t> order(static_cast<size_t>(rows));
+  std::iota(order.begin(), order.end(), 0);
+  std::shuffle(order.begin(), order.end(), std::mt19937_64(std::random_device()()));
+  const Tensor tokens = p.device.Integers(
+      {p.batch, p.time}, [&](int64_t i) { return order[static_cast<size_t>(i)]; });
   const Tensor table = p.device.Uniform({rows, p.channels});
   const EmbeddingForwardArgs forward{.tokens = tokens, .table = table, .y = p.Output()};
-  const EmbeddingBackwardArgs backward{.tokens = tokens, .dy = p.Activations(), .dtable = table};
+  const Tensor dtable = p.Full(table.shape);
+  const EmbeddingBackwardArgs backward{
+      .tokens = tokens,
+      .dy = p.Activations(),
+      .dtable = dtable,
+      .workspace = p.Workspace(EmbeddingBackwardWorkspace(tokens, dtable))};
   return {
       {"forward", p.full(), [forward] { EmbeddingForward(forward); }, BytesOf({table, forward.y})},
       {"backward", p.full(), [backward] { EmbeddingBackward(backward); },
-       2 * BytesOf({table}) + BytesOf({backward.dy})}};
+       2 * BytesOf({dtable}) + BytesOf({backward.dy})}};
 }
 
 std::vector<Case> GluCases(const Problem& p) {
@@ -193,14 +219,16 @@ std::vector<Case> RmsNormCases(const Problem& p) {
   const RmsNormForwardArgs forward{.x = p.Activations(),
                                    .weight = p.Row(),
                                    .y = p.Output(),
-                                   .rstd = p.device.Zeros(DType::kF32, {p.batch, p.time})};
+                                   .rstd = p.Full({p.batch, p.time})};
   const RmsNormBackwardArgs backward{.x = forward.x,
                                      .weight = forward.weight,
                                      .rstd = forward.rstd,
                                      .dy = p.Activations(),
                                      .dresidual = p.Activations(),
                                      .dx = p.Output(),
-                                     .dweight = p.Row()};
+                                     .dweight = p.Full({p.channels}),
+                                     .workspace = p.Workspace(
+                                         RmsNormBackwardWorkspace(forward.x))};
   return {{"forward", p.full(), [forward] { RmsNormForward(forward); },
            BytesOf({forward.x, forward.y})},
           {"backward", p.full(), [backward] { RmsNormBackward(backward); },
@@ -208,14 +236,15 @@ std::vector<Case> RmsNormCases(const Problem& p) {
 }
 
 std::vector<Case> RgLruCases(const Problem& p) {
-  const Tensor decay = p.device.Zeros(DType::kF32, {p.batch, p.channels});
-  const Tensor increment = p.device.Zeros(DType::kF32, {p.batch, p.channels});
-  const RgLruForwardArgs forward{.u = p.Activations(),
+  const Tensor decay = p.Full({p.batch, p.channels}), increment = p.Full({p.batch, p.channels});
+  RgLruForwardArgs forward{.u = p.Activations(),
                                  .zi = p.Activations(4.0f),
                                  .zr = p.Activations(4.0f),
                                  .lambda = p.Row(),
                                  .positions = p.Positions(),
                                  .h = p.Output()};
+  forward.workspace = p.Workspace(RgLruForwardWorkspace(forward.u));
+  const Tensor summary_workspace = p.Workspace(RgLruSummaryWorkspace(forward.u));
   const RgLruBackwardArgs backward{.u = forward.u,
                                    .zi = forward.zi,
                                    .zr = forward.zr,
@@ -226,20 +255,23 @@ std::vector<Case> RgLruCases(const Problem& p) {
                                    .du = p.Output(),
                                    .dzi = p.Output(),
                                    .dzr = p.Output(),
-                                   .dlambda = p.Row()};
+                                   .dlambda = p.Full({p.channels}),
+                                   .workspace = p.Workspace(RgLruBackwardWorkspace(forward.u))};
   const RgLruSummaryArgs summary{.u = forward.u,
                                  .zi = forward.zi,
                                  .zr = forward.zr,
                                  .lambda = forward.lambda,
                                  .positions = forward.positions,
                                  .decay = decay,
-                                 .increment = increment};
+                                 .increment = increment,
+                                 .workspace = summary_workspace};
   const RgLruGradSummaryArgs grad_summary{.zr = forward.zr,
                                           .lambda = forward.lambda,
                                           .positions = forward.positions,
                                           .dh = backward.dh,
                                           .decay = decay,
-                                          .increment = increment};
+                                          .increment = increment,
+                                          .workspace = summary_workspace};
   const double inputs = BytesOf({forward.u, forward.zi, forward.zr});
   return {
       {"forward", p.full(), [forward] { RgLruForward(forward); }, inputs + BytesOf({forward.h})},
@@ -279,6 +311,8 @@ constexpr Kernel kKernels[] = {
 struct KernelsOptions {
   std::vector<std::string> filter;
   std::vector<int64_t> shape = {1, 2048, 4096};
+  config::RunConfig::Device device = config::RunConfig::auto_;
+  std::string dtype;
   int threads = 0;
   int repeats = 11;
   bool json = false;
@@ -302,10 +336,25 @@ ExitCode BenchKernels(const KernelsOptions& options) {
     ThrowBadInput("--shape: C must be a multiple of 4, is ", options.shape[2]);
   }
   if (options.threads > 0) SetThreads(options.threads);
-  BenchDevice device(options.repeats);
+  config::Config config;
+  config.mutable_run()->set_device(options.device);
+  ConfigErrors errors;
+  ValidateDevice(config, errors);
+  ThrowIfAny(errors);
+  const bool gpu = DeviceOf(config) == Device::kCuda;
+  if (!gpu && options.dtype == "bf16") {
+    ThrowBadInput("--dtype bf16: the CPU backend computes in f32 alone");
+  }
+  if (gpu) cuda::SelectDevice(0);
+  BenchDevice device(options.repeats, DeviceOf(config),
+                     gpu && options.dtype != "f32" ? DType::kBF16 : DType::kF32);
   BenchReport report("kernels", {"kernel", "direction", "shape", "dtype", "ms", "MB", "GB/s",
                                  "GFLOP/s", "ceiling", "share"});
-  report.Set("threads", Threads());
+  if (gpu) {
+    report.Set("device", cuda::DeviceName());
+  } else {
+    report.Set("threads", Threads());
+  }
   report.Set("copy GB/s", device.CopyBandwidth() / 1e9);
   const Problem problem{device, options.shape[0], options.shape[1], options.shape[2]};
   for (const Kernel& kernel : kKernels) {
@@ -319,12 +368,12 @@ ExitCode BenchKernels(const KernelsOptions& options) {
       const bool products = one.flops > 0;
       if (products) report.Set("gemm GFLOP/s", device.GemmRate() / 1e9);
       report.AddRow(
-          {kernel.name, one.direction, one.shape.ToString(), Name(DType::kF32), seconds * 1e3,
+          {kernel.name, one.direction, one.shape.ToString(), Name(device.dtype()), seconds * 1e3,
            one.bytes / 1e6, bytes_rate / 1e9,
            products ? nlohmann::ordered_json(flop_rate / 1e9) : nullptr, products ? "gemm" : "copy",
            products ? flop_rate / device.GemmRate() : bytes_rate / device.CopyBandwidth()});
     }
-    device.Release();
+    device.Release(0);
   }
   report.Print(options.json);
   return ExitCode::kOk;
@@ -340,11 +389,19 @@ void AddBenchKernels(CLI::App& bench, ExitCode& code) {
       "GB/s counts the bytes that any implementation must read and write, each tensor once, with\n"
       "the caches holding other data before each call. The share is of the ceiling named beside\n"
       "it: a copy between two buffers larger than the caches, read and written bytes counted\n"
-      "alike; or for kernels made of matrix products the rate of a product of two 2048 x 2048\n"
-      "matrices.");
+      "alike; or for kernels made of matrix products the rate of a product of two square\n"
+      "matrices, 2048 x 2048 on the CPU and 8192 x 8192 on a GPU.");
   command->add_option("--filter", options->filter, "only this kernel; may be repeated")
       ->type_name("NAME")
       ->allow_extra_args(false);
+  command->add_option("--device", options->device, "auto, cpu or cuda (default: auto)")
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, config::RunConfig::Device>{{"auto", config::RunConfig::auto_},
+                                                           {"cpu", config::RunConfig::cpu},
+                                                           {"cuda", config::RunConfig::cuda}}))
+      ->type_name("DEVICE");
+  command->add_option("--dtype", options->dtype, "of activations: bf16 (default on a GPU) or f32")
+      ->check(CLI::IsMember({"bf16", "f32"}));
   command->add_option("--threads", options->threads, "OpenMP threads (default: all cores)")
       ->check(CLI::PositiveNumber);
   command

@@ -54,13 +54,29 @@ Inference::Inference(const InferenceOptions& options, Layout layout, Job& job) {
     }
     RequireSameModel(manifest.config().model(), config_.model(), checkpoint.string());
   });
+  Build(job);
+  Collectively(job.world(), [&] {
+    LoadCheckpoint(checkpoint, manifest, *params_, {{"", params_->flat_values()}});
+  });
+}
+
+Inference::Inference(const config::Config& config, Job& job) : config_(config) {
+  Collectively(job.world(), [&] {
+    config_.clear_parallel();
+    config_.mutable_parallel()->set_tensor(job.world().size());
+    Resolve(config_, job.world().size());
+  });
+  Build(job);
+  Collectively(job.world(), [&] { params_->Initialise(config_.train().seed()); });
+}
+
+void Inference::Build(Job& job) {
   mesh_ = std::make_unique<Mesh>(job.MakeMesh(config_));
   model_ = std::make_unique<Model>(config_.model(), mesh_->shape().tensor, /*recompute=*/false);
   Collectively(job.world(), [&] {
     params_ =
         std::make_unique<ParamStore>(model_->params(), *mesh_, PrecisionOf(config_),
                                      /*with_gradients=*/false, BucketOptions{}, DeviceOf(config_));
-    LoadCheckpoint(checkpoint, manifest, *params_, {{"", params_->flat_values()}});
   });
   arena_ = std::make_unique<Arena>(DeviceOf(config_));
   run_ = std::make_unique<Run>(Run{*mesh_, *params_, *arena_});

@@ -1,4 +1,5 @@
-// What eval, generate and logits share: a model loaded from a checkpoint, on this job's ranks.
+// What eval, generate, logits and bench decode share: a model on this job's ranks, loaded from a
+// checkpoint unless it is only to be timed.
 #pragma once
 
 #include <functional>
@@ -33,6 +34,8 @@ class Inference {
 
   // Collective over the job. Throws naming the checkpoint's file at fault.
   Inference(const InferenceOptions& options, Layout layout, Job& job);
+  // Fresh parameters of a configuration, with all ranks on the tensor axis. Collective.
+  Inference(const config::Config& config, Job& job);
 
   const config::Config& config() const { return config_; }
   // For MakeTokenizer: the checkpoint's own; empty if it names none.
@@ -42,6 +45,9 @@ class Inference {
   Run& run() { return *run_; }
 
  private:
+  // The mesh, the model and memory for its parameters, from config_.
+  void Build(Job& job);
+
   config::Config config_;
   std::string tokenizer_;
   std::unique_ptr<Mesh> mesh_;

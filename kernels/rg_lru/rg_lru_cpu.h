@@ -11,17 +11,82 @@
 namespace eyrie {
 namespace rg_lru {
 
-// The gates of one element away from a document start. e = a - 1 = expm1(l) also yields
-// 1 - a^2 = -e (2 + e) without cancellation, so one transcendental serves both a and m.
+// Channels that take a step of the computation at once: few enough to stay in the first-level cache
+// from one step to the next, and to leave the hardware's prefetcher its streams.
+inline constexpr int64_t kGateBlock = 128;
+
+// The gates of a run of channels of one token, away from a document start. Each step is a loop of
+// its own: see SigmoidExp.
 template <class Real>
 struct Gates {
-  Gates(Real zi, Real zr, Real rate) : i(Sigmoid(zi)), r(Sigmoid(zr)) {
-    const Real e = Expm1(rate * r);
-    a = Real(1) + e;
-    m = std::sqrt(-e * (Real(2) + e));
+  void Compute(const Real* zi, const Real* zr, const Real* rate, int64_t count) {
+#pragma omp simd
+    for (int64_t c = 0; c < count; ++c) i[c] = SigmoidExp(zi[c]);
+    ComputeDecay(zr, rate, count);
+#pragma omp simd
+    for (int64_t c = 0; c < count; ++c) i[c] = SigmoidOfExp(i[c]);
   }
-  Real i, r, a, m;
+  void ComputeDecay(const Real* zr, const Real* rate, int64_t count) {
+#pragma omp simd
+    for (int64_t c = 0; c < count; ++c) r[c] = SigmoidExp(zr[c]);
+#pragma omp simd
+    for (int64_t c = 0; c < count; ++c) r[c] = SigmoidOfExp(r[c]);
+#pragma omp simd
+    for (int64_t c = 0; c < count; ++c) e[c] = Expm1NonPositive(rate[c] * r[c]);
+  }
+  Real a(int64_t c) const { return Real(1) + e[c]; }
+  // m = sqrt(1 - a^2), without cancellation, and its derivative by 1 - a^2.
+  SquareRoot<Real> m(int64_t c) const { return SquareRoot<Real>(e[c] * (Real(-2) - e[c])); }
+
+  Real i[kGateBlock], r[kGateBlock];
+  Real e[kGateBlock];  // a - 1
 };
+
+// Calls body(first, count) for each run of at most kGateBlock of `channels` channels.
+template <class Body>
+void ForGateBlocks(int64_t channels, const Body& body) {
+  for (int64_t first = 0; first < channels; first += kGateBlock) {
+    body(first, std::min(kGateBlock, channels - first));
+  }
+}
+
+// One token forward: h = a before + m i u. `before` may be `h`.
+template <class Real>
+void Step(const Gates<Real>& gates, const Real* u, const Real* before, Real* h, int64_t count) {
+#pragma omp simd
+  for (int64_t c = 0; c < count; ++c) {
+    h[c] = gates.a(c) * before[c] + gates.m(c).root * gates.i[c] * u[c];
+  }
+}
+
+// One token backward. In: carry = a_{t+1} delta_{t+1}; out: that of this token. Adds r dl to `sum`.
+template <class Real>
+void GradStep(const Gates<Real>& gates, const Real* rate, const Real* u, const Real* before,
+              const Real* dh, Real* carry, Real* sum, Real* du, Real* dzi, Real* dzr,
+              int64_t count) {
+#pragma omp simd
+  for (int64_t c = 0; c < count; ++c) {
+    const Real i = gates.i[c], r = gates.r[c], a = gates.a(c);
+    const SquareRoot<Real> m = gates.m(c);
+    const Real slope = std::min(m.slope, Real(1000));
+    const Real delta = dh[c] + carry[c];
+    const Real dv = delta * m.root;
+    const Real iu = i * u[c];
+    const Real dl = delta * a * (before[c] - Real(2) * a * iu * slope);
+    du[c] = dv * i;
+    dzi[c] = dv * iu * (Real(1) - i);
+    dzr[c] = rate[c] * dl * r * (Real(1) - r);
+    sum[c] += r * dl;
+    carry[c] = a * delta;
+  }
+}
+
+// The decay over one more token.
+template <class Real>
+void Decay(const Gates<Real>& gates, Real* decay, int64_t count) {
+#pragma omp simd
+  for (int64_t c = 0; c < count; ++c) decay[c] *= gates.a(c);
+}
 
 // What a block of channels starts from.
 template <class Real>
@@ -49,6 +114,7 @@ void RgLruForwardCpu(const RgLruForwardArgs& args) {
     const int64_t state = b * channels + first;
     const rg_lru::Block<Real> block(lambda + first, h0 ? h0 + state : nullptr, count);
     const Real* before = block.initial;
+    rg_lru::Gates<Real> gates;
     for (int64_t t = 0; t < time; ++t) {
       const int64_t row = (b * time + t) * channels + first;
       const Real *u_t = u + row, *zi_t = zi + row, *zr_t = zr + row;
@@ -57,11 +123,10 @@ void RgLruForwardCpu(const RgLruForwardArgs& args) {
 #pragma omp simd
         for (int64_t c = 0; c < count; ++c) h_t[c] = Sigmoid(zi_t[c]) * u_t[c];
       } else {
-#pragma omp simd
-        for (int64_t c = 0; c < count; ++c) {
-          const rg_lru::Gates<Real> g(zi_t[c], zr_t[c], block.rate[c]);
-          h_t[c] = g.a * before[c] + g.m * g.i * u_t[c];
-        }
+        rg_lru::ForGateBlocks(count, [&](int64_t k, int64_t n) {
+          gates.Compute(zi_t + k, zr_t + k, block.rate + k, n);
+          rg_lru::Step(gates, u_t + k, before + k, h_t + k, n);
+        });
       }
       before = h_t;
     }
@@ -86,6 +151,7 @@ void RgLruBackwardCpu(const RgLruBackwardArgs& args) {
   ForChannelBlocks(batch, time, channels, [&](int64_t b, int64_t first, int64_t count) {
     const int64_t state = b * channels + first;
     const rg_lru::Block<Real> block(lambda + first, h0 ? h0 + state : nullptr, count);
+    rg_lru::Gates<Real> gates;
     Real sum[kChannelBlock] = {};
     Real carry[kChannelBlock] = {};  // a_{t+1} delta_{t+1}
     if (dh_last != nullptr) std::copy_n(dh_last + state, count, carry);
@@ -107,21 +173,11 @@ void RgLruBackwardCpu(const RgLruBackwardArgs& args) {
         }
         continue;
       }
-#pragma omp simd
-      for (int64_t c = 0; c < count; ++c) {
-        const Real delta = dh_t[c] + carry[c];
-        const rg_lru::Gates<Real> g(zi_t[c], zr_t[c], block.rate[c]);
-        // 1 / (2 m), the square root's slope, at most 1000.
-        const Real slope = Real(1) / std::max(Real(2) * g.m, Real(1e-3));
-        const Real dv = delta * g.m;
-        const Real iu = g.i * u_t[c];
-        const Real dl = delta * g.a * (before[c] - Real(2) * g.a * iu * slope);
-        du_t[c] = dv * g.i;
-        dzi_t[c] = dv * iu * (Real(1) - g.i);
-        dzr_t[c] = block.rate[c] * dl * g.r * (Real(1) - g.r);
-        sum[c] += g.r * dl;
-        carry[c] = g.a * delta;
-      }
+      rg_lru::ForGateBlocks(count, [&](int64_t k, int64_t n) {
+        gates.Compute(zi_t + k, zr_t + k, block.rate + k, n);
+        rg_lru::GradStep(gates, block.rate + k, u_t + k, before + k, dh_t + k, carry + k, sum + k,
+                         du_t + k, dzi_t + k, dzr_t + k, n);
+      });
     }
     std::copy_n(sum, count, decay_sum.data() + state);
     if (dh0 != nullptr) std::copy_n(carry, count, dh0 + state);
@@ -141,6 +197,7 @@ void RgLruSummaryCpu(const RgLruSummaryArgs& args) {
 
   ForChannelBlocks(batch, time, channels, [&](int64_t b, int64_t first, int64_t count) {
     const rg_lru::Block<Real> block(lambda + first, nullptr, count);
+    rg_lru::Gates<Real> gates;
     Real *a = decay + b * channels + first, *h = increment + b * channels + first;
     std::fill_n(a, count, Real(1));
     std::fill_n(h, count, Real(0));
@@ -153,12 +210,11 @@ void RgLruSummaryCpu(const RgLruSummaryArgs& args) {
         for (int64_t c = 0; c < count; ++c) h[c] = Sigmoid(zi_t[c]) * u_t[c];
         continue;
       }
-#pragma omp simd
-      for (int64_t c = 0; c < count; ++c) {
-        const rg_lru::Gates<Real> g(zi_t[c], zr_t[c], block.rate[c]);
-        h[c] = g.a * h[c] + g.m * g.i * u_t[c];
-        a[c] *= g.a;
-      }
+      rg_lru::ForGateBlocks(count, [&](int64_t k, int64_t n) {
+        gates.Compute(zi_t + k, zr_t + k, block.rate + k, n);
+        rg_lru::Step(gates, u_t + k, h + k, h + k, n);
+        rg_lru::Decay(gates, a + k, n);
+      });
     }
   });
 }
@@ -173,6 +229,7 @@ void RgLruGradSummaryCpu(const RgLruGradSummaryArgs& args) {
 
   ForChannelBlocks(batch, time, channels, [&](int64_t b, int64_t first, int64_t count) {
     const rg_lru::Block<Real> block(lambda + first, nullptr, count);
+    rg_lru::Gates<Real> gates;
     Real *a = decay + b * channels + first, *carry = increment + b * channels + first;
     std::fill_n(a, count, Real(1));
     std::fill_n(carry, count, Real(0));
@@ -184,12 +241,12 @@ void RgLruGradSummaryCpu(const RgLruGradSummaryArgs& args) {
         continue;
       }
       const Real *zr_t = zr + row, *dh_t = dh + row;
+      rg_lru::ForGateBlocks(count, [&](int64_t k, int64_t n) {
+        gates.ComputeDecay(zr_t + k, block.rate + k, n);
 #pragma omp simd
-      for (int64_t c = 0; c < count; ++c) {
-        const Real a_t = Real(1) + Expm1(block.rate[c] * Sigmoid(zr_t[c]));
-        carry[c] = a_t * (dh_t[c] + carry[c]);
-        a[c] *= a_t;
-      }
+        for (int64_t c = 0; c < n; ++c) carry[k + c] = gates.a(c) * (dh_t[k + c] + carry[k + c]);
+        rg_lru::Decay(gates, a + k, n);
+      });
     }
   });
 }

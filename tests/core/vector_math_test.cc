@@ -9,21 +9,47 @@
 namespace eyrie {
 namespace {
 
-// On every 4099th float32.
-TEST(VectorMath, FloatExpAndExpm1AreWithinTwoUnits) {
-  double worst_exp = 0, worst_expm1 = 0;
+// The distance in units in the last place of the exact result.
+double Units(float value, double exact) {
+  int exponent;
+  std::frexp(exact, &exponent);
+  return std::abs(value - exact) / std::ldexp(1.0, std::max(exponent - 24, -149));
+}
+
+// Calls body(x) for every 4099th float32 between two bounds.
+template <class Body>
+void ForFloats(float least, float most, const Body& body) {
   for (uint64_t bits = 0; bits < (uint64_t{1} << 32); bits += 4099) {
     const float x = std::bit_cast<float>(static_cast<uint32_t>(bits));
-    if (!(x > -86.9f && x < 88.7f)) continue;
-    // The distance in units in the last place of the exact result.
-    const auto error = [](float value, double exact) {
-      int exponent;
-      std::frexp(exact, &exponent);
-      return std::abs(value - exact) / std::ldexp(1.0, std::max(exponent - 24, -149));
-    };
-    worst_exp = std::max(worst_exp, error(Exp(x), std::exp(static_cast<double>(x))));
-    worst_expm1 = std::max(worst_expm1, error(Expm1(x), std::expm1(static_cast<double>(x))));
+    if (x > least && x < most) body(x);
   }
+}
+
+TEST(VectorMath, FloatFunctionsAreWithinTwoUnits) {
+  double worst_exp = 0, worst_expm1 = 0, worst_non_positive = 0;
+  double worst_sigmoid = 0, worst_root = 0, worst_slope = 0;
+  ForFloats(-86.2f, 200.0f, [&](float x) {
+    const double exact = 1 / (1 + std::exp(-static_cast<double>(x)));
+    worst_sigmoid = std::max(worst_sigmoid, Units(Sigmoid(x), exact));
+  });
+  ForFloats(1e-30f, 1e30f, [&](float x) {
+    const SquareRoot<float> root(x);
+    const double exact = std::sqrt(static_cast<double>(x));
+    worst_root = std::max(worst_root, Units(root.root, exact));
+    worst_slope = std::max(worst_slope, Units(root.slope, 0.5 / exact));
+  });
+  ForFloats(-1e30f, 0.0f, [&](float x) {
+    const double exact = std::expm1(static_cast<double>(x));
+    worst_non_positive = std::max(worst_non_positive, Units(Expm1NonPositive(x), exact));
+  });
+  EXPECT_LT(worst_sigmoid, 2);
+  EXPECT_LT(worst_root, 2);
+  EXPECT_LT(worst_slope, 2);
+  EXPECT_LT(worst_non_positive, 2);
+  ForFloats(-86.9f, 88.7f, [&](float x) {
+    worst_exp = std::max(worst_exp, Units(Exp(x), std::exp(static_cast<double>(x))));
+    worst_expm1 = std::max(worst_expm1, Units(Expm1(x), std::expm1(static_cast<double>(x))));
+  });
   EXPECT_LT(worst_exp, 2);
   EXPECT_LT(worst_expm1, 2);
 }
@@ -43,6 +69,18 @@ TEST(VectorMath, FloatExpOfSpecialValues) {
   EXPECT_TRUE(std::isnan(Expm1(kNan)));
   EXPECT_EQ(Sigmoid(-1e30f), 0.0f);
   EXPECT_EQ(Sigmoid(1e30f), 1.0f);
+  EXPECT_EQ(Sigmoid(-kInfinity), 0.0f);
+  EXPECT_EQ(Sigmoid(kInfinity), 1.0f);
+  EXPECT_TRUE(std::isnan(Sigmoid(kNan)));
+  EXPECT_TRUE(std::isnan(Sigmoid(-kNan)));
+  EXPECT_EQ(Expm1NonPositive(0.0f), 0.0f);
+  EXPECT_EQ(Expm1NonPositive(-kInfinity), -1.0f);
+  EXPECT_TRUE(std::isnan(Expm1NonPositive(kNan)));
+  EXPECT_EQ(SquareRoot<float>(0.0f).root, 0.0f);
+  EXPECT_EQ(SquareRoot<double>(0.0).root, 0.0);
+  EXPECT_GT(SquareRoot<float>(0.0f).slope, 1e15f);
+  EXPECT_TRUE(std::isfinite(SquareRoot<float>(0.0f).slope));
+  EXPECT_TRUE(std::isnan(SquareRoot<float>(kNan).root));
 }
 
 // A loop of odd length runs full vectors, then a remainder.

@@ -1,0 +1,152 @@
+// `eyrie bench step`: optimiser steps of a configuration, on random tokens without files.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <memory>
+
+#include "core/device.h"
+#include "launcher/agree.h"
+#include "launcher/bench.h"
+#include "launcher/bucket_options.h"
+#include "launcher/config.h"
+#include "launcher/device.h"
+#include "launcher/job.h"
+#include "launcher/optimizer.h"
+#include "layers/slices.h"
+
+namespace eyrie {
+namespace {
+
+struct StepOptions {
+  std::string config;
+  std::vector<std::string> settings;
+  int steps = 10;
+  bool json = false;
+};
+
+// FLOPs of one token, forward and backward: 6 for each parameter (the tied table counts once, as
+// the head's product), and 12 for each channel of attention and key that a query sees, on average.
+// The recurrence, norms and whatever is recomputed do not count.
+double FlopsPerToken(const config::ModelConfig& model, int64_t parameters, int64_t length) {
+  double flops = 6.0 * static_cast<double>(parameters);
+  for (int64_t block = 0; block < model.depth(); ++block) {
+    const auto& entry = model.pattern(static_cast<int>(block % model.pattern_size()));
+    for (const std::string& name : SplitPatternEntry(entry)) {
+      if (name != "attention" && name != "local_attention") continue;
+      const auto& attention = model.attention();
+      const int64_t most = name == "attention" ? length : attention.window() + 1;
+      const int64_t full = std::min(length, most);
+      // Token t sees min(t + 1, most) keys.
+      const double keys = static_cast<double>(full * (full + 1) / 2 + (length - full) * full);
+      flops += 12.0 * static_cast<double>(attention.heads() * attention.head_width()) * keys /
+               static_cast<double>(length);
+    }
+  }
+  return flops;
+}
+
+ExitCode BenchStep(const StepOptions& options, Job& job) {
+  config::Config config;
+  Collectively(job.world(), [&] {
+    config = LoadConfig(options.config);
+    ApplySettings(options.settings, config);
+    Resolve(config, job.world().size());
+    // What only files need.
+    config.mutable_data()->set_train("random tokens");
+    config.mutable_run()->set_directory("none");
+    config.mutable_train()->set_validation_interval(0);
+    ValidateForTraining(config);
+  });
+  const Mesh mesh = job.MakeMesh(config);
+  const auto& train = config.train();
+  const Model model(config.model(), mesh.shape().tensor,
+                    train.recompute() == config::TrainConfig::BLOCKS);
+  ParamStore params(model.params(), mesh, PrecisionOf(config), /*with_gradients=*/true,
+                    BucketOptionsOf(config.parallel()), DeviceOf(config));
+  Optimizer optimizer(config.optimizer(), params, mesh);
+  params.Initialise(train.seed());
+  Arena arena(DeviceOf(config));
+  Run run{mesh, params, arena};
+  Slices slices(mesh, train.batch_slices(), DeviceOf(config), nullptr);
+
+  BenchDevice device(/*repeats=*/3, DeviceOf(config), params.dtype());
+  const int64_t micro = train.micro_batch_size();
+  const int64_t length = train.sequence_length() / mesh.shape().sequence;
+  const int64_t rounds = train.global_batch_size() / (micro * mesh.shape().data);
+  const int64_t tokens = train.global_batch_size() * train.sequence_length();
+  run.positions = device.Positions(micro, length, mesh.sequence().rank() * length);
+  const Tensor loss = device.Zeros(DType::kF64, {2});
+
+  std::vector<double> seconds;
+  for (int step = 0; step <= options.steps; ++step) {
+    // Drawn anew, before the clock starts.
+    std::vector<Model::Batch> batches;
+    const BenchDevice::Mark mark = device.mark();
+    for (int64_t round = 0; round < rounds; ++round) {
+      const int64_t vocab = config.model().vocab_size();
+      batches.push_back({.tokens = device.Tokens({micro, length}, vocab),
+                         .labels = device.Tokens({micro, length}, vocab),
+                         .scale = 1.0 / static_cast<double>(tokens),
+                         .loss = loss});
+    }
+    mesh.world().Barrier();
+    const double taken = device.SecondsOf([&] {
+      params.ZeroGrads();
+      for (int64_t round = 0; round < rounds; ++round) {
+        slices.ForwardBackward(model, run, batches[static_cast<size_t>(round)],
+                               train.chunk_length(), /*completes_step=*/round + 1 == rounds);
+      }
+      params.ReduceGrads();
+      optimizer.Step(step + 1, config.optimizer().learning_rate(), optimizer.GradNorm());
+    });
+    device.Release(mark);
+    if (step > 0) seconds.push_back(AllReduceValue(mesh.world(), taken, ReduceOp::kMax));
+  }
+  params.GatherDone();
+
+  const double median = Median(seconds);
+  const int64_t parameters = params.table().TotalElements();
+  const double flops = FlopsPerToken(config.model(), parameters, train.sequence_length());
+  // All ranks multiply at the same time, as in a step.
+  mesh.world().Barrier();
+  const double gemm = AllReduceValue(mesh.world(), device.GemmRate(), ReduceOp::kSum);
+  if (!mesh.is_root()) return ExitCode::kOk;
+  BenchReport report("step", {"parameters", "ranks", "tokens", "ms", "tokens/s", "GFLOP/s", "MFU"});
+  report.Set("gemm GFLOP/s", gemm / 1e9);
+  report.Set("FLOPs a token", flops);
+  if (DeviceOf(config) == Device::kCuda) {
+    report.Set("device", cuda::DeviceName());
+    report.Set("GPU memory in use GB",
+               static_cast<double>(cuda::TotalMemory() - cuda::FreeMemory()) / 1e9);
+  }
+  const double rate = static_cast<double>(tokens) / median;
+  report.AddRow({parameters, mesh.world().size(), tokens, median * 1e3, rate, rate * flops / 1e9,
+                 rate * flops / gemm});
+  report.Print(options.json);
+  return ExitCode::kOk;
+}
+
+}  // namespace
+
+void AddBenchStep(CLI::App& bench, ExitCode& code) {
+  auto options = std::make_shared<StepOptions>();
+  CLI::App* command = bench.add_subcommand(
+      "step",
+      "Time training steps of a configuration, alone or under mpirun.\n\n"
+      "Runs on random tokens, with no files: fields of data, checkpoint and run.directory are\n"
+      "ignored. MFU is the share of the measured rate of matrix products, over all ranks, that is\n"
+      "6 FLOPs a parameter and token, and 12 a token, channel of attention and key seen; what\n"
+      "recomputation adds does not count. The first step is not timed.");
+  command->add_option("--config", options->config, "configuration file (text format)")
+      ->required()
+      ->type_name("FILE");
+  command->add_option("--set", options->settings, "set one field; may be repeated")
+      ->type_name("PATH=VALUE")
+      ->allow_extra_args(false);
+  command->add_option("--steps", options->steps, "timed steps (default: 10)")
+      ->check(CLI::PositiveNumber);
+  command->add_flag("--json", options->json, "print one JSON object");
+  command->callback(
+      [options, &code] { code = RunJob([&](Job& job) { return BenchStep(*options, job); }); });
+}
+
+}  // namespace eyrie

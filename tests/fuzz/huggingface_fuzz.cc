@@ -1,0 +1,25 @@
+// config.json of a Hugging Face folder.
+#include "launcher/huggingface_family.h"
+#include "tests/fuzz/fuzz.h"
+
+namespace eyrie {
+
+std::vector<std::string> FuzzSeeds() {
+  return {Content(std::filesystem::path(EYRIE_SOURCE_DIR) /
+                  "tests/golden/recurrent_gemma/small/config.json")};
+}
+
+}  // namespace eyrie
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  using namespace eyrie;
+  static const FuzzFolder folder;
+  const auto path = folder.Write("config.json", {reinterpret_cast<const char*>(data), size});
+  return AllowBadInput([&] {
+    const HuggingFaceConfig config(path);
+    for (const HuggingFaceFamily& family : HuggingFaceFamilies()) {
+      const config::ModelConfig model = family.read(config);
+      if (family.obstacle(model).empty()) family.write(model);
+    }
+  });
+}
