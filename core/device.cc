@@ -12,7 +12,7 @@ namespace eyrie {
 namespace {
 constexpr size_t kAlignment = 256;
 constexpr size_t kHugePage = size_t{1} << 21;
-}
+}  // namespace
 
 void* AllocateBytes(Device device, size_t bytes) {
   if (device == Device::kCuda) return cuda::Allocate(bytes);

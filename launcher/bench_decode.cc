@@ -69,8 +69,7 @@ ExitCode BenchDecode(const DecodeOptions& options, Job& job) {
   run.mesh.world().Barrier();
   const double read = AllReduceValue(run.mesh.world(), device.ReadBandwidth(), ReduceOp::kSum);
   const double bytes = AllReduceValue(
-      run.mesh.world(), static_cast<double>(run.params.value_bytes()),
-      ReduceOp::kSum);
+      run.mesh.world(), static_cast<double>(run.params.value_bytes()), ReduceOp::kSum);
   if (!run.mesh.is_root()) return ExitCode::kOk;
   const double median = Median(seconds);
   BenchReport report("decode", {"parameters", "ranks", "batch", "position", "ms", "tokens/s", "MB",

@@ -89,25 +89,24 @@ std::vector<Case> AdamWCases(const Problem& p) {
 std::vector<Case> AttentionCases(const Problem& p) {
   const Shape heads = p.Heads();
   const Shape keys{p.batch, p.time, heads[3]};
-  AttentionForwardArgs forward{
-      .q = p.device.Uniform(heads),
-      .k = p.device.Uniform(keys),
-      .v = p.device.Uniform(keys),
-      .positions = p.Positions(),
-      .o = p.device.Zeros(p.device.dtype(), heads),
-      .lse = p.Full({p.batch, p.time, heads[2]})};
+  AttentionForwardArgs forward{.q = p.device.Uniform(heads),
+                               .k = p.device.Uniform(keys),
+                               .v = p.device.Uniform(keys),
+                               .positions = p.Positions(),
+                               .o = p.device.Zeros(p.device.dtype(), heads),
+                               .lse = p.Full({p.batch, p.time, heads[2]})};
   forward.workspace = p.Workspace(AttentionForwardWorkspace(forward));
   AttentionForward(forward);  // what backward starts from
   AttentionBackwardArgs backward{.q = forward.q,
-                                       .k = forward.k,
-                                       .v = forward.v,
-                                       .positions = forward.positions,
-                                       .o = forward.o,
-                                       .lse = forward.lse,
-                                       .dout = p.device.Uniform(heads),
-                                       .dq = p.device.Zeros(p.device.dtype(), heads),
-                                       .dk = p.device.Zeros(p.device.dtype(), keys),
-                                       .dv = p.device.Zeros(p.device.dtype(), keys)};
+                                 .k = forward.k,
+                                 .v = forward.v,
+                                 .positions = forward.positions,
+                                 .o = forward.o,
+                                 .lse = forward.lse,
+                                 .dout = p.device.Uniform(heads),
+                                 .dq = p.device.Zeros(p.device.dtype(), heads),
+                                 .dk = p.device.Zeros(p.device.dtype(), keys),
+                                 .dv = p.device.Zeros(p.device.dtype(), keys)};
   backward.workspace = p.Workspace(AttentionBackwardWorkspace(backward));
   // Two products of every query with every key it sees; backward takes five.
   const double product = 2.0 * static_cast<double>(p.batch * p.channels) *
@@ -125,15 +124,15 @@ std::vector<Case> CausalConv1dCases(const Problem& p) {
                                         .bias = p.Row(),
                                         .positions = p.Positions(),
                                         .y = p.Output()};
-  const CausalConv1dBackwardArgs backward{.x = forward.x,
-                                          .weight = forward.weight,
-                                          .positions = forward.positions,
-                                          .dy = p.Activations(),
-                                          .dx = p.Output(),
-                                          .dweight = p.Full({kTaps, p.channels}),
-                                          .dbias = p.Full({p.channels}),
-                                          .workspace = p.Workspace(
-                                              CausalConv1dBackwardWorkspace(forward.x, kTaps))};
+  const CausalConv1dBackwardArgs backward{
+      .x = forward.x,
+      .weight = forward.weight,
+      .positions = forward.positions,
+      .dy = p.Activations(),
+      .dx = p.Output(),
+      .dweight = p.Full({kTaps, p.channels}),
+      .dbias = p.Full({p.channels}),
+      .workspace = p.Workspace(CausalConv1dBackwardWorkspace(forward.x, kTaps))};
   return {{"forward", p.full(), [forward] { CausalConv1dForward(forward); },
            BytesOf({forward.x, forward.y})},
           {"backward", p.full(), [backward] { CausalConv1dBackward(backward); },
@@ -147,21 +146,20 @@ std::vector<Case> CrossEntropyCases(const Problem& p) {
   const Tensor logits = p.device.Uniform(p.device.full(), {tokens, p.channels}, 10.0f);
   const Tensor labels =
       p.device.Integers({tokens}, [&](int64_t i) { return i * 7919 % p.channels; });
-  const SoftCapRowMaxArgs row_max{
-      .logits = logits, .soft_cap = kCap, .row_max = p.Full({tokens})};
+  const SoftCapRowMaxArgs row_max{.logits = logits, .soft_cap = kCap, .row_max = p.Full({tokens})};
   const SoftmaxPartialsArgs partials{.logits = logits,
                                      .labels = labels,
                                      .row_max = row_max.row_max,
                                      .partials = p.Full({2, tokens})};
   const bool mixed = p.device.full() != p.device.dtype();
-  const CrossEntropyGradArgs grad{.logits = logits,
-                                  .labels = labels,
-                                  .row_max = row_max.row_max,
-                                  .partials = partials.partials,
-                                  .dlogits = mixed ? p.device.Zeros(p.device.dtype(), logits.shape)
-                                                   : logits,
-                                  .soft_cap = kCap,
-                                  .scale = 1.0 / static_cast<double>(tokens)};
+  const CrossEntropyGradArgs grad{
+      .logits = logits,
+      .labels = labels,
+      .row_max = row_max.row_max,
+      .partials = partials.partials,
+      .dlogits = mixed ? p.device.Zeros(p.device.dtype(), logits.shape) : logits,
+      .soft_cap = kCap,
+      .scale = 1.0 / static_cast<double>(tokens)};
   const double bytes = BytesOf({logits});
   return {{"row_max", logits.shape, [row_max] { SoftCapRowMax(row_max); }, 2 * bytes},
           {"partials", logits.shape, [partials] { SoftmaxPartials(partials); }, bytes},
@@ -184,8 +182,8 @@ std::vector<Case> EmbeddingCases(const Problem& p) {
   std::vector<int64_t> order(static_cast<size_t>(rows));
   std::iota(order.begin(), order.end(), 0);
   std::shuffle(order.begin(), order.end(), std::mt19937_64(std::random_device()()));
-  const Tensor tokens = p.device.Integers(
-      {p.batch, p.time}, [&](int64_t i) { return order[static_cast<size_t>(i)]; });
+  const Tensor tokens = p.device.Integers({p.batch, p.time},
+                                          [&](int64_t i) { return order[static_cast<size_t>(i)]; });
   const Tensor table = p.device.Uniform({rows, p.channels});
   const EmbeddingForwardArgs forward{.tokens = tokens, .table = table, .y = p.Output()};
   const Tensor dtable = p.Full(table.shape);
@@ -216,10 +214,8 @@ std::vector<Case> GluCases(const Problem& p) {
 }
 
 std::vector<Case> RmsNormCases(const Problem& p) {
-  const RmsNormForwardArgs forward{.x = p.Activations(),
-                                   .weight = p.Row(),
-                                   .y = p.Output(),
-                                   .rstd = p.Full({p.batch, p.time})};
+  const RmsNormForwardArgs forward{
+      .x = p.Activations(), .weight = p.Row(), .y = p.Output(), .rstd = p.Full({p.batch, p.time})};
   const RmsNormBackwardArgs backward{.x = forward.x,
                                      .weight = forward.weight,
                                      .rstd = forward.rstd,
@@ -227,8 +223,7 @@ std::vector<Case> RmsNormCases(const Problem& p) {
                                      .dresidual = p.Activations(),
                                      .dx = p.Output(),
                                      .dweight = p.Full({p.channels}),
-                                     .workspace = p.Workspace(
-                                         RmsNormBackwardWorkspace(forward.x))};
+                                     .workspace = p.Workspace(RmsNormBackwardWorkspace(forward.x))};
   return {{"forward", p.full(), [forward] { RmsNormForward(forward); },
            BytesOf({forward.x, forward.y})},
           {"backward", p.full(), [backward] { RmsNormBackward(backward); },
@@ -238,11 +233,11 @@ std::vector<Case> RmsNormCases(const Problem& p) {
 std::vector<Case> RgLruCases(const Problem& p) {
   const Tensor decay = p.Full({p.batch, p.channels}), increment = p.Full({p.batch, p.channels});
   RgLruForwardArgs forward{.u = p.Activations(),
-                                 .zi = p.Activations(4.0f),
-                                 .zr = p.Activations(4.0f),
-                                 .lambda = p.Row(),
-                                 .positions = p.Positions(),
-                                 .h = p.Output()};
+                           .zi = p.Activations(4.0f),
+                           .zr = p.Activations(4.0f),
+                           .lambda = p.Row(),
+                           .positions = p.Positions(),
+                           .h = p.Output()};
   forward.workspace = p.Workspace(RgLruForwardWorkspace(forward.u));
   const Tensor summary_workspace = p.Workspace(RgLruSummaryWorkspace(forward.u));
   const RgLruBackwardArgs backward{.u = forward.u,

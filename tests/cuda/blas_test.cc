@@ -1,0 +1,100 @@
+#include "core/blas.h"
+
+#include "core/tensor_math.h"
+#include "tests/cuda/cuda_test_util.h"
+
+namespace eyrie {
+namespace {
+
+struct Sizes {
+  int64_t m, n, k, batch;
+};
+
+// One product on the GPU in `dtype`, and the same rounded numbers in float64 on the CPU.
+void ExpectAgrees(const Sizes& size, DType dtype, DType out, Trans trans_a, Trans trans_b,
+                  bool accumulate, bool bias, TestRandom& random) {
+  SCOPED_TRACE(StrCat(size.m, " x ", size.n, " x ", size.k, " x ", size.batch, " ", Name(dtype),
+                      " -> ", Name(out), trans_a == Trans::kYes, trans_b == Trans::kYes,
+                      accumulate, bias));
+  const auto draw = [&](int64_t rows, int64_t columns, DType type) {
+    return Rounded(RandomTensor(DType::kF32, {size.batch, rows, columns}, random).tensor, type);
+  };
+  const bool ta = trans_a == Trans::kYes, tb = trans_b == Trans::kYes;
+  const OwnedTensor a = ta ? draw(size.k, size.m, dtype) : draw(size.m, size.k, dtype);
+  const OwnedTensor b = tb ? draw(size.n, size.k, dtype) : draw(size.k, size.n, dtype);
+  const OwnedTensor c = draw(size.m, size.n, out), row = draw(1, size.n, out);
+  const OwnedTensor ga = ToCuda(a.tensor, dtype), gb = ToCuda(b.tensor, dtype);
+  const OwnedTensor grow = ToCuda(row.tensor, out);
+  const OwnedTensor gc =
+      accumulate ? ToCuda(c.tensor, out) : PoisonedCuda(out, {size.batch, size.m, size.n});
+  GemmArgs args{.trans_a = trans_a,
+                .trans_b = trans_b,
+                .m = size.m,
+                .n = size.n,
+                .k = size.k,
+                .a = a.tensor,
+                .lda = ta ? size.m : size.k,
+                .b = b.tensor,
+                .ldb = tb ? size.k : size.n,
+                .c = c.tensor,
+                .ldc = size.n,
+                .accumulate = accumulate,
+                .bias = bias ? row.tensor : Tensor{},
+                .batch = size.batch,
+                .stride_a = size.m * size.k,
+                .stride_b = size.k * size.n,
+                .stride_c = size.m * size.n};
+  Gemm(args);
+  args.a = ga.tensor;
+  args.b = gb.tensor;
+  args.c = gc.tensor;
+  if (bias) args.bias = grow.tensor;
+  Gemm(args);
+  EXPECT_LT(RelativeError(ToHost(gc.tensor).tensor, c.tensor),
+            out == DType::kBF16 ? 4e-3 : 1e-5);
+}
+
+TEST(CudaGemm, AgreesWithTheCpu) {
+  TestRandom random;
+  for (const Sizes& size : {Sizes{64, 96, 128, 1}, Sizes{5, 7, 3, 1}, Sizes{130, 48, 33, 4},
+                            Sizes{1, 256, 512, 1}, Sizes{512, 128, 128, 8}}) {
+    for (const DType dtype : kCudaTypes) {
+      for (const Trans trans_a : {Trans::kNo, Trans::kYes}) {
+        for (const Trans trans_b : {Trans::kNo, Trans::kYes}) {
+          ExpectAgrees(size, dtype, dtype, trans_a, trans_b, false, false, random);
+          ExpectAgrees(size, dtype, dtype, trans_a, trans_b, false, true, random);
+          ExpectAgrees(size, dtype, DType::kF32, trans_a, trans_b, true, false, random);
+        }
+      }
+    }
+  }
+}
+
+TEST(CudaTensorMath, AgreesWithTheCpu) {
+  TestRandom random;
+  for (const DType dtype : kCudaTypes) {
+    const OwnedTensor from =
+        Cast(RandomTensor(DType::kF32, {3, 7, 5}, random).tensor, dtype);
+    const OwnedTensor to = Cast(RandomTensor(DType::kF32, {3, 9, 5}, random).tensor, dtype);
+    const OwnedTensor there = ToCuda(to.tensor, dtype);
+    AddRows(ToCuda(from.tensor, dtype).tensor, 2, there.tensor, 4, 3);
+    AddRows(from.tensor, 2, to.tensor, 4, 3);
+    EXPECT_EQ(RelativeError(ToHost(there.tensor).tensor, Cast(to.tensor, DType::kF64).tensor), 0);
+  }
+  const OwnedTensor factor = RandomTensor(DType::kF32, {1001}, random);
+  const OwnedTensor addend = RandomTensor(DType::kF32, {1001}, random);
+  const OwnedTensor state = RandomTensor(DType::kF32, {1001}, random);
+  const OwnedTensor there = ToCuda(state.tensor);
+  MultiplyAdd(ToCuda(factor.tensor).tensor, ToCuda(addend.tensor).tensor, there.tensor);
+  MultiplyAdd(factor.tensor, addend.tensor, state.tensor);
+  EXPECT_LT(RelativeError(ToHost(there.tensor).tensor, Cast(state.tensor, DType::kF64).tensor),
+            1e-6);
+
+  const OwnedTensor rounded = ZeroCuda(DType::kBF16, {1001}), host(DType::kBF16, {1001});
+  Convert(ToCuda(factor.tensor).tensor, rounded.tensor);
+  Convert(factor.tensor, host.tensor);
+  EXPECT_EQ(RelativeError(ToHost(rounded.tensor).tensor, Cast(host.tensor, DType::kF64).tensor), 0);
+}
+
+}  // namespace
+}  // namespace eyrie

@@ -1,0 +1,159 @@
+// Whole models on the GPU against the CPU in float64: losses, gradients, optimiser steps.
+#include "layers/model.h"
+
+#include "core/tensor_math.h"
+#include "launcher/optimizer.h"
+#include "layers/chunked.h"
+#include "tests/cuda/cuda_test_util.h"
+#include "tests/layers/layer_test_util.h"
+
+namespace eyrie {
+namespace {
+
+constexpr int64_t kBatch = 2, kTokens = 96;
+
+config::ModelConfig MediumModel(const std::vector<std::string>& pattern, int64_t depth) {
+  config::ModelConfig model = SmallModel(pattern, depth);
+  model.set_vocab_size(203);
+  model.set_width(64);
+  model.mutable_recurrent()->set_width(96);
+  model.mutable_recurrent()->set_gate_blocks(4);
+  model.mutable_attention()->set_heads(3);
+  model.mutable_attention()->set_head_width(64);
+  model.mutable_attention()->set_window(17);
+  model.mutable_mlp()->set_width(128);
+  return model;
+}
+
+std::vector<config::ModelConfig> Models() {
+  return {MediumModel({"recurrent+geglu", "recurrent+geglu", "local_attention+geglu"}, 3),
+          MediumModel({"attention+geglu"}, 2)};
+}
+
+struct Data {
+  explicit Data(int64_t vocab, TestRandom& random)
+      : tokens(RandomTokens(kBatch, kTokens, vocab, random)),
+        labels(RandomTokens(kBatch, kTokens, vocab, random)),
+        positions(RandomPositions(kBatch, kTokens, random, false)) {}
+  OwnedTensor tokens, labels, positions;
+};
+
+// A model with all that a step needs, on one device.
+class Place {
+ public:
+  Place(const config::ModelConfig& config, const config::OptimizerConfig& recipe,
+        Precision precision, Device device, const Data& data, bool recompute = false,
+        int64_t chunk = 0)
+      : device_(device),
+        chunk_(chunk),
+        model_(config, 1, recompute),
+        store_(model_.params(), mesh_, precision, /*with_gradients=*/true, {}, device),
+        optimizer_(recipe, store_, mesh_),
+        arena_(device),
+        run_{mesh_, store_, arena_},
+        tokens_(On(data.tokens)),
+        labels_(On(data.labels)),
+        positions_(On(data.positions)),
+        loss_(DType::kF64, {2}, device) {
+    store_.Initialise(3);
+  }
+
+  // The mean loss; gradients stay in the store.
+  double ForwardBackward() {
+    store_.ZeroGrads();
+    FillZero(loss_.tensor);
+    run_.positions = positions_.tensor;
+    eyrie::ForwardBackward(model_, run_,
+                           {tokens_.tensor, labels_.tensor, 1.0 / (kBatch * kTokens), loss_.tensor},
+                           chunk_, /*completes_step=*/true);
+    store_.ReduceGrads();
+    return ReadLoss(loss_.tensor).sum / (kBatch * kTokens);
+  }
+  double Step(int64_t step) {
+    const double loss = ForwardBackward();
+    optimizer_.Step(step, 1e-2, optimizer_.GradNorm());
+    store_.GatherDone();
+    return loss;
+  }
+  OwnedTensor Gradient(ParamId id) const { return ToHost(store_.grad(id)); }
+  const ParamStore& store() const { return store_; }
+  size_t peak_bytes() const { return arena_.peak_bytes(); }
+
+ private:
+  OwnedTensor On(const OwnedTensor& host) const {
+    OwnedTensor result(host.tensor.dtype, host.tensor.shape, device_);
+    Copy(host.tensor, result.tensor);
+    return result;
+  }
+
+  Device device_;
+  int64_t chunk_;
+  Mesh mesh_;
+  Model model_;
+  ParamStore store_;
+  Optimizer optimizer_;
+  Arena arena_;
+  Run run_;
+  OwnedTensor tokens_, labels_, positions_, loss_;
+};
+
+TEST(CudaModel, GradientsAgreeWithTheCpu) {
+  TestRandom random;
+  const config::OptimizerConfig recipe;
+  for (const auto& config : Models()) {
+    const Data data(config.vocab_size(), random);
+    Place cpu(config, recipe, DType::kF64, Device::kCpu, data);
+    const double loss = cpu.ForwardBackward();
+    for (const Precision& precision : {Precision(DType::kF32), Precision::Mixed()}) {
+      const bool mixed = precision.has_masters();
+      for (const bool recompute : {false, true}) {
+        for (const int64_t chunk : {0, 40}) {
+          SCOPED_TRACE(StrCat(config.pattern(0), mixed ? " mixed" : " float32",
+                              recompute ? " recompute" : "", " chunk ", chunk));
+          Place gpu(config, recipe, precision, Device::kCuda, data, recompute, chunk);
+          EXPECT_NEAR(gpu.ForwardBackward(), loss, (mixed ? 1e-2 : 1e-5) * loss);
+          for (ParamId id = 0; id < static_cast<ParamId>(cpu.store().table().specs().size()); ++id) {
+            EXPECT_LT(RelativeError(gpu.Gradient(id).tensor, cpu.Gradient(id).tensor, 1e-3),
+                      mixed ? 6e-2 : 1e-4)
+                << cpu.store().table().spec(id).name;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(CudaModel, TwentyStepsAgreeWithTheCpu) {
+  TestRandom random;
+  config::OptimizerConfig recipe;
+  recipe.set_weight_decay(0.1);
+  const auto config = Models().front();
+  const Data data(config.vocab_size(), random);
+  Place cpu(config, recipe, DType::kF32, Device::kCpu, data);
+  Place gpu(config, recipe, DType::kF32, Device::kCuda, data);
+  Place mixed(config, recipe, Precision::Mixed(), Device::kCuda, data);
+  double first = 0, last = 0, last_mixed = 0;
+  for (int step = 1; step <= 20; ++step) {
+    last = cpu.Step(step);
+    if (step == 1) first = last;
+    EXPECT_NEAR(gpu.Step(step), last, 1e-4 * last) << step;
+    last_mixed = mixed.Step(step);
+  }
+  EXPECT_LT(last, 0.9 * first);
+  EXPECT_NEAR(last_mixed, last, 0.05 * last);
+}
+
+TEST(CudaModel, StepsRepeatBitByBit) {
+  TestRandom random;
+  const config::OptimizerConfig recipe;
+  const auto config = Models().front();
+  const Data data(config.vocab_size(), random);
+  Place one(config, recipe, Precision::Mixed(), Device::kCuda, data);
+  Place two(config, recipe, Precision::Mixed(), Device::kCuda, data);
+  for (int step = 1; step <= 3; ++step) EXPECT_EQ(one.Step(step), two.Step(step));
+  EXPECT_TRUE(BitwiseEqual(ToHost(one.store().masters()).tensor,
+                           ToHost(two.store().masters()).tensor));
+}
+
+}  // namespace
+}  // namespace eyrie
