@@ -33,12 +33,6 @@ double OtherSlicesComputed(const Timeline& timeline, const Span& operation) {
   return sum;
 }
 
-double MeanDuration(const std::vector<Span>& spans) {
-  double sum = 0.0;
-  for (const Span& span : spans) sum += span.end - span.begin;
-  return sum / static_cast<double>(spans.size());
-}
-
 class TraceTest : public testing::Test {
  protected:
   TraceTest() {
@@ -137,8 +131,6 @@ TEST_F(TraceTest, SlicesComputeWhileMessagesTravel) {
       EXPECT_GT(operations, 1.8 * static_cast<double>(whole[rank].communication.size()));
       EXPECT_EQ(hidden(whole[rank]), 0);
       EXPECT_GT(static_cast<double>(hidden(sliced[rank])), 0.9 * operations);
-      // Two operations share the time of one.
-      EXPECT_LT(MeanDuration(sliced[rank].waits), 0.75 * MeanDuration(whole[rank].waits));
       // One thing at a time.
       std::vector<Span> busy = sliced[rank].compute;
       busy.insert(busy.end(), sliced[rank].waits.begin(), sliced[rank].waits.end());
