@@ -44,14 +44,14 @@ int64_t SelectiveScanForwardWorkspace(const Tensor& x, int64_t states);
 struct SelectiveScanBackwardArgs {
   Tensor x, dt, z, bc, a_log, skip, dt_bias, positions, h0;  // as in the forward pass
   Tensor dout;                                               // [B, T, E]
-  Tensor dh_last;     // [B, E, N] gradient of the state handed to the next chunk, or absent
-  Tensor dx, ddt;     // [B, T, E] out, overwritten
-  Tensor dz;          // [B, T, E] out, overwritten; may be the same memory as dout
-  Tensor dbc;         // [B, T, S] out: the last 2N of each row, overwritten
-  Tensor dh0;         // [B, E, N] out, overwritten; optional
-  Tensor da_log;      // [E, N] out, added to
-  Tensor dskip;       // [E] out, added to
-  Tensor ddt_bias;    // [E] out, added to
+  Tensor dh_last;   // [B, E, N] gradient of the state handed to the next chunk, or absent
+  Tensor dx, ddt;   // [B, T, E] out, overwritten
+  Tensor dz;        // [B, T, E] out, overwritten; may be the same memory as dout
+  Tensor dbc;       // [B, T, S] out: the last 2N of each row, overwritten
+  Tensor dh0;       // [B, E, N] out, overwritten; optional
+  Tensor da_log;    // [E, N] out, added to
+  Tensor dskip;     // [E] out, added to
+  Tensor ddt_bias;  // [E] out, added to
   Tensor workspace;
 };
 void SelectiveScanBackward(const SelectiveScanBackwardArgs& args);

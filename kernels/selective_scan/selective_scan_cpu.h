@@ -13,7 +13,8 @@ namespace eyrie {
 namespace selective_scan {
 
 inline constexpr int64_t kBlock = 64;  // channels of a task: blocks do not depend on threads
-inline constexpr int64_t kChunk = 16;  // tokens from one state that the backward pass keeps to the next
+inline constexpr int64_t kChunk =
+    16;  // tokens from one state that the backward pass keeps to the next
 
 // What every kernel reads, at the first sequence and channel.
 template <class Real>
@@ -66,9 +67,7 @@ class Block {
     for (Real& a : rate) a = -Exp(a);
   }
 
-  int64_t Offset(int64_t t) const {
-    return (b_ * inputs_.time + t) * inputs_.channels + first_;
-  }
+  int64_t Offset(int64_t t) const { return (b_ * inputs_.time + t) * inputs_.channels + first_; }
   // Of a tensor [B, E, N].
   int64_t StateOffset() const { return (b_ * inputs_.channels + first_) * states; }
   bool Starts(int64_t t) const { return inputs_.positions[b_ * inputs_.time + t] == 0; }
@@ -148,8 +147,8 @@ void ForBlocks(const Inputs<Real>& inputs, const Body& body) {
   const int64_t elements = inputs.batch * inputs.time * inputs.channels * inputs.states;
   ForPieces(inputs.batch * blocks, elements, [&](int64_t piece) {
     const int64_t first = piece % blocks * kBlock;
-    body(piece, Block<Real>(inputs, piece / blocks, first,
-                            std::min(kBlock, inputs.channels - first)));
+    body(piece,
+         Block<Real>(inputs, piece / blocks, first, std::min(kBlock, inputs.channels - first)));
   });
 }
 

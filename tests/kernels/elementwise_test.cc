@@ -43,6 +43,7 @@ TEST(Elementwise, Silu) {
       return Dot(y.tensor, dy.tensor);
     };
     EXPECT_LT(NumericGradientCheck(loss, x.tensor, dx.tensor, random), 1e-6);
+    Silu(x.tensor, y.tensor);
     // In place, and in float32.
     const OwnedTensor narrow = Cast(x.tensor, DType::kF32),
                       narrow_dy = Cast(dy.tensor, DType::kF32);

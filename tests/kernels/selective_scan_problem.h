@@ -45,9 +45,9 @@ struct ScanInputs {
   }
   template <class Self>
   static auto Members(Self& self) {
-    return std::vector{&self.x,    &self.dt,      &self.z,         &self.bc, &self.a_log,
-                       &self.skip, &self.dt_bias, &self.positions, &self.h0, &self.dout,
-                       &self.dh_last};
+    return std::vector{&self.x,     &self.dt,   &self.z,       &self.bc,
+                       &self.a_log, &self.skip, &self.dt_bias, &self.positions,
+                       &self.h0,    &self.dout, &self.dh_last};
   }
   // Every tensor through `change`.
   ScanInputs Map(const std::function<OwnedTensor(const OwnedTensor&)>& change) const {
@@ -86,19 +86,19 @@ inline Tensor NoWorkspace(int64_t) { return {}; }
 inline void ScanForward(const ScanInputs& in, const ScanOutputs& out, bool states,
                         const ScanWorkspace& workspace = NoWorkspace) {
   const auto optional = [&](const OwnedTensor& t) { return states ? t.tensor : Tensor{}; };
-  SelectiveScanForward({.x = in.x.tensor,
-                        .dt = in.dt.tensor,
-                        .z = in.z.tensor,
-                        .bc = in.bc.tensor,
-                        .a_log = in.a_log.tensor,
-                        .skip = in.skip.tensor,
-                        .dt_bias = in.dt_bias.tensor,
-                        .positions = in.positions.tensor,
-                        .h0 = optional(in.h0),
-                        .out = out.out.tensor,
-                        .h_last = optional(out.h_last),
-                        .workspace = workspace(SelectiveScanForwardWorkspace(
-                            in.x.tensor, in.a_log.tensor.dim(1)))});
+  SelectiveScanForward(
+      {.x = in.x.tensor,
+       .dt = in.dt.tensor,
+       .z = in.z.tensor,
+       .bc = in.bc.tensor,
+       .a_log = in.a_log.tensor,
+       .skip = in.skip.tensor,
+       .dt_bias = in.dt_bias.tensor,
+       .positions = in.positions.tensor,
+       .h0 = optional(in.h0),
+       .out = out.out.tensor,
+       .h_last = optional(out.h_last),
+       .workspace = workspace(SelectiveScanForwardWorkspace(in.x.tensor, in.a_log.tensor.dim(1)))});
 }
 inline void ScanBackward(const ScanInputs& in, const ScanOutputs& out, bool states,
                          const ScanWorkspace& workspace = NoWorkspace) {
@@ -122,8 +122,8 @@ inline void ScanBackward(const ScanInputs& in, const ScanOutputs& out, bool stat
                          .da_log = out.da_log.tensor,
                          .dskip = out.dskip.tensor,
                          .ddt_bias = out.ddt_bias.tensor,
-                         .workspace = workspace(SelectiveScanBackwardWorkspace(
-                             in.x.tensor, in.a_log.tensor.dim(1)))});
+                         .workspace = workspace(
+                             SelectiveScanBackwardWorkspace(in.x.tensor, in.a_log.tensor.dim(1)))});
 }
 inline void ScanSummaries(const ScanInputs& in, const ScanOutputs& out,
                           const ScanWorkspace& workspace = NoWorkspace) {

@@ -29,8 +29,7 @@ void ReferenceForward(const ScanInputs& in, const ScanSizes& sizes, const Tensor
       }
       for (int64_t t = 0; t < sizes.time; ++t) {
         const int64_t token = b * sizes.time + t, i = token * sizes.channels + e;
-        const double delta =
-            std::log1p(std::exp(Get(in.dt.tensor, i) + Get(in.dt_bias.tensor, e)));
+        const double delta = std::log1p(std::exp(Get(in.dt.tensor, i) + Get(in.dt_bias.tensor, e)));
         const double x = Get(in.x.tensor, i), z = Get(in.z.tensor, i);
         double y = Get(in.skip.tensor, e) * x;
         for (int64_t n = 0; n < sizes.states; ++n) {
@@ -76,11 +75,16 @@ TEST(SelectiveScan, FloatAgreesWithDouble) {
     ScanBackward(wide, exact, true);
     ScanForward(narrow, out, true);
     ScanBackward(narrow, out, true);
-    for (const auto& [a, b] :
-         {std::pair{&out.out, &exact.out}, {&out.h_last, &exact.h_last}, {&out.dx, &exact.dx},
-          {&out.ddt, &exact.ddt}, {&out.dz, &exact.dz}, {&out.dbc, &exact.dbc},
-          {&out.dh0, &exact.dh0}, {&out.da_log, &exact.da_log}, {&out.dskip, &exact.dskip},
-          {&out.ddt_bias, &exact.ddt_bias}}) {
+    for (const auto& [a, b] : {std::pair{&out.out, &exact.out},
+                               {&out.h_last, &exact.h_last},
+                               {&out.dx, &exact.dx},
+                               {&out.ddt, &exact.ddt},
+                               {&out.dz, &exact.dz},
+                               {&out.dbc, &exact.dbc},
+                               {&out.dh0, &exact.dh0},
+                               {&out.da_log, &exact.da_log},
+                               {&out.dskip, &exact.dskip},
+                               {&out.ddt_bias, &exact.ddt_bias}}) {
       EXPECT_LT(RelativeError(a->tensor, b->tensor, 0.1), 1e-5);
     }
   }
@@ -121,8 +125,7 @@ TEST(SelectiveScan, DocumentStartForgetsTheState) {
   ScanInputs in(sizes, random);
   constexpr int64_t kStart = 21;
   for (int64_t t = 0; t < sizes.time; ++t) {
-    in.positions.tensor.data<int32_t>()[t] =
-        static_cast<int32_t>(t < kStart ? t + 3 : t - kStart);
+    in.positions.tensor.data<int32_t>()[t] = static_cast<int32_t>(t < kStart ? t + 3 : t - kStart);
   }
   const ScanOutputs clean = Outputs(sizes), spoilt = Outputs(sizes);
   const auto run = [&](const ScanOutputs& out) {
@@ -145,8 +148,10 @@ TEST(SelectiveScan, DocumentStartForgetsTheState) {
     EXPECT_TRUE(BitwiseEqual(TimeSlice(a.tensor, begin, end).tensor,
                              TimeSlice(b.tensor, begin, end).tensor));
   };
-  for (const auto& [a, b] : {std::pair{&clean.out, &spoilt.out}, {&clean.dx, &spoilt.dx},
-                             {&clean.ddt, &spoilt.ddt}, {&clean.dz, &spoilt.dz},
+  for (const auto& [a, b] : {std::pair{&clean.out, &spoilt.out},
+                             {&clean.dx, &spoilt.dx},
+                             {&clean.ddt, &spoilt.ddt},
+                             {&clean.dz, &spoilt.dz},
                              {&clean.dbc, &spoilt.dbc}}) {
     same(*a, *b, kStart, sizes.time);
   }
@@ -203,25 +208,33 @@ TEST(SelectiveScan, ChunksWithCarriedStateEqualTheWhole) {
   for (size_t k = parts.size(); k-- > 0;) {
     parts[k].dh_last = std::move(dstate);
     ScanOutputs out = outputs(k);
-    for (auto [from, to] : {std::pair{&joined.da_log, &out.da_log}, {&joined.dskip, &out.dskip},
+    for (auto [from, to] : {std::pair{&joined.da_log, &out.da_log},
+                            {&joined.dskip, &out.dskip},
                             {&joined.ddt_bias, &out.ddt_bias}}) {
       Copy(from->tensor, to->tensor);  // added to
     }
     ScanBackward(parts[k], out, true);
-    for (auto [from, to] : {std::pair{&out.dx, &joined.dx}, {&out.ddt, &joined.ddt},
-                            {&out.dz, &joined.dz}, {&out.dbc, &joined.dbc}}) {
+    for (auto [from, to] : {std::pair{&out.dx, &joined.dx},
+                            {&out.ddt, &joined.ddt},
+                            {&out.dz, &joined.dz},
+                            {&out.dbc, &joined.dbc}}) {
       PasteTime(from->tensor, to->tensor, cuts[k]);
     }
-    for (auto [from, to] : {std::pair{&out.da_log, &joined.da_log}, {&out.dskip, &joined.dskip},
+    for (auto [from, to] : {std::pair{&out.da_log, &joined.da_log},
+                            {&out.dskip, &joined.dskip},
                             {&out.ddt_bias, &joined.ddt_bias}}) {
       Copy(from->tensor, to->tensor);
     }
     dstate = Clone(out.dh0.tensor);
   }
-  for (auto [a, b] : {std::pair{&joined.dx, &expected.dx}, {&joined.ddt, &expected.ddt},
-                      {&joined.dz, &expected.dz}, {&joined.dbc, &expected.dbc},
-                      {&joined.da_log, &expected.da_log}, {&joined.dskip, &expected.dskip},
-                      {&joined.ddt_bias, &expected.ddt_bias}, {&dstate, &expected.dh0}}) {
+  for (auto [a, b] : {std::pair{&joined.dx, &expected.dx},
+                      {&joined.ddt, &expected.ddt},
+                      {&joined.dz, &expected.dz},
+                      {&joined.dbc, &expected.dbc},
+                      {&joined.da_log, &expected.da_log},
+                      {&joined.dskip, &expected.dskip},
+                      {&joined.ddt_bias, &expected.ddt_bias},
+                      {&dstate, &expected.dh0}}) {
     EXPECT_LT(RelativeError(a->tensor, b->tensor), 1e-10);
   }
 }
@@ -314,12 +327,17 @@ TEST(SelectiveScan, SameBitsWithAnyNumberOfThreads) {
         ScanSummaries(in, *out);
       });
     }
-    for (auto [a, b] :
-         {std::pair{&one.out, &many.out}, {&one.h_last, &many.h_last}, {&one.dx, &many.dx},
-          {&one.ddt, &many.ddt}, {&one.dz, &many.dz}, {&one.dbc, &many.dbc},
-          {&one.da_log, &many.da_log}, {&one.dskip, &many.dskip},
-          {&one.ddt_bias, &many.ddt_bias}, {&one.decay, &many.decay},
-          {&one.grad_increment, &many.grad_increment}}) {
+    for (auto [a, b] : {std::pair{&one.out, &many.out},
+                        {&one.h_last, &many.h_last},
+                        {&one.dx, &many.dx},
+                        {&one.ddt, &many.ddt},
+                        {&one.dz, &many.dz},
+                        {&one.dbc, &many.dbc},
+                        {&one.da_log, &many.da_log},
+                        {&one.dskip, &many.dskip},
+                        {&one.ddt_bias, &many.ddt_bias},
+                        {&one.decay, &many.decay},
+                        {&one.grad_increment, &many.grad_increment}}) {
       EXPECT_TRUE(BitwiseEqual(a->tensor, b->tensor));
     }
   }
