@@ -20,9 +20,9 @@
 
 namespace eyrie::selective_scan {
 
-inline constexpr int kColumns = 32;     // channels of a block
-inline constexpr int kThreadStates = 4; // states of a thread
-inline constexpr int kTile = 16;        // tokens between barriers
+inline constexpr int kColumns = 32;      // channels of a block
+inline constexpr int kThreadStates = 4;  // states of a thread
+inline constexpr int kTile = 16;         // tokens between barriers
 inline constexpr float kLn2 = 0.6931471805599453f;
 
 // The cut of a problem. N states are padded to 4 a warp.
@@ -103,7 +103,8 @@ struct Place {
 };
 
 // A thread's states to and from memory; zeros where there are none.
-__device__ __forceinline__ void LoadStates(const float* from, int count, float (&to)[kThreadStates]) {
+__device__ __forceinline__ void LoadStates(const float* from, int count,
+                                           float (&to)[kThreadStates]) {
 #pragma unroll
   for (int i = 0; i < kThreadStates; ++i) to[i] = i < count ? from[i] : 0;
 }
@@ -153,8 +154,8 @@ struct BcTile {
       const int t = first + i / (2 * kPadded), j = i % (2 * kPadded);
       const int n = j % kPadded;
       const bool exists = t < end && n < plan.states;
-      const int64_t from = (int64_t{b} * plan.time + t + 1) * in.row -
-                           (j < kPadded ? 2 : 1) * plan.states + n;
+      const int64_t from =
+          (int64_t{b} * plan.time + t + 1) * in.row - (j < kPadded ? 2 : 1) * plan.states + n;
       values[k] = exists ? ToFloat(in.bc[from]) : 0;
     }
   }
@@ -173,9 +174,7 @@ struct ScanTile {
 };
 
 // The gradient of what the gate multiplies.
-__device__ __forceinline__ float GateGradient(float z, float dout) {
-  return dout * z * Sigmoid(z);
-}
+__device__ __forceinline__ float GateGradient(float z, float dout) { return dout * z * Sigmoid(z); }
 
 template <class T>
 struct ChunkTensors {
@@ -282,8 +281,7 @@ __global__ void LinkKernel(const Plan plan, const T* a_log, const float* sums, f
 #pragma unroll
     for (int k = 0; k < kBatch; ++k) {
       const int order = min(begin + k, plan.chunks - 1);
-      const int64_t chunk =
-          int64_t{b} * plan.chunks + (kReverse ? plan.chunks - 1 - order : order);
+      const int64_t chunk = int64_t{b} * plan.chunks + (kReverse ? plan.chunks - 1 - order : order);
       sum[k] = sums[chunk * plan.channels + channel];
       increment[k] = maps[chunk * size + i];
     }
@@ -291,8 +289,7 @@ __global__ void LinkKernel(const Plan plan, const T* a_log, const float* sums, f
     for (int k = 0; k < kBatch; ++k) {
       const int order = begin + k;
       if (order >= plan.chunks) break;
-      const int64_t chunk =
-          int64_t{b} * plan.chunks + (kReverse ? plan.chunks - 1 - order : order);
+      const int64_t chunk = int64_t{b} * plan.chunks + (kReverse ? plan.chunks - 1 - order : order);
       maps[chunk * size + i] = state;
       // A document's start takes nothing of what came before, not even a NaN.
       state = isinf(sum[k]) ? increment[k] : fmaf(decay_over(sum[k]), state, increment[k]);

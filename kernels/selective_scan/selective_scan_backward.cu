@@ -16,8 +16,8 @@ namespace eyrie {
 namespace selective_scan {
 namespace {
 
-constexpr int kChunk = 64;          // tokens
-constexpr int kRun = 8;             // tokens whose states a thread has at once
+constexpr int kChunk = 64;  // tokens
+constexpr int kRun = 8;     // tokens whose states a thread has at once
 constexpr int kRuns = kChunk / kRun;
 constexpr int64_t kMostSlabs = 16;  // parts of dB and dC in memory: each of some of the channels
 
@@ -26,9 +26,7 @@ struct BackwardPlan : Plan {
       : Plan(x, state_count, kChunk),
         slabs(static_cast<int>(std::min<int64_t>(kMostSlabs, blocks))) {}
   // Elements of a slab.
-  __host__ __device__ int64_t slab_size() const {
-    return int64_t{batch} * time * 2 * states;
-  }
+  __host__ __device__ int64_t slab_size() const { return int64_t{batch} * time * 2 * states; }
   int slabs;
 };
 
@@ -105,8 +103,7 @@ class Group {
       Finish(run, dskip, ddt_bias);
       __syncthreads();
     }
-    StoreStates(drates_, place_.count(plan_),
-                tensors_.states + place_.StateOffset(plan_, index_));
+    StoreStates(drates_, place_.count(plan_), tensors_.states + place_.StateOffset(plan_, index_));
     shared_.parts[place_.warp][0][0][place_.lane] = dskip;
     shared_.parts[place_.warp][0][1][place_.lane] = ddt_bias;
     __syncthreads();
@@ -164,8 +161,8 @@ class Group {
   __device__ void GoBack(int run) {
     constexpr int kPadded = Shared::kPadded;
     const int lane = place_.lane;
-    float decay[kRun][kThreadStates];   // a
-    float decayed[kRun][kThreadStates]; // a h of the token before
+    float decay[kRun][kThreadStates];    // a
+    float decayed[kRun][kThreadStates];  // a h of the token before
     float values[kRun * kThreadStates];
     const float4 before = shared_.kept[run][threadIdx.x];
     float h[kThreadStates] = {before.x, before.y, before.z, before.w};
@@ -373,11 +370,7 @@ void SelectiveScanBackwardCuda(const SelectiveScanBackwardArgs& args) {
                     static_cast<unsigned>(plan.batch));
     DispatchWarps(plan.states, [&](auto warps) {
       constexpr size_t kShared = sizeof(BackwardShared<warps()>);
-      static const bool allowed = [] {
-        AllowSharedMemory(BackwardKernel<T, warps()>, kShared);
-        return true;
-      }();
-      (void)allowed;
+      AllowSharedMemory(BackwardKernel<T, warps()>, kShared);
       Launch(name, BackwardKernel<T, warps()>, grid, dim3(32 * warps()), kShared, plan, tensors);
     });
     const int64_t count = plan.slab_size();
@@ -386,8 +379,8 @@ void SelectiveScanBackwardCuda(const SelectiveScanBackwardArgs& args) {
     const int64_t chunks = int64_t{plan.batch} * plan.chunks;
     AddRowSumCuda(name, work.states, chunks, plan.state_size(), plan.state_size(),
                   args.da_log.data<float>(), RateOf<T>{in.a_log});
-    AddRowSumCuda(name, work.dskip, chunks, plan.channels, plan.channels,
-                  args.dskip.data<float>(), One{});
+    AddRowSumCuda(name, work.dskip, chunks, plan.channels, plan.channels, args.dskip.data<float>(),
+                  One{});
     AddRowSumCuda(name, work.ddt_bias, chunks, plan.channels, plan.channels,
                   args.ddt_bias.data<float>(), One{});
   });

@@ -66,6 +66,27 @@ struct ScanOutputs {
   OwnedTensor out, h_last, dx, ddt, dz, dbc, dh0, da_log, dskip, ddt_bias;
   OwnedTensor decay, increment, grad_decay, grad_increment;
 
+  using Member = OwnedTensor ScanOutputs::*;
+  static const std::vector<std::pair<Member, const char*>>& Names() {
+    using O = ScanOutputs;
+    static const std::vector<std::pair<Member, const char*>> names = {
+        {&O::out, "out"},
+        {&O::h_last, "h_last"},
+        {&O::dx, "dx"},
+        {&O::ddt, "ddt"},
+        {&O::dz, "dz"},
+        {&O::dbc, "dbc"},
+        {&O::dh0, "dh0"},
+        {&O::da_log, "da_log"},
+        {&O::dskip, "dskip"},
+        {&O::ddt_bias, "ddt_bias"},
+        {&O::decay, "decay"},
+        {&O::increment, "increment"},
+        {&O::grad_decay, "grad_decay"},
+        {&O::grad_increment, "grad_increment"}};
+    return names;
+  }
+
   ScanOutputs() = default;
   ScanOutputs(DType dtype, const ScanSizes& sizes, const Make& make, const Make& zero) {
     const DType wide = FullPrecision(dtype);
@@ -100,6 +121,7 @@ inline void ScanForward(const ScanInputs& in, const ScanOutputs& out, bool state
        .h_last = optional(out.h_last),
        .workspace = workspace(SelectiveScanForwardWorkspace(in.x.tensor, in.a_log.tensor.dim(1)))});
 }
+// A `dz` that is absent takes the place of dout.
 inline void ScanBackward(const ScanInputs& in, const ScanOutputs& out, bool states,
                          const ScanWorkspace& workspace = NoWorkspace) {
   const auto optional = [&](const OwnedTensor& t) { return states ? t.tensor : Tensor{}; };
@@ -116,7 +138,7 @@ inline void ScanBackward(const ScanInputs& in, const ScanOutputs& out, bool stat
                          .dh_last = optional(in.dh_last),
                          .dx = out.dx.tensor,
                          .ddt = out.ddt.tensor,
-                         .dz = out.dz.tensor,
+                         .dz = out.dz.tensor.defined() ? out.dz.tensor : in.dout.tensor,
                          .dbc = out.dbc.tensor,
                          .dh0 = optional(out.dh0),
                          .da_log = out.da_log.tensor,
