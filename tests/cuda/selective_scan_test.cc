@@ -48,7 +48,8 @@ ScanOutputs OnCuda(const ScanInputs& host, const ScanSizes& sizes, DType dtype, 
   ScanBackward(in, out, states, workspace);
   if (dz_replaces_dout) out.dz = std::move(in.dout);
   ScanOutputs result;
-  for (const auto& [member, name] : ScanOutputs::Names()) result.*member = ToHost((out.*member).tensor);
+  for (const auto& [member, name] : ScanOutputs::Names())
+    result.*member = ToHost((out.*member).tensor);
   return result;
 }
 
@@ -92,8 +93,8 @@ TEST(CudaSelectiveScan, MatchesTheCpuBody) {
 // States that are carried over many chunks, by the forward pass too; many groups of channels.
 TEST(CudaSelectiveScan, CarriesStatesOverManyChunks) {
   for (DType dtype : kCudaTypes) {
-    for (const ScanSizes& sizes : {ScanSizes{2, 700, 40, 16, 4}, ScanSizes{1, 1025, 72, 8},
-                                   ScanSizes{1, 200, 1100, 16}}) {
+    for (const ScanSizes& sizes :
+         {ScanSizes{2, 700, 40, 16, 4}, ScanSizes{1, 1025, 72, 8}, ScanSizes{1, 200, 1100, 16}}) {
       Compare(dtype, sizes, 5000, true);
     }
   }
@@ -114,8 +115,7 @@ TEST(CudaSelectiveScan, SameBitsInEachRunAndInPlace) {
     const ScanOutputs first = OnCuda(in, sizes, dtype, true);
     const ScanOutputs second = OnCuda(in, sizes, dtype, true, /*dz_replaces_dout=*/true);
     for (const auto& [member, name] : ScanOutputs::Names()) {
-      EXPECT_TRUE(BitwiseEqual((first.*member).tensor, (second.*member).tensor))
-          << name;
+      EXPECT_TRUE(BitwiseEqual((first.*member).tensor, (second.*member).tensor)) << name;
     }
   }
 }
@@ -127,8 +127,7 @@ TEST(CudaSelectiveScan, DocumentStartForgetsEverything) {
   constexpr int64_t kStart = 150;
   const ScanInputs in(sizes, random);
   for (int64_t t = 0; t < sizes.time; ++t) {
-    in.positions.tensor.data<int32_t>()[t] =
-        static_cast<int32_t>(t < kStart ? t + 1 : t - kStart);
+    in.positions.tensor.data<int32_t>()[t] = static_cast<int32_t>(t < kStart ? t + 1 : t - kStart);
   }
   const ScanOutputs clean = OnCuda(in, sizes, DType::kF32, true);
   const auto copy = [](const OwnedTensor& t) { return Clone(t.tensor); };
@@ -137,8 +136,7 @@ TEST(CudaSelectiveScan, DocumentStartForgetsEverything) {
   Poison(after.dh_last.tensor);
   for (int64_t i = 0; i < 20 * sizes.channels; ++i) {
     Set(before.x.tensor, i, std::numeric_limits<double>::quiet_NaN());
-    Set(after.dout.tensor, sizes.full().size() - 1 - i,
-        std::numeric_limits<double>::quiet_NaN());
+    Set(after.dout.tensor, sizes.full().size() - 1 - i, std::numeric_limits<double>::quiet_NaN());
   }
   const auto same = [&](const OwnedTensor& a, const OwnedTensor& b, int64_t begin, int64_t end) {
     EXPECT_TRUE(BitwiseEqual(TimeSlice(a.tensor, begin, end).tensor,
