@@ -9,19 +9,24 @@
 
 namespace eyrie {
 
-// A zero-filled block of host memory aligned to a cache line. Movable, not copyable.
+// A zero-filled block of memory aligned to a cache line; on Device::kMeta, of none. Movable, not
+// copyable.
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(size_t bytes);
+  explicit Buffer(size_t bytes, Device device = Device::kCpu);
 
   void* data() const { return data_.get(); }
   size_t bytes() const { return bytes_; }
+  Device device() const { return data_.get_deleter().device; }
   // A tensor over this buffer, starting `offset` bytes in.
   Tensor At(size_t offset, DType dtype, Shape shape) const;
 
  private:
   struct Free {
+    Free() : Free(Device::kCpu) {}
+    explicit Free(Device where) : device(where) {}
+    Device device;
     void operator()(void* pointer) const;
   };
   std::unique_ptr<void, Free> data_;
@@ -31,7 +36,7 @@ class Buffer {
 // A tensor together with the memory under it.
 struct OwnedTensor {
   OwnedTensor() = default;
-  OwnedTensor(DType dtype, Shape shape);
+  OwnedTensor(DType dtype, Shape shape, Device device = Device::kCpu);
   Buffer buffer;
   Tensor tensor;
 };
@@ -46,6 +51,8 @@ class Arena {
     size_t used = 0;
   };
 
+  explicit Arena(Device device = Device::kCpu) : device_(device) {}
+
   Tensor Allocate(DType dtype, Shape shape);
   Mark mark() const { return current_; }
   void Rewind(Mark mark) { current_ = mark; }
@@ -53,6 +60,7 @@ class Arena {
   size_t peak_bytes() const { return peak_; }
 
  private:
+  Device device_;
   std::vector<Buffer> blocks_;
   Mark current_;
   size_t peak_ = 0;

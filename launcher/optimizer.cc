@@ -10,12 +10,12 @@ Optimizer::Optimizer(const config::OptimizerConfig& config, ParamStore& params, 
     : config_(config),
       params_(params),
       mesh_(mesh),
-      m_(static_cast<size_t>(params.plan().owned_elements()) * SizeOf(params.dtype())),
-      v_(static_cast<size_t>(params.plan().owned_elements()) * SizeOf(params.dtype())) {}
+      dtype_(params.precision().moments),
+      m_(static_cast<size_t>(params.plan().owned_elements()) * SizeOf(dtype_), params.device()),
+      v_(m_.bytes(), params.device()) {}
 
 Tensor Optimizer::At(const Buffer& moment, const BucketPlan::Part& part) const {
-  return moment.At(static_cast<size_t>(part.owned) * SizeOf(params_.dtype()), params_.dtype(),
-                   {part.range.size()});
+  return moment.At(static_cast<size_t>(part.owned) * SizeOf(dtype_), dtype_, {part.range.size()});
 }
 
 double Optimizer::GradNorm() const {

@@ -19,8 +19,10 @@ class Optimizer {
   void Step(int64_t step, double learning_rate, double grad_norm);
 
   // First and second moments, laid out like the store's owned parts (BucketPlan::Part::owned).
-  Tensor m() const { return m_.At(0, params_.dtype(), {params_.plan().owned_elements()}); }
-  Tensor v() const { return v_.At(0, params_.dtype(), {params_.plan().owned_elements()}); }
+  Tensor m() const { return m_.At(0, dtype_, {params_.plan().owned_elements()}); }
+  Tensor v() const { return v_.At(0, dtype_, {params_.plan().owned_elements()}); }
+
+  size_t moment_bytes() const { return m_.bytes() + v_.bytes(); }
 
  private:
   Tensor At(const Buffer& moment, const BucketPlan::Part& part) const;
@@ -28,6 +30,7 @@ class Optimizer {
   const config::OptimizerConfig& config_;
   ParamStore& params_;
   const Mesh& mesh_;
+  DType dtype_;
   Buffer m_, v_;
 };
 

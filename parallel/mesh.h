@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <utility>
 
 #include "parallel/communicator.h"
 
@@ -15,25 +16,46 @@ struct MeshShape {
   int ranks() const { return data * sequence * tensor; }
 };
 
+// Where a rank stands on each axis.
+struct MeshPlace {
+  MeshPlace(MeshShape shape, int rank)
+      : data(rank / (shape.tensor * shape.sequence)),
+        sequence(rank / shape.tensor % shape.sequence),
+        tensor(rank % shape.tensor) {}
+  int data, sequence, tensor;
+};
+
+// A rank's communicators: see the accessors of Mesh.
+struct MeshGroups {
+  std::unique_ptr<Communicator> world, tensor, sequence, data, replicas;
+};
+// `world` has exactly shape.ranks() ranks.
+MeshGroups SplitWorld(MeshShape shape, std::unique_ptr<Communicator> world);
+
 class Mesh {
  public:
-  // `world` has exactly shape.ranks() ranks.
-  Mesh(MeshShape shape, std::unique_ptr<Communicator> world);
+  Mesh(MeshShape shape, MeshGroups groups);
+  Mesh(MeshShape shape, std::unique_ptr<Communicator> world)
+      : Mesh(shape, SplitWorld(shape, std::move(world))) {}
   // One rank.
   Mesh() : Mesh(MeshShape{}, MakeLocalCommunicator()) {}
 
   const MeshShape& shape() const { return shape_; }
-  Communicator& world() const { return *world_; }
-  Communicator& tensor() const { return *tensor_; }      // holds the other shards of my parameters
-  Communicator& sequence() const { return *sequence_; }  // holds the other chunks of my sequences
-  Communicator& data() const { return *data_; }          // holds other sequences
+  Communicator& world() const { return *groups_.world; }
+  Communicator& tensor() const {
+    return *groups_.tensor;
+  }  // holds the other shards of my parameters
+  Communicator& sequence() const {
+    return *groups_.sequence;
+  }                                                     // holds the other chunks of my sequences
+  Communicator& data() const { return *groups_.data; }  // holds other sequences
   // data x sequence: the ranks that hold the same parameters, over which gradients are summed.
-  Communicator& replicas() const { return *replicas_; }
-  bool is_root() const { return world_->rank() == 0; }
+  Communicator& replicas() const { return *groups_.replicas; }
+  bool is_root() const { return groups_.world->rank() == 0; }
 
  private:
   MeshShape shape_;
-  std::unique_ptr<Communicator> world_, tensor_, sequence_, data_, replicas_;
+  MeshGroups groups_;
 };
 
 }  // namespace eyrie

@@ -34,31 +34,37 @@ void Draw(const ParamSpec& spec, const Slice& slice, uint64_t seed, T* values) {
 
 }  // namespace
 
-ParamStore::ParamStore(const ParamTable& table, const Mesh& mesh, DType dtype, bool with_gradients,
-                       const BucketOptions& options)
+ParamStore::ParamStore(const ParamTable& table, const Mesh& mesh, Precision precision,
+                       bool with_gradients, const BucketOptions& options, Device device)
     : table_(table),
       mesh_(mesh),
-      dtype_(dtype),
+      precision_(precision),
       plan_(table, mesh.shape(), options),
       owned_(plan_.Parts(plan_.sharded() ? mesh.replicas().rank() : 0)),
-      values_(Bytes(plan_.elements())),
+      values_(Bytes(plan_.elements()), device),
       ready_(static_cast<ParamId>(table.specs().size())),
       reduced_(plan_.buckets()) {
   for (const ParamSpec& spec : table.specs()) {
     slices_.push_back(LocalSlice(spec, mesh.shape().tensor, mesh.tensor().rank()));
   }
   if (!with_gradients) return;
-  grads_ = Buffer(Bytes(plan_.elements()));
+  grads_ = Buffer(GradientBytes(plan_.elements()), device);
   // MPI's reduce-scatter cannot leave a part where it was.
-  if (plan_.sharded()) owned_grads_ = Buffer(Bytes(plan_.owned_elements()));
+  if (plan_.sharded()) {
+    owned_grads_ = Buffer(GradientBytes(plan_.owned_elements()), device);
+  }
 }
 
 Tensor ParamStore::At(const Buffer& flat, ParamId id) const {
-  return flat.At(Bytes(offset(id)), dtype_, slice(id).extent);
+  return flat.At(Bytes(offset(id)), dtype(), slice(id).extent);
 }
 
-Tensor ParamStore::AtRange(const Buffer& flat, BucketPlan::Range range) const {
-  return flat.At(Bytes(range.begin), dtype_, {range.size()});
+Tensor ParamStore::ValuesAt(BucketPlan::Range range) const {
+  return values_.At(Bytes(range.begin), precision_.values, {range.size()});
+}
+
+Tensor ParamStore::GradientsAt(const Buffer& flat, BucketPlan::Range range) const {
+  return flat.At(GradientBytes(range.begin), precision_.gradients, {range.size()});
 }
 
 Tensor ParamStore::value(ParamId id) const {
@@ -68,21 +74,21 @@ Tensor ParamStore::value(ParamId id) const {
 
 Tensor ParamStore::flat_values() const {
   GatherDone();
-  return values_.At(0, dtype_, {elements()});
+  return values_.At(0, dtype(), {elements()});
 }
 
 Tensor ParamStore::owned_value(const BucketPlan::Part& part) const {
-  return AtRange(values_, {part.flat, part.flat + part.range.size()});
+  return ValuesAt({part.flat, part.flat + part.range.size()});
 }
 
 Tensor ParamStore::owned_grad(const BucketPlan::Part& part) const {
-  return AtRange(plan_.sharded() ? owned_grads_ : grads_,
-                 {part.owned, part.owned + part.range.size()});
+  return GradientsAt(plan_.sharded() ? owned_grads_ : grads_,
+                     {part.owned, part.owned + part.range.size()});
 }
 
 void ParamStore::Initialise(uint64_t seed) {
   for (ParamId id = 0; id < static_cast<ParamId>(slices_.size()); ++id) {
-    if (dtype_ == DType::kF64) {
+    if (dtype() == DType::kF64) {
       Draw(table_.spec(id), slice(id), seed, value(id).data<double>());
     } else {
       Draw(table_.spec(id), slice(id), seed, value(id).data<float>());
@@ -106,13 +112,13 @@ void ParamStore::StartReducing(int bucket) {
   for (Event& event : partials_) event.Wait();
   partials_.clear();
   const BucketPlan::Range range = plan_.bucket(bucket);
-  const Tensor whole = AtRange(grads_, range);
+  const Tensor whole = GradientsAt(grads_, range);
   if (!plan_.sharded()) {
     reductions_.push_back(mesh_.replicas().AllReduce(whole, ReduceOp::kSum));
     return;
   }
   const int64_t begin = plan_.owned_offset(bucket);
-  const Tensor mine = AtRange(owned_grads_, {begin, begin + range.size() / plan_.owners()});
+  const Tensor mine = GradientsAt(owned_grads_, {begin, begin + range.size() / plan_.owners()});
   reductions_.push_back(mesh_.replicas().ReduceScatter(whole, mine));
 }
 
@@ -135,8 +141,8 @@ void ParamStore::Gather(int bucket) {
   }
   EYRIE_CHECK(static_cast<size_t>(bucket) == gathering_.size());
   Communicator& replicas = mesh_.replicas();
-  gathering_.push_back(replicas.AllGather(AtRange(values_, plan_.share(bucket, replicas.rank())),
-                                          AtRange(values_, plan_.bucket(bucket))));
+  gathering_.push_back(replicas.AllGather(ValuesAt(plan_.share(bucket, replicas.rank())),
+                                          ValuesAt(plan_.bucket(bucket))));
 }
 
 void ParamStore::AwaitValues(int64_t end) const {

@@ -5,14 +5,15 @@
 // computes others: it produces them last parameter first, and a bucket leaves as soon as all its
 // parameters are complete. Without ZeRO that is an all-reduce. With it, a reduce-scatter leaves
 // each replica the sum of the part it owns; the optimiser updates this part of the parameters, and
-// the replicas gather the rest from one another. Values and gradients are float32 (in tests
-// float64), and so are all these sums.
+// the replicas gather the rest from one another. On the CPU values and gradients are float32 (in
+// tests float64), and so are all these sums.
 #pragma once
 
 #include <vector>
 
 #include "core/memory.h"
 #include "core/param_table.h"
+#include "core/precision.h"
 #include "parallel/bucket_plan.h"
 #include "parallel/mesh.h"
 #include "parallel/shard.h"
@@ -22,21 +23,28 @@ namespace eyrie {
 class ParamStore {
  public:
   // Gradients are only allocated for training.
-  ParamStore(const ParamTable& table, const Mesh& mesh, DType dtype, bool with_gradients,
-             const BucketOptions& options = {});
+  ParamStore(const ParamTable& table, const Mesh& mesh, Precision precision, bool with_gradients,
+             const BucketOptions& options = {}, Device device = Device::kCpu);
 
   const ParamTable& table() const { return table_; }
   const BucketPlan& plan() const { return plan_; }
-  DType dtype() const { return dtype_; }
+  // Of values, and of the activations that layers compute from them.
+  DType dtype() const { return precision_.values; }
+  const Precision& precision() const { return precision_; }
+  Device device() const { return values_.device(); }
+  size_t value_bytes() const { return values_.bytes(); }
+  size_t gradient_bytes() const { return grads_.bytes() + owned_grads_.bytes(); }
   // Values wait for a gathering under way, so that there are no stale ones to be seen.
   Tensor value(ParamId id) const;
-  Tensor grad(ParamId id) const { return At(grads_, id); }
+  Tensor grad(ParamId id) const {
+    return grads_.At(GradientBytes(offset(id)), precision_.gradients, slice(id).extent);
+  }
   const Slice& slice(ParamId id) const { return slices_[static_cast<size_t>(id)]; }
   int64_t offset(ParamId id) const { return plan_.offset(id); }
   // Elements of the flat buffers, padding included.
   int64_t elements() const { return plan_.elements(); }
   Tensor flat_values() const;
-  Tensor flat_grads() const { return grads_.At(0, dtype_, {elements()}); }
+  Tensor flat_grads() const { return grads_.At(0, precision_.gradients, {elements()}); }
 
   // Draws initial values, the same model in every layout.
   void Initialise(uint64_t seed);
@@ -66,15 +74,22 @@ class ParamStore {
   Tensor At(const Buffer& flat, ParamId id) const;
 
  private:
-  size_t Bytes(int64_t elements) const { return static_cast<size_t>(elements) * SizeOf(dtype_); }
-  Tensor AtRange(const Buffer& flat, BucketPlan::Range range) const;
+  size_t Bytes(int64_t elements) const {
+    return static_cast<size_t>(elements) * SizeOf(precision_.values);
+  }
+  size_t GradientBytes(int64_t elements) const {
+    return static_cast<size_t>(elements) * SizeOf(precision_.gradients);
+  }
+  Tensor ValuesAt(BucketPlan::Range range) const;
+  // In either buffer of gradients.
+  Tensor GradientsAt(const Buffer& flat, BucketPlan::Range range) const;
   void StartReducing(int bucket);
   // Waits for all buckets that start before `end` in the flat buffer.
   void AwaitValues(int64_t end) const;
 
   const ParamTable& table_;
   const Mesh& mesh_;
-  DType dtype_;
+  Precision precision_;
   BucketPlan plan_;
   std::vector<Slice> slices_;
   std::vector<BucketPlan::Part> owned_;

@@ -14,7 +14,7 @@ struct Overlap {
 };
 
 template <class T>
-void AddRows(const Tensor& from, const Tensor& to, int64_t to_row) {
+void AddRowsAs(const Tensor& from, const Tensor& to, int64_t to_row) {
   const int64_t rows = from.dim(1), width = from.dim(2);
   for (int64_t b = 0; b < from.dim(0); ++b) {
     const T* source = from.data<T>() + b * rows * width;
@@ -23,13 +23,25 @@ void AddRows(const Tensor& from, const Tensor& to, int64_t to_row) {
   }
 }
 
-// state := decay * state + increment
+void AddRows(const Tensor& from, const Tensor& to, int64_t to_row) {
+  if (to.device == Device::kMeta) return;
+  if (to.dtype == DType::kF64) return AddRowsAs<double>(from, to, to_row);
+  AddRowsAs<float>(from, to, to_row);
+}
+
 template <class T>
-void Apply(const Tensor& map, const Tensor& state) {
+void ApplyAs(const Tensor& map, const Tensor& state) {
   const int64_t n = state.size();
   const T *decay = map.data<T>(), *increment = decay + n;
   T* out = state.data<T>();
   for (int64_t i = 0; i < n; ++i) out[i] = decay[i] * out[i] + increment[i];
+}
+
+// state := decay * state + increment
+void Apply(const Tensor& map, const Tensor& state) {
+  if (state.device == Device::kMeta) return;
+  if (state.dtype == DType::kF64) return ApplyAs<double>(map, state);
+  ApplyAs<float>(map, state);
 }
 
 }  // namespace
@@ -85,11 +97,7 @@ HaloGradExchange::HaloGradExchange(Communicator& sequence, Arena& arena, const T
 void HaloGradExchange::Wait() {
   for (Part& part : received_) {
     part.event.Wait();
-    if (tail_grad_.dtype == DType::kF64) {
-      AddRows<double>(part.buffer, tail_grad_, part.first_row);
-    } else {
-      AddRows<float>(part.buffer, tail_grad_, part.first_row);
-    }
+    AddRows(part.buffer, tail_grad_, part.first_row);
   }
   for (Event& event : sent_) event.Wait();
 }
@@ -110,12 +118,7 @@ void CarryScan::Wait() {
   FillZero(result_);
   const bool forward = direction_ == Direction::kForward;
   for (int rank = forward ? 0 : size_ - 1; rank != rank_; rank += forward ? 1 : -1) {
-    const Tensor map = gathered_.Rows(rank, rank + 1);
-    if (result_.dtype == DType::kF64) {
-      Apply<double>(map, result_);
-    } else {
-      Apply<float>(map, result_);
-    }
+    Apply(gathered_.Rows(rank, rank + 1), result_);
   }
 }
 
