@@ -15,7 +15,7 @@ namespace eyrie {
 
 // kMeta is no device: tensors there have a shape and no memory, and whatever is done with them is
 // checked and then does nothing. A whole training step runs on it in no time, which is how a run is
-// measured before it takes any memory (launcher/plan.h). The idea and the name are PyTorch's.
+// measured before it takes any memory (launcher/measure.h). The idea and the name are PyTorch's.
 enum class Device : uint8_t { kCpu, kCuda, kMeta };
 
 // Up to five extents, outermost first.
@@ -85,7 +85,8 @@ struct Tensor {
   Tensor Rows(int64_t begin, int64_t end) const;
 };
 
-// Memory operations on tensors of equal dtype and size.
+// Memory operations on tensors of equal dtype and size, on any device; Copy also between devices
+// (CopyBytes in core/device.h says when its result can be used).
 void Copy(const Tensor& from, const Tensor& to);
 void FillZero(const Tensor& tensor);
 // Copies `rows` rows of each sequence: from [B, N, C], starting at from_row, to [B, M, C], starting

@@ -13,8 +13,7 @@ StepMeasure MeasureStep(const config::Config& config, const Precision& precision
   const MeshShape shape = MeshShapeOf(config.parallel());
   MeshTraffic sent;
   const Mesh mesh(shape, CountingGroups(AbsentGroups(shape, rank), sent));
-  const Model model(config.model(), shape.tensor,
-                    train.recompute() == config::TrainConfig::BLOCKS);
+  const Model model(config.model(), shape.tensor, train.recompute() == config::TrainConfig::BLOCKS);
   ParamStore params(model.params(), mesh, precision, /*with_gradients=*/true,
                     BucketOptionsOf(config.parallel()), Device::kMeta);
   Optimizer optimizer(config.optimizer(), params, mesh);
@@ -50,9 +49,9 @@ StepMeasure MeasureStep(const config::Config& config, const Precision& precision
   measure.memory = {
       .parameters = bytes(params.value_bytes()),
       .gradients = bytes(params.gradient_bytes()),
-      .masters = precision.has_masters() ? params.plan().owned_elements() *
-                                               bytes(SizeOf(precision.masters))
-                                         : 0,
+      .masters = precision.has_masters()
+                     ? params.plan().owned_elements() * bytes(SizeOf(precision.masters))
+                     : 0,
       .moments = bytes(optimizer.moment_bytes()),
       .activations = bytes(arena.peak_bytes()),
       .buffers = bytes(BatchReader::BufferBytes(micro, train.sequence_length(), shape.sequence)) *

@@ -68,10 +68,9 @@ void CountWork(const config::Config& config, const Precision& precision, Plan& p
   // The optimiser reads the sum of gradients twice (for its norm), reads and writes masters and
   // moments, and writes the values; gradients are zeroed.
   const MemoryUse& memory = plan.memory;
-  const auto owners =
-      config.parallel().zero() == config::ParallelConfig::OPTIMIZER_STATE
-          ? static_cast<double>(plan.shape.data) * plan.shape.sequence
-          : 1.0;
+  const auto owners = config.parallel().zero() == config::ParallelConfig::OPTIMIZER_STATE
+                          ? static_cast<double>(plan.shape.data) * plan.shape.sequence
+                          : 1.0;
   const auto per_owner = [&](DType dtype) {
     return static_cast<double>(elements.local) * static_cast<double>(SizeOf(dtype)) / owners;
   };
@@ -90,8 +89,7 @@ void PredictTime(const config::Hardware& hardware, Plan& plan) {
   time.tensor = Link(hardware, shape.tensor).Seconds(plan.traffic.tensor);
   time.sequence = Link(hardware, sequence_extent).Seconds(plan.traffic.sequence);
   const Link everywhere(hardware, shape.ranks());
-  time.replicas = everywhere.Seconds(plan.traffic.replicas) +
-                  everywhere.Seconds(plan.traffic.data);
+  time.replicas = everywhere.Seconds(plan.traffic.replicas) + everywhere.Seconds(plan.traffic.data);
   time.world = everywhere.Seconds(plan.traffic.world);
 
   // Forward waits for its sums over tensor ranks; backward's travel while the gradients of weights

@@ -26,7 +26,8 @@ struct PlanOptions {
 void RequireSameDevice(const config::Config& config, const config::Hardware& hardware) {
   const bool gpu = hardware.device() == config::Hardware::GPU;
   const auto device = config.run().device();
-  if (device == config::RunConfig::auto_ || device == (gpu ? config::RunConfig::cuda : config::RunConfig::cpu)) {
+  if (device == config::RunConfig::auto_ ||
+      device == (gpu ? config::RunConfig::cuda : config::RunConfig::cpu)) {
     return;
   }
   ThrowBadInput("run.device is ", gpu ? "cpu" : "cuda", ", but the hardware (", hardware.name(),
@@ -41,10 +42,12 @@ config::Config LoadForPlan(const PlanOptions& options, const config::Hardware& h
   const auto& parallel = config.parallel();
   int64_t ranks = options.ranks;
   if (ranks == 0) {
-    if (parallel.data() == 0) ThrowBadInput("parallel.data is 0, what is left: of --ranks how many?");
+    if (parallel.data() == 0)
+      ThrowBadInput("parallel.data is 0, what is left: of --ranks how many?");
     ranks = int64_t{parallel.data()} * parallel.sequence() * parallel.tensor();
   }
-  if (ranks > std::numeric_limits<int>::max()) ThrowBadInput("parallel: ", ranks, " are too many ranks");
+  if (ranks > std::numeric_limits<int>::max())
+    ThrowBadInput("parallel: ", ranks, " are too many ranks");
   Resolve(config, static_cast<int>(ranks));
   ConfigErrors errors;
   ValidateStep(config, errors);
@@ -177,8 +180,8 @@ void Print(const Plan& plan, const config::Config& config, const config::Hardwar
   const auto sent = [&](const char* axis, int ranks, const Traffic& traffic, double seconds) {
     if (ranks == 1) return;
     row(axis, Bytes(traffic.bytes),
-        Format("%s messages over %d ranks, %s", Grouped(traffic.messages).c_str(),
-               ranks, Seconds(seconds).c_str()));
+        Format("%s messages over %d ranks, %s", Grouped(traffic.messages).c_str(), ranks,
+               Seconds(seconds).c_str()));
   };
   if (plan.shape.ranks() == 1) row("nothing", "", "");
   sent("tensor", plan.shape.tensor, plan.traffic.tensor, plan.time.tensor);
@@ -220,7 +223,8 @@ void AddPlanCommand(CLI::App& app, ExitCode& code) {
       "Predict, without running it, what a training run takes: parameters, memory of a rank by\n"
       "kind, bytes sent in a step on each axis, seconds of a step.\n\n"
       "  eyrie plan --config configs/griffin/14b.textproto --ranks 4096 --set parallel.tensor=8\n\n"
-      "Runs alone. Memory and bytes come from a step of the real program on tensors without memory;\n"
+      "Runs alone. Memory and bytes come from a step of the real program on tensors without "
+      "memory;\n"
       "the time from the hardware's numbers, which by default are those of H100 nodes.");
   command->add_option("--config", options->config, "configuration file (text format)")
       ->required()
@@ -234,10 +238,11 @@ void AddPlanCommand(CLI::App& app, ExitCode& code) {
       ->type_name("N")
       ->check(CLI::PositiveNumber);
   command
-      ->add_option("--hardware", options->hardware,
-                   "hardware file (text format), e.g. configs/hardware/h200.textproto; its fields\n"
-                   "are described in configs/schema/hardware.proto. A GPU means bfloat16 parameters\n"
-                   "and activations, a CPU float32")
+      ->add_option(
+          "--hardware", options->hardware,
+          "hardware file (text format), e.g. configs/hardware/h200.textproto; its fields\n"
+          "are described in configs/schema/hardware.proto. A GPU means bfloat16 parameters\n"
+          "and activations, a CPU float32")
       ->type_name("FILE");
   command->add_flag("--json", options->json, "print one JSON object, in bytes and seconds");
   command->callback([options, &code] { code = RunPlan(*options); });

@@ -102,10 +102,10 @@ class PlanAgainstRuns : public testing::Test {
     const fs::path run = directory_ / ("run" + std::to_string(++runs_));
     const std::string data = (directory_ / "data").string();
     settings.insert(settings.end(),
-                    {"data.train=" + data, "data.validation=" + data, "data.tokenizer=",
-                     "train.validation_interval=1", "train.validation_sequences=4",
-                     "train.steps=10", "train.stop_after=2", "optimizer.warmup_steps=0",
-                     "run.threads=1", "run.directory=" + run.string()});
+                    {"data.train=" + data, "data.validation=" + data,
+                     "data.tokenizer=", "train.validation_interval=1",
+                     "train.validation_sequences=4", "train.steps=10", "train.stop_after=2",
+                     "optimizer.warmup_steps=0", "run.threads=1", "run.directory=" + run.string()});
     const std::string config = kConfigs + name + ".textproto";
     const ProcessResult trained =
         RunEyrie(ranks, WithSettings({"train", "--config", config}, settings));
@@ -123,9 +123,8 @@ class PlanAgainstRuns : public testing::Test {
     ASSERT_EQ(logs, ranks);
     ASSERT_EQ(largest.size(), 5u);
 
-    const ProcessResult planned =
-        RunPlan(config, {"--json", "--hardware", kLaptop, "--ranks", std::to_string(ranks)},
-                settings);
+    const ProcessResult planned = RunPlan(
+        config, {"--json", "--hardware", kLaptop, "--ranks", std::to_string(ranks)}, settings);
     ASSERT_EQ(planned.code, 0) << planned.err;
     const auto plan = nlohmann::json::parse(planned.out);
     const auto expect_near = [&](const std::string& kind, int64_t actual) {
@@ -157,8 +156,7 @@ TEST_F(PlanAgainstRuns, EveryFamily) {
   for (const std::string name : {"griffin/tiny", "hawk/tiny", "transformer/tiny"}) {
     ExpectPlanned(name, 1, {});
     ExpectPlanned(name, 1, {"train.recompute=BLOCKS"});
-    ExpectPlanned(name, 4,
-                  {"parallel.tensor=2", "parallel.sequence=2", "train.recompute=BLOCKS"});
+    ExpectPlanned(name, 4, {"parallel.tensor=2", "parallel.sequence=2", "train.recompute=BLOCKS"});
   }
 }
 

@@ -18,9 +18,9 @@ struct RankRun {
 class PlanEqualityTest : public LayoutsTest {
  protected:
   config::Config Load(const std::vector<std::string>& settings, int ranks) {
-    config::Config config = LoadConfig(
-        WriteText(directory_ / "plan.textproto",
-                  SmallTrainingConfig(directory_ / "data", directory_ / "none")));
+    config::Config config =
+        LoadConfig(WriteText(directory_ / "plan.textproto",
+                             SmallTrainingConfig(directory_ / "data", directory_ / "none")));
     config.mutable_train()->set_validation_interval(0);
     config.mutable_run()->set_log_interval(100);
     ApplySettings(settings, config);
@@ -65,7 +65,7 @@ class PlanEqualityTest : public LayoutsTest {
         EXPECT_DOUBLE_EQ((traffic.*of).bytes - (first.*of).bytes, 2 * (measured.traffic.*of).bytes)
             << axis;
         EXPECT_EQ((traffic.*of).messages - (first.*of).messages,
-                         2 * (measured.traffic.*of).messages)
+                  2 * (measured.traffic.*of).messages)
             << axis;
       };
       expect("tensor", &MeshTraffic::tensor);

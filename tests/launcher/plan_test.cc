@@ -56,10 +56,10 @@ TEST(Plan, ZeroSharesOutMastersAndMoments) {
   const Plan whole = PlanOf("griffin/tiny", 1, {zero}, "h100");
   for (const int replicas : {2, 4, 8}) {
     for (const int sequence : {1, 2}) {
-      const Plan plan = PlanOf("griffin/tiny", replicas,
-                               {zero, "parallel.sequence=" + std::to_string(sequence),
-                                "train.global_batch_size=16"},
-                               "h100");
+      const Plan plan = PlanOf(
+          "griffin/tiny", replicas,
+          {zero, "parallel.sequence=" + std::to_string(sequence), "train.global_batch_size=16"},
+          "h100");
       ExpectAbout(plan.memory.masters * replicas, whole.memory.masters);
       ExpectAbout(plan.memory.moments * replicas, whole.memory.moments);
       ExpectAbout(plan.memory.gradients,
@@ -94,7 +94,8 @@ TEST(Plan, TensorRanksSendSumsOfTheResidualStream) {
   ASSERT_EQ(plan.microbatches, 4);
   // A microbatch: looked-up rows, two sums forward and two backward for each of two branches a
   // block, the head's gradient; for each token the largest logit and two sums. Once in a step: the
-  // gradients of keys' and values' matrices, and the norm, a double. Of n bytes half is sent, twice.
+  // gradients of keys' and values' matrices, and the norm, a double. Of n bytes half is sent,
+  // twice.
   const double streams = (2 + 4 * kDepth) * kTokens * kWidth, loss = 3 * kTokens;
   const double keys = 2 * kDepth * kWidth * kHead;
   EXPECT_EQ(plan.traffic.tensor.bytes, 4 * (4 * (streams + loss) + keys) + 8);
@@ -118,8 +119,8 @@ TEST(Plan, CountsFlops) {
   const config::Config config = Load("transformer/tiny", 1, {});
   const auto& model = config.model();
   const double width = static_cast<double>(model.width()),
-               heads = static_cast<double>(model.attention().heads() *
-                                           model.attention().head_width()),
+               heads =
+                   static_cast<double>(model.attention().heads() * model.attention().head_width()),
                head = static_cast<double>(model.attention().head_width()),
                mlp = static_cast<double>(model.mlp().width()),
                depth = static_cast<double>(model.depth()),
@@ -134,8 +135,8 @@ TEST(Plan, CountsFlops) {
   EXPECT_EQ(plan.flops, plan.model_flops);
 
   // Local attention of a window that a sequence exceeds: 33 keys, fewer for the first 32 tokens.
-  const Plan local = PlanOf("griffin/tiny", 1, {"model.pattern=local_attention", "model.depth=1"},
-                            "laptop");
+  const Plan local =
+      PlanOf("griffin/tiny", 1, {"model.pattern=local_attention", "model.depth=1"}, "laptop");
   const Plan global =
       PlanOf("griffin/tiny", 1, {"model.pattern=attention", "model.depth=1"}, "laptop");
   EXPECT_DOUBLE_EQ(global.model_flops - local.model_flops,

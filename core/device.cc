@@ -1,0 +1,77 @@
+#include "core/device.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+
+#include "core/region.h"
+
+namespace eyrie {
+namespace {
+constexpr size_t kAlignment = 256;
+
+// Never read: tensors on Device::kMeta must only not be absent.
+void* const kMetaAddress = reinterpret_cast<void*>(kAlignment);
+}  // namespace
+
+void* AllocateBytes(Device device, size_t bytes) {
+  if (device == Device::kCuda) return cuda::Allocate(bytes);
+  if (device == Device::kMeta) return kMetaAddress;
+  const size_t rounded = std::max((bytes + kAlignment - 1) / kAlignment * kAlignment, kAlignment);
+  void* pointer = std::aligned_alloc(kAlignment, rounded);
+  if (pointer == nullptr) ThrowFailure("out of memory: ", bytes, " bytes");
+  std::memset(pointer, 0, rounded);
+  return pointer;
+}
+
+void FreeBytes(Device device, void* pointer) {
+  if (device == Device::kCuda) return cuda::Free(pointer);
+  if (device == Device::kMeta) return;
+  std::free(pointer);
+}
+
+void CopyBytes(void* to, Device to_device, const void* from, Device from_device, size_t bytes) {
+  if (bytes == 0) return;
+  if (to_device == Device::kMeta || from_device == Device::kMeta) {
+    EYRIE_CHECK(to_device == from_device, "a meta tensor has no elements");
+    return;
+  }
+  if (to_device == Device::kCpu && from_device == Device::kCpu) {
+    std::memcpy(to, from, bytes);
+  } else {
+    cuda::Copy(to, from, bytes, to_device == Device::kCpu);
+  }
+}
+
+void ZeroBytes(Device device, void* pointer, size_t bytes) {
+  if (bytes == 0 || device == Device::kMeta) return;
+  if (device == Device::kCuda) return cuda::Zero(pointer, bytes);
+  std::memset(pointer, 0, bytes);
+}
+
+void Synchronize(Device device) {
+  if (device == Device::kCuda) cuda::Synchronize();
+}
+
+#ifndef EYRIE_CUDA
+namespace cuda {
+namespace {
+[[noreturn]] void Refuse() { ThrowFailure("this build of eyrie has no CUDA backend"); }
+}  // namespace
+
+int DeviceCount() { return 0; }
+void SelectDevice(int) { Refuse(); }
+std::string DeviceName() { Refuse(); }
+size_t FreeMemory() { Refuse(); }
+size_t TotalMemory() { Refuse(); }
+void* Allocate(size_t) { Refuse(); }
+void Free(void*) { Refuse(); }
+void Copy(void*, const void*, size_t, bool) { Refuse(); }
+void CopyPitched(void*, size_t, const void*, size_t, size_t, size_t) { Refuse(); }
+void Zero(void*, size_t) { Refuse(); }
+void Synchronize() { Refuse(); }
+std::unique_ptr<Region> ReserveRegion() { Refuse(); }
+}  // namespace cuda
+#endif
+
+}  // namespace eyrie
