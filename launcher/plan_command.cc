@@ -43,7 +43,7 @@ config::Config LoadForPlan(const PlanOptions& options, const config::Hardware& h
   int64_t ranks = options.ranks;
   if (ranks == 0) {
     if (parallel.data() == 0)
-      ThrowBadInput("parallel.data is 0, what is left: of --ranks how many?");
+      ThrowBadInput("parallel.data is 0, what --ranks leaves: say how many ranks there are");
     ranks = int64_t{parallel.data()} * parallel.sequence() * parallel.tensor();
   }
   if (ranks > std::numeric_limits<int>::max())
@@ -149,9 +149,9 @@ void Print(const Plan& plan, const config::Config& config, const config::Hardwar
 
   std::printf("model     %s parameters, %s on a rank\n", Grouped(plan.parameters).c_str(),
               Grouped(plan.local_parameters).c_str());
-  std::printf("layout    %s ranks: data %d x sequence %d x tensor %d\n",
-              Grouped(plan.shape.ranks()).c_str(), plan.shape.data, plan.shape.sequence,
-              plan.shape.tensor);
+  std::printf("layout    %s %s: data %d x sequence %d x tensor %d\n",
+              Grouped(plan.shape.ranks()).c_str(), plan.shape.ranks() == 1 ? "rank" : "ranks",
+              plan.shape.data, plan.shape.sequence, plan.shape.tensor);
   std::printf("step      %s tokens; a rank runs %s x %s sequences of %s tokens\n",
               Grouped(plan.tokens).c_str(), Grouped(plan.microbatches).c_str(),
               Grouped(train.micro_batch_size()).c_str(),
@@ -183,7 +183,7 @@ void Print(const Plan& plan, const config::Config& config, const config::Hardwar
         Format("%s messages over %d ranks, %s", Grouped(traffic.messages).c_str(), ranks,
                Seconds(seconds).c_str()));
   };
-  if (plan.shape.ranks() == 1) row("nothing", "", "");
+  if (plan.shape.ranks() == 1) std::printf("  nothing\n");
   sent("tensor", plan.shape.tensor, plan.traffic.tensor, plan.time.tensor);
   sent("sequence", plan.shape.sequence, plan.traffic.sequence, plan.time.sequence);
   sent("data, sequence", plan.shape.data * plan.shape.sequence, plan.traffic.replicas,

@@ -146,6 +146,7 @@ class PlanAgainstRuns : public testing::Test {
                 ranks, layout.c_str(), plan["memory"]["total"].get<double>() / 1e6,
                 static_cast<double>(most) / 1e6, plan["step_seconds"]["total"].get<double>(),
                 *std::min_element(seconds.begin(), seconds.end()));
+    std::fflush(stdout);  // a later fork would print it again
   }
 
   TestDirectory directory_;

@@ -158,10 +158,14 @@ TEST(Plan, TimeAddsUp) {
   EXPECT_GT(plan.utilisation, 0.01);
   // A tensor group inside a node uses NVLink, one of two nodes the network.
   const auto bandwidth = [](const Plan& of) { return of.traffic.tensor.bytes / of.time.tensor; };
-  const Plan two_nodes = PlanOf("griffin/14b", 4096, {"parallel.tensor=16"}, "h100");
   EXPECT_LT(bandwidth(plan), 450e9);
   EXPECT_GT(bandwidth(plan), 50e9);
-  EXPECT_LT(bandwidth(two_nodes), 50e9);
+  config::Hardware small_nodes = HardwareFile("h100");
+  small_nodes.set_ranks_per_node(4);
+  const Plan across = MakePlan(Load("griffin/14b", 4096, {"parallel.tensor=8"}), small_nodes);
+  EXPECT_EQ(across.traffic.tensor, plan.traffic.tensor);
+  EXPECT_LT(bandwidth(across), 50e9);
+  EXPECT_GT(across.time.exposed, plan.time.exposed);
 }
 
 TEST(HardwareFiles, H100IsTheDefault) {
