@@ -34,9 +34,19 @@ class HostRegion final : public Region {
   }
 };
 
+// Addresses alone, for meta tensors.
+class MetaRegion final : public Region {
+ public:
+  MetaRegion() { base_ = static_cast<char*>(AllocateBytes(Device::kMeta, 0)); }
+
+ protected:
+  size_t Take(size_t, size_t to) override { return to; }
+};
+
 }  // namespace
 
 std::unique_ptr<Region> ReserveRegion(Device device) {
+  if (device == Device::kMeta) return std::make_unique<MetaRegion>();
   if (device == Device::kCuda) return cuda::ReserveRegion();
   return std::make_unique<HostRegion>();
 }
