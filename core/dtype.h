@@ -39,6 +39,10 @@ constexpr size_t SizeOf(DType dtype) {
   return 0;
 }
 
+// The type of what keeps full precision beside activations of type `dtype`: statistics of norms and
+// softmax, states carried over time, masters and gradients of parameters.
+constexpr DType FullPrecision(DType dtype) { return dtype == DType::kBF16 ? DType::kF32 : dtype; }
+
 // The names safetensors uses.
 constexpr std::string_view Name(DType dtype) {
   switch (dtype) {

@@ -1,59 +1,38 @@
 #include "core/memory.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <cstdlib>
-#include <cstring>
+
+#include "core/device.h"
 
 namespace eyrie {
 namespace {
-constexpr size_t kAlignment = 64;
-constexpr size_t kSmallestBlock = size_t{1} << 20;
-constexpr size_t kHugePage = size_t{1} << 21;
+// A cache line, and the unit of a GPU's memory traffic.
+constexpr size_t kAlignment = 256;
 
 size_t Aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 }  // namespace
 
-void Buffer::Free::operator()(void* pointer) const { std::free(pointer); }
+void Buffer::Free::operator()(void* pointer) const { FreeBytes(device, pointer); }
 
-Buffer::Buffer(size_t bytes) : bytes_(bytes) {
-  // Long tensors in huge pages, where the system has them to give: reading main memory is up to
-  // half as fast again, because fewer addresses need translating.
-  const size_t alignment = bytes >= 2 * kHugePage ? kHugePage : kAlignment;
-  const size_t rounded = std::max((bytes + alignment - 1) / alignment * alignment, kAlignment);
-  data_.reset(std::aligned_alloc(alignment, rounded));
-  if (data_ == nullptr) ThrowFailure("out of memory: ", bytes, " bytes");
-  if (alignment == kHugePage) madvise(data_.get(), rounded, MADV_HUGEPAGE);
-  std::memset(data_.get(), 0, rounded);
-}
+Buffer::Buffer(size_t bytes, Device device)
+    : data_(AllocateBytes(device, bytes), Free{device}), bytes_(bytes) {}
 
 Tensor Buffer::At(size_t offset, DType dtype, Shape shape) const {
-  Tensor tensor{static_cast<char*>(data()) + offset, dtype, Device::kCpu, shape};
+  Tensor tensor{static_cast<char*>(data()) + offset, dtype, device(), shape};
   EYRIE_CHECK(offset + tensor.bytes() <= bytes_);
   return tensor;
 }
 
-OwnedTensor::OwnedTensor(DType dtype, Shape shape)
-    : buffer(static_cast<size_t>(shape.size()) * SizeOf(dtype)),
+OwnedTensor::OwnedTensor(DType dtype, Shape shape, Device device)
+    : buffer(static_cast<size_t>(shape.size()) * SizeOf(dtype), device),
       tensor(buffer.At(0, dtype, shape)) {}
 
 Tensor Arena::Allocate(DType dtype, Shape shape) {
-  const size_t wanted = Aligned(static_cast<size_t>(shape.size()) * SizeOf(dtype));
-  while (current_.block < blocks_.size() &&
-         current_.used + wanted > blocks_[current_.block].bytes()) {
-    ++current_.block;
-    current_.used = 0;
-  }
-  if (current_.block == blocks_.size()) {
-    const size_t last = blocks_.empty() ? kSmallestBlock : 2 * blocks_.back().bytes();
-    blocks_.emplace_back(std::max(last, wanted));
-  }
-  const Tensor tensor = blocks_[current_.block].At(current_.used, dtype, shape);
-  current_.used += wanted;
-  size_t in_use = current_.used;
-  for (size_t block = 0; block < current_.block; ++block) in_use += blocks_[block].bytes();
-  peak_ = std::max(peak_, in_use);
+  const size_t bytes = Aligned(static_cast<size_t>(shape.size()) * SizeOf(dtype));
+  region_->Grow(used_ + bytes);
+  const Tensor tensor{region_->base() + used_, dtype, device_, shape};
+  used_ += bytes;
+  peak_ = std::max(peak_, used_);
   return tensor;
 }
 

@@ -3,25 +3,27 @@
 
 #include <cstddef>
 #include <memory>
-#include <vector>
 
+#include "core/region.h"
 #include "core/tensor.h"
 
 namespace eyrie {
 
-// A zero-filled block of host memory aligned to a cache line. Movable, not copyable.
+// A zero-filled block of memory, aligned to a cache line or better. Movable, not copyable.
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(size_t bytes);
+  explicit Buffer(size_t bytes, Device device = Device::kCpu);
 
   void* data() const { return data_.get(); }
   size_t bytes() const { return bytes_; }
+  Device device() const { return data_.get_deleter().device; }
   // A tensor over this buffer, starting `offset` bytes in.
   Tensor At(size_t offset, DType dtype, Shape shape) const;
 
  private:
   struct Free {
+    Device device;
     void operator()(void* pointer) const;
   };
   std::unique_ptr<void, Free> data_;
@@ -31,31 +33,32 @@ class Buffer {
 // A tensor together with the memory under it.
 struct OwnedTensor {
   OwnedTensor() = default;
-  OwnedTensor(DType dtype, Shape shape);
+  OwnedTensor(DType dtype, Shape shape, Device device = Device::kCpu);
   Buffer buffer;
   Tensor tensor;
 };
 
 // Stack allocation: memory is taken by Allocate and given back, all at once, by Rewind (see
-// ArenaScope). It grows by whole blocks and keeps them, so a training step repeats without
-// asking the system for memory. Contents are not initialised.
+// ArenaScope). It is one contiguous range that grows and never shrinks, so a training step repeats
+// without asking the system for memory. Contents are not initialised. On a GPU the stack follows
+// the order of the compute stream.
 class Arena {
  public:
-  struct Mark {
-    size_t block = 0;
-    size_t used = 0;
-  };
+  using Mark = size_t;
 
+  explicit Arena(Device device = Device::kCpu) : device_(device), region_(ReserveRegion(device)) {}
+
+  Device device() const { return device_; }
   Tensor Allocate(DType dtype, Shape shape);
-  Mark mark() const { return current_; }
-  void Rewind(Mark mark) { current_ = mark; }
+  Mark mark() const { return used_; }
+  void Rewind(Mark mark) { used_ = mark; }
   // The most bytes that were in use at one moment.
   size_t peak_bytes() const { return peak_; }
 
  private:
-  std::vector<Buffer> blocks_;
-  Mark current_;
-  size_t peak_ = 0;
+  Device device_;
+  std::unique_ptr<Region> region_;
+  size_t used_ = 0, peak_ = 0;
 };
 
 // Gives back, when it goes out of scope, all that was allocated since.

@@ -2,6 +2,8 @@
 
 #include <cstring>
 
+#include "core/device.h"
+
 namespace eyrie {
 
 std::string Shape::ToString() const {
@@ -24,21 +26,28 @@ Tensor Tensor::Rows(int64_t begin, int64_t end) const {
 
 void Copy(const Tensor& from, const Tensor& to) {
   EYRIE_CHECK(from.dtype == to.dtype && from.size() == to.size());
-  EYRIE_CHECK(from.device == Device::kCpu && to.device == Device::kCpu);
-  if (from.bytes() > 0) std::memcpy(to.raw, from.raw, from.bytes());
+  CopyBytes(to.raw, to.device, from.raw, from.device, from.bytes());
 }
 
-void FillZero(const Tensor& tensor) {
-  EYRIE_CHECK(tensor.device == Device::kCpu);
-  if (tensor.bytes() > 0) std::memset(tensor.raw, 0, tensor.bytes());
-}
+void FillZero(const Tensor& tensor) { ZeroBytes(tensor.device, tensor.raw, tensor.bytes()); }
 
 void CopyRows(const Tensor& from, int64_t from_row, const Tensor& to, int64_t to_row,
               int64_t rows) {
+  EYRIE_CHECK(from.dtype == to.dtype && from.device == to.device && from.dim(0) == to.dim(0) &&
+              from.dim(2) == to.dim(2));
+  EYRIE_CHECK(0 <= from_row && from_row + rows <= from.dim(1) && 0 <= to_row &&
+              to_row + rows <= to.dim(1));
+  const size_t row = static_cast<size_t>(from.dim(2)) * SizeOf(from.dtype);
+  const auto bytes = [&](int64_t count) { return static_cast<size_t>(count) * row; };
+  char* target = static_cast<char*>(to.raw) + bytes(to_row);
+  const char* source = static_cast<const char*>(from.raw) + bytes(from_row);
+  if (from.size() == 0 || rows == 0) return;
+  if (from.device == Device::kCuda) {
+    return cuda::CopyPitched(target, bytes(to.dim(1)), source, bytes(from.dim(1)), bytes(rows),
+                             static_cast<size_t>(from.dim(0)));
+  }
   for (int64_t b = 0; b < from.dim(0); ++b) {
-    const Tensor source = from.Rows(b, b + 1).View({from.dim(1), from.dim(2)});
-    const Tensor target = to.Rows(b, b + 1).View({to.dim(1), to.dim(2)});
-    Copy(source.Rows(from_row, from_row + rows), target.Rows(to_row, to_row + rows));
+    std::memcpy(target + bytes(b * to.dim(1)), source + bytes(b * from.dim(1)), bytes(rows));
   }
 }
 

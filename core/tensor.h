@@ -81,7 +81,8 @@ struct Tensor {
   Tensor Rows(int64_t begin, int64_t end) const;
 };
 
-// Host memory operations on tensors of equal dtype and size.
+// Memory operations on tensors of equal dtype and size, on any device; Copy also between devices
+// (CopyBytes in core/device.h says when its result can be used).
 void Copy(const Tensor& from, const Tensor& to);
 void FillZero(const Tensor& tensor);
 // Copies `rows` rows of each sequence: from [B, N, C], starting at from_row, to [B, M, C], starting

@@ -2,7 +2,17 @@
 // fallback.
 #pragma once
 
+#include "core/device.h"
 #include "core/tensor.h"
+
+// Runs `body`, a call of a CUDA body, and returns, where `tensor` lies on a GPU. In a build without
+// CUDA such bodies are declared and not defined.
+#define EYRIE_DISPATCH_CUDA(tensor, body)                         \
+  do {                                                            \
+    if constexpr (::eyrie::kCudaBuild) {                          \
+      if ((tensor).device == ::eyrie::Device::kCuda) return body; \
+    }                                                             \
+  } while (false)
 
 namespace eyrie {
 

@@ -1,0 +1,54 @@
+// Devices: what this build can compute on, and raw memory there. All work on a GPU is ordered on
+// one stream, the compute stream (core/cuda.h); communication has streams of its own.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <string>
+
+#include "core/tensor.h"
+
+namespace eyrie {
+
+class Region;
+
+#ifdef EYRIE_CUDA
+inline constexpr bool kCudaBuild = true;
+#else
+inline constexpr bool kCudaBuild = false;
+#endif
+
+// Zero-filled memory, aligned to 256 bytes; throws where there is not enough.
+void* AllocateBytes(Device device, size_t bytes);
+void FreeBytes(Device device, void* pointer);
+// Returns when the result can be used: on a GPU, by what is given to the compute stream next;
+// on the host, at once.
+void CopyBytes(void* to, Device to_device, const void* from, Device from_device, size_t bytes);
+void ZeroBytes(Device device, void* pointer, size_t bytes);
+// Waits until the device has done all it was given.
+void Synchronize(Device device);
+
+// The bodies of a CUDA build. In others every one of them throws.
+namespace cuda {
+// GPUs of this node that this process sees.
+int DeviceCount();
+// Makes GPU `index` the one this process works on. Call once, before any memory is taken there.
+void SelectDevice(int index);
+// "NVIDIA H100 80GB HBM3".
+std::string DeviceName();
+// Bytes of the GPU's memory that nobody uses, and all there are.
+size_t FreeMemory();
+size_t TotalMemory();
+
+void* Allocate(size_t bytes);
+void Free(void* pointer);
+void Copy(void* to, const void* from, size_t bytes, bool to_host);
+// `rows` pieces of `bytes` bytes, their starts `to_pitch` and `from_pitch` bytes apart.
+void CopyPitched(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t bytes,
+                 size_t rows);
+void Zero(void* pointer, size_t bytes);
+void Synchronize();
+std::unique_ptr<Region> ReserveRegion();
+}  // namespace cuda
+
+}  // namespace eyrie

@@ -1,0 +1,159 @@
+// The CUDA side of core/device.h.
+#include <cuda.h>
+
+#include <vector>
+
+#include "core/cuda.h"
+#include "core/device.h"
+#include "core/region.h"
+
+namespace eyrie {
+namespace {
+
+// The driver's entry points, fetched at run time: nothing links against the driver.
+template <class Function>
+Function DriverFunction(const char* name) {
+  void* function = nullptr;
+  cudaDriverEntryPointQueryResult found{};
+  EYRIE_CUDA_CHECK(cudaGetDriverEntryPointByVersion(name, &function, 12000, cudaEnableDefault,
+                                                    &found));
+  if (function == nullptr) ThrowFailure("the CUDA driver has no ", name);
+  return reinterpret_cast<Function>(function);
+}
+
+struct Driver {
+  decltype(&cuMemAddressReserve) reserve = DriverFunction<decltype(reserve)>("cuMemAddressReserve");
+  decltype(&cuMemAddressFree) free_range = DriverFunction<decltype(free_range)>("cuMemAddressFree");
+  decltype(&cuMemCreate) create = DriverFunction<decltype(create)>("cuMemCreate");
+  decltype(&cuMemRelease) release = DriverFunction<decltype(release)>("cuMemRelease");
+  decltype(&cuMemMap) map = DriverFunction<decltype(map)>("cuMemMap");
+  decltype(&cuMemUnmap) unmap = DriverFunction<decltype(unmap)>("cuMemUnmap");
+  decltype(&cuMemSetAccess) set_access = DriverFunction<decltype(set_access)>("cuMemSetAccess");
+};
+
+void Check(CUresult code, const char* what) {
+  if (code == CUDA_ERROR_OUT_OF_MEMORY) ThrowFailure("out of GPU memory: ", what);
+  if (code != CUDA_SUCCESS) ThrowFailure(what, ": CUDA driver error ", static_cast<int>(code));
+}
+
+int CurrentDevice() {
+  int device = 0;
+  EYRIE_CUDA_CHECK(cudaGetDevice(&device));
+  return device;
+}
+
+// Physical pages mapped one after the other into a reserved range of addresses.
+class CudaRegion final : public Region {
+ public:
+  CudaRegion() {
+    CUdeviceptr address = 0;
+    Check(driver_.reserve(&address, kReserved, 0, 0, 0), "cuMemAddressReserve");
+    base_ = reinterpret_cast<char*>(address);
+    properties_.type = CU_MEM_ALLOCATION_TYPE_PINNED;
+    properties_.location.type = CU_MEM_LOCATION_TYPE_DEVICE;
+    properties_.location.id = CurrentDevice();
+  }
+  ~CudaRegion() override {
+    cudaStreamSynchronize(ComputeStream());
+    const CUdeviceptr address = reinterpret_cast<CUdeviceptr>(base_);
+    if (taken() > 0) driver_.unmap(address, taken());
+    for (const CUmemGenericAllocationHandle page : pages_) driver_.release(page);
+    driver_.free_range(address, kReserved);
+  }
+  CudaRegion(const CudaRegion&) = delete;
+  CudaRegion& operator=(const CudaRegion&) = delete;
+
+ protected:
+  size_t Take(size_t from, size_t to) override {
+    const size_t end = (to + kGranule - 1) / kGranule * kGranule;
+    if (end > kReserved) ThrowFailure("out of GPU memory: ", to, " bytes of scratch");
+    CUmemGenericAllocationHandle page{};
+    Check(driver_.create(&page, end - from, &properties_, 0), "scratch");
+    pages_.push_back(page);
+    const CUdeviceptr address = reinterpret_cast<CUdeviceptr>(base_) + from;
+    Check(driver_.map(address, end - from, 0, page, 0), "cuMemMap");
+    const CUmemAccessDesc access{properties_.location, CU_MEM_ACCESS_FLAGS_PROT_READWRITE};
+    Check(driver_.set_access(address, end - from, &access, 1), "cuMemSetAccess");
+    return end;
+  }
+
+ private:
+  static constexpr size_t kReserved = size_t{1} << 40;
+  static constexpr size_t kGranule = size_t{1} << 25;  // a multiple of the GPU's own
+
+  Driver driver_;
+  CUmemAllocationProp properties_{};
+  std::vector<CUmemGenericAllocationHandle> pages_;
+};
+
+}  // namespace
+
+int Multiprocessors() {
+  static const int count = [] {
+    int value = 0;
+    EYRIE_CUDA_CHECK(
+        cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, CurrentDevice()));
+    return value;
+  }();
+  return count;
+}
+
+namespace cuda {
+
+int DeviceCount() {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+
+void SelectDevice(int index) { EYRIE_CUDA_CHECK(cudaSetDevice(index)); }
+
+std::string DeviceName() {
+  cudaDeviceProp properties{};
+  EYRIE_CUDA_CHECK(cudaGetDeviceProperties(&properties, CurrentDevice()));
+  return properties.name;
+}
+
+size_t FreeMemory() {
+  size_t free = 0, total = 0;
+  EYRIE_CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return free;
+}
+
+size_t TotalMemory() {
+  size_t free = 0, total = 0;
+  EYRIE_CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return total;
+}
+
+void* Allocate(size_t bytes) {
+  void* pointer = nullptr;
+  const cudaError_t code = cudaMalloc(&pointer, bytes == 0 ? 1 : bytes);
+  if (code == cudaErrorMemoryAllocation) ThrowFailure("out of GPU memory: ", bytes, " bytes");
+  CheckCuda(code, "cudaMalloc");
+  Zero(pointer, bytes);
+  return pointer;
+}
+
+void Free(void* pointer) { cudaFree(pointer); }
+
+void Copy(void* to, const void* from, size_t bytes, bool to_host) {
+  EYRIE_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, ComputeStream()));
+  if (to_host) EYRIE_CUDA_CHECK(cudaStreamSynchronize(ComputeStream()));
+}
+
+void CopyPitched(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t bytes,
+                 size_t rows) {
+  EYRIE_CUDA_CHECK(cudaMemcpy2DAsync(to, to_pitch, from, from_pitch, bytes, rows,
+                                     cudaMemcpyDeviceToDevice, ComputeStream()));
+}
+
+void Zero(void* pointer, size_t bytes) {
+  EYRIE_CUDA_CHECK(cudaMemsetAsync(pointer, 0, bytes, ComputeStream()));
+}
+
+void Synchronize() { EYRIE_CUDA_CHECK(cudaDeviceSynchronize()); }
+
+std::unique_ptr<Region> ReserveRegion() { return std::make_unique<CudaRegion>(); }
+
+}  // namespace cuda
+}  // namespace eyrie

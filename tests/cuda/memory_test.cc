@@ -1,0 +1,45 @@
+// Memory of the GPU: buffers, copies, the arena.
+#include "core/memory.h"
+
+#include "tests/cuda/cuda_test_util.h"
+
+namespace eyrie {
+namespace {
+
+TEST(CudaMemory, BuffersAreZeroedAndCopyBothWays) {
+  TestRandom random;
+  const OwnedTensor zero = ZeroCuda(DType::kF32, {1001});
+  EXPECT_EQ(Dot(ToHost(zero.tensor).tensor, ToHost(zero.tensor).tensor), 0.0);
+  const OwnedTensor x = RandomTensor(DType::kF32, {7, 143}, random);
+  const OwnedTensor there = ToCuda(x.tensor);
+  const OwnedTensor again(DType::kF32, {7, 143}, Device::kCuda);
+  Copy(there.tensor, again.tensor);
+  EXPECT_EQ(RelativeError(ToHost(again.tensor).tensor, Cast(x.tensor, DType::kF64).tensor), 0.0);
+  FillZero(again.tensor);
+  EXPECT_EQ(Dot(ToHost(again.tensor).tensor, ToHost(again.tensor).tensor), 0.0);
+}
+
+TEST(CudaMemory, CopiesRowsOfEachSequence) {
+  TestRandom random;
+  const OwnedTensor x = RandomTensor(DType::kF32, {3, 9, 5}, random);
+  const OwnedTensor there = ToCuda(x.tensor), to = ZeroCuda(DType::kF32, {3, 4, 5});
+  CopyRows(there.tensor, 6, to.tensor, 1, 3);
+  const OwnedTensor expected(DType::kF32, {3, 4, 5});
+  CopyRows(x.tensor, 6, expected.tensor, 1, 3);
+  EXPECT_EQ(RelativeError(ToHost(to.tensor).tensor, Cast(expected.tensor, DType::kF64).tensor), 0);
+}
+
+TEST(CudaMemory, ArenaGrowsWithoutMovingWhatItGave) {
+  TestRandom random;
+  Arena arena(Device::kCuda);
+  const OwnedTensor x = RandomTensor(DType::kF32, {1000}, random);
+  const Tensor first = arena.Allocate(DType::kF32, {1000});
+  Copy(x.tensor, first);
+  const Tensor large = arena.Allocate(DType::kF32, {int64_t{1} << 26});
+  FillZero(large);
+  EXPECT_EQ(RelativeError(ToHost(first).tensor, Cast(x.tensor, DType::kF64).tensor), 0.0);
+  EXPECT_EQ(arena.peak_bytes(), 4096u + (size_t{1} << 28));
+}
+
+}  // namespace
+}  // namespace eyrie
