@@ -124,8 +124,7 @@ class State {
   // For as long as the arena is not rewound.
   State(const StateTable& table, DType dtype, int64_t batch, Arena& arena) {
     for (const auto& slot : table.slots()) {
-      tensors_.push_back(
-          arena.Allocate(TypeOf(slot.holds, dtype), {batch, slot.rows, slot.width}));
+      tensors_.push_back(arena.Allocate(TypeOf(slot.holds, dtype), {batch, slot.rows, slot.width}));
       FillZero(tensors_.back());
     }
   }
