@@ -127,12 +127,15 @@ __device__ __forceinline__ void LoadRates(const Plan& plan, const Place& place, 
   }
 }
 
-// Bit t is set where a document starts at token first + t, of `count` at most 32. For whole warps.
-__device__ __forceinline__ unsigned Starts(const Plan& plan, const Place& place,
-                                           const int* positions, int first, int count) {
+// The position of token first + lane, of `count` at most 32; 1 where there is none.
+__device__ __forceinline__ int LoadPosition(const Plan& plan, const Place& place,
+                                            const int* positions, int first, int count) {
   const int t = first + place.lane;
-  const bool is_token = place.lane < count && t < plan.time;
-  return __ballot_sync(~0u, is_token && positions[int64_t{place.b} * plan.time + t] == 0);
+  return place.lane < count ? positions[int64_t{place.b} * plan.time + t] : 1;
+}
+// Of these, for a whole warp: bit t is set where a document starts at token first + t.
+__device__ __forceinline__ unsigned Starts(int position) {
+  return __ballot_sync(~0u, position == 0);
 }
 
 // Four values of a row in shared memory.
@@ -140,13 +143,13 @@ __device__ __forceinline__ float4 Four(const float* row) {
   return *reinterpret_cast<const float4*>(row);
 }
 
-// B and C of kTokens tokens as a block's threads fetch them: to registers, then to shared memory.
-template <int kWarps, int kTokens>
+// B and C of kTokens tokens as a block's threads fetch them: to registers, as they are, so that
+// nothing waits for them there, then to shared memory.
+template <class T, int kWarps, int kTokens>
 struct BcTile {
   static constexpr int kPadded = kWarps * kThreadStates;  // N
   static constexpr int kEach = kTokens * 2 * kPadded / (32 * kWarps);
 
-  template <class T>
   __device__ void Load(const Plan& plan, const Inputs<T>& in, int b, int first, int end) {
 #pragma unroll
     for (int k = 0; k < kEach; ++k) {
@@ -156,14 +159,16 @@ struct BcTile {
       const bool exists = t < end && n < plan.states;
       const int64_t from =
           (int64_t{b} * plan.time + t + 1) * in.row - (j < kPadded ? 2 : 1) * plan.states + n;
-      values[k] = exists ? ToFloat(in.bc[from]) : 0;
+      values[k] = exists ? in.bc[from] : FromFloat<T>(0);
     }
   }
   __device__ void Store(float (*to)[2 * kPadded]) const {
 #pragma unroll
-    for (int k = 0; k < kEach; ++k) (&to[0][0])[threadIdx.x + k * 32 * kWarps] = values[k];
+    for (int k = 0; k < kEach; ++k) {
+      (&to[0][0])[threadIdx.x + k * 32 * kWarps] = ToFloat(values[k]);
+    }
   }
-  float values[kEach];
+  T values[kEach];
 };
 
 // What a scan of a chunk reads of a tile of tokens.
@@ -203,8 +208,9 @@ __global__ void __launch_bounds__(32 * kWarps)
   bool starts_inside = false;
 
   for (int first = begin; first < end; first += kTile) {
-    const unsigned starts = Starts(plan, place, in.positions, first, min(kTile, end - first));
-    BcTile<kWarps, kTile> bc;
+    const unsigned starts =
+        Starts(LoadPosition(plan, place, in.positions, first, min(kTile, end - first)));
+    BcTile<T, kWarps, kTile> bc;
     bc.Load(plan, in, place.b, first, end);
     float2 step[kMine];
     float own_dy[kMine];

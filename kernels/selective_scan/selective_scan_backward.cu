@@ -271,7 +271,7 @@ __global__ void __launch_bounds__(32 * kWarps)
   constexpr int kPadded = BackwardShared<kWarps>::kPadded;
   const int slab = blockIdx.x, chunk = blockIdx.y, b = blockIdx.z;
   const int begin = chunk * kChunk, end = min(plan.time, begin + kChunk);
-  BcTile<kWarps, kChunk> bc;
+  BcTile<T, kWarps, kChunk> bc;
   bc.Load(plan, tensors.in, b, begin, end);
   bc.Store(shared.bc);
   for (int i = static_cast<int>(threadIdx.x); i < kChunk * 2 * kPadded; i += 32 * kWarps) {
@@ -280,8 +280,10 @@ __global__ void __launch_bounds__(32 * kWarps)
   for (int block = slab; block < plan.blocks; block += plan.slabs) {
     const Place place(plan, b, block);
     const int* positions = tensors.in.positions;
-    const uint64_t early = Starts(plan, place, positions, begin, min(32, end - begin));
-    const uint64_t late = Starts(plan, place, positions, begin + 32, end - begin - 32);
+    const uint64_t early =
+        Starts(LoadPosition(plan, place, positions, begin, min(32, end - begin)));
+    const uint64_t late =
+        Starts(LoadPosition(plan, place, positions, begin + 32, end - begin - 32));
     __syncthreads();  // the group before has been read
     Group<T, kWarps>(plan, tensors, shared, chunk, place).Run(late << 32 | early);
   }

@@ -47,34 +47,34 @@ __global__ void __launch_bounds__(32 * kWarps)
   }
 
   // The next tile's inputs travel while this one is scanned.
-  BcTile<kWarps, kTile> bc;
-  float next_x[kMine], next_dt[kMine], next_z[kMine];
-  unsigned next_starts = 0;
+  BcTile<T, kWarps, kTile> bc;
+  T next_x[kMine], next_dt[kMine], next_z[kMine];
+  int next_position = 1;
   const auto load = [&](int first) {
-    next_starts = Starts(plan, place, in.positions, first, min(kTile, end - first));
+    next_position = LoadPosition(plan, place, in.positions, first, min(kTile, end - first));
     bc.Load(plan, in, place.b, first, end);
 #pragma unroll
     for (int k = 0; k < kMine; ++k) {
       const int t = first + k * kWarps + place.warp;
       const bool exists = t < end && place.exists;
       const int64_t at = exists ? place.Offset(plan, t) : 0;
-      next_x[k] = exists ? ToFloat(in.x[at]) : 0;
-      next_dt[k] = exists ? ToFloat(in.dt[at]) : 0;
-      next_z[k] = exists ? ToFloat(in.z[at]) : 0;
+      next_x[k] = exists ? in.x[at] : FromFloat<T>(0);
+      next_dt[k] = exists ? in.dt[at] : FromFloat<T>(0);
+      next_z[k] = exists ? in.z[at] : FromFloat<T>(0);
     }
   };
   load(begin);
   for (int first = begin; first < end; first += kTile) {
-    const unsigned starts = next_starts;
+    const unsigned starts = Starts(next_position);
     float x[kMine], z[kMine];
     bc.Store(tile.bc);
 #pragma unroll
     for (int k = 0; k < kMine; ++k) {
       const int t = k * kWarps + place.warp;
-      x[k] = next_x[k];
-      z[k] = next_z[k];
+      x[k] = ToFloat(next_x[k]);
+      z[k] = ToFloat(next_z[k]);
       const bool exists = first + t < end && place.exists;
-      const float delta = exists ? Softplus(next_dt[k] + bias) : 0;
+      const float delta = exists ? Softplus(ToFloat(next_dt[k]) + bias) : 0;
       tile.step[t][place.lane] = {delta, delta * x[k]};
     }
     __syncthreads();
