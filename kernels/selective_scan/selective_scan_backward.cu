@@ -56,7 +56,8 @@ struct BackwardShared {
 __device__ __forceinline__ float SumForLane(float (&values)[32]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll
-  for (int half = 16; half > 0; half /= 2) {
+  for (int step = 0; step < 5; ++step) {
+    const int half = 16 >> step;
     const bool upper = (lane & half) != 0;
 #pragma unroll
     for (int i = 0; i < half; ++i) {
