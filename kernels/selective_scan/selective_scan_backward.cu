@@ -52,21 +52,22 @@ struct BackwardShared {
   float parts[kWarps][kRun][3][kColumns];
 };
 
-// Gives each lane the sum over the warp of values[lane].
+// Gives each lane the sum over the warp of values[lane], by halves: lanes that differ in one bit
+// swap the numbers that the other one is to add up. A template, so that all stay in registers.
+template <int kHalf = 16>
 __device__ __forceinline__ float SumForLane(float (&values)[32]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const bool upper = (threadIdx.x & kHalf) != 0;
 #pragma unroll
-  for (int step = 0; step < 5; ++step) {
-    const int half = 16 >> step;
-    const bool upper = (lane & half) != 0;
-#pragma unroll
-    for (int i = 0; i < half; ++i) {
-      const float sent = upper ? values[i] : values[i + half];
-      const float kept = upper ? values[i + half] : values[i];
-      values[i] = kept + __shfl_xor_sync(~0u, sent, half);
-    }
+  for (int i = 0; i < kHalf; ++i) {
+    const float sent = upper ? values[i] : values[i + kHalf];
+    const float kept = upper ? values[i + kHalf] : values[i];
+    values[i] = kept + __shfl_xor_sync(~0u, sent, kHalf);
   }
-  return values[0];
+  if constexpr (kHalf > 1) {
+    return SumForLane<kHalf / 2>(values);
+  } else {
+    return values[0];
+  }
 }
 
 // One group of channels of one chunk.
