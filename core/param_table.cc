@@ -14,6 +14,12 @@ InitFn InitNormal(double standard_deviation) {
   };
 }
 
+InitFn InitUniform(double bound) {
+  return [bound](const Random& random, uint64_t index) {
+    return bound * (2 * random.Uniform(index) - 1);
+  };
+}
+
 ParamId ParamTable::Add(ParamSpec spec) {
   EYRIE_CHECK(spec.init != nullptr, spec.name, " has no initialisation");
   for (const ParamSpec& other : specs_) {

@@ -17,6 +17,7 @@ namespace eyrie {
 using InitFn = std::function<double(const Random& random, uint64_t index)>;
 InitFn InitConstant(double value);
 InitFn InitNormal(double standard_deviation);
+InitFn InitUniform(double bound);  // in (-bound, bound)
 
 struct ParamSpec {
   std::string name;     // global, dotted, e.g. "blocks.3.rec.in_x.w"

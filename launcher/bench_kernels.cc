@@ -19,6 +19,7 @@
 #include "kernels/norm/rms_norm.h"
 #include "kernels/rg_lru/rg_lru.h"
 #include "kernels/rotary/rotary.h"
+#include "kernels/selective_scan/selective_scan.h"
 #include "launcher/bench.h"
 #include "launcher/config.h"
 #include "launcher/device.h"
@@ -171,6 +172,8 @@ std::vector<Case> ElementwiseCases(const Problem& p) {
   const Tensor a = p.Activations(), b = p.Activations(), out = p.Output(), row = p.Row();
   const Tensor sums = p.Full({p.channels}), workspace = p.Workspace(SumRowsWorkspace(a));
   return {{"add", p.full(), [=] { Add(a, b, out); }, BytesOf({a, b, out})},
+          {"silu", p.full(), [=] { Silu(a, out); }, BytesOf({a, out})},
+          {"silu_backward", p.full(), [=] { SiluBackward(a, b, out); }, BytesOf({a, b, out})},
           {"broadcast_rows", p.full(), [=] { BroadcastRows(row, out); }, BytesOf({out})},
           {"add_row", p.full(), [=] { AddRow(row, out); }, 2 * BytesOf({out})},
           {"sum_rows", p.full(), [=] { SumRows(a, sums, workspace); }, BytesOf({a})}};
@@ -277,6 +280,70 @@ std::vector<Case> RgLruCases(const Problem& p) {
        BytesOf({grad_summary.zr, grad_summary.dh})}};
 }
 
+// 16 states a channel, as in all released models.
+std::vector<Case> SelectiveScanCases(const Problem& p) {
+  constexpr int64_t kStates = 16;
+  const Shape state{p.batch, p.channels, kStates};
+  const Tensor decay = p.Full(state), increment = p.Full(state);
+  SelectiveScanForwardArgs forward{.x = p.Activations(),
+                                   .dt = p.Activations(4.0f),
+                                   .z = p.Activations(),
+                                   .bc = p.device.Uniform({p.batch, p.time, 2 * kStates}),
+                                   .a_log = p.device.Uniform({p.channels, kStates}),
+                                   .skip = p.Row(),
+                                   .dt_bias = p.Row(),
+                                   .positions = p.Positions(),
+                                   .out = p.Output()};
+  forward.workspace = p.Workspace(SelectiveScanForwardWorkspace(forward.x, kStates));
+  const SelectiveScanBackwardArgs backward{
+      .x = forward.x,
+      .dt = forward.dt,
+      .z = forward.z,
+      .bc = forward.bc,
+      .a_log = forward.a_log,
+      .skip = forward.skip,
+      .dt_bias = forward.dt_bias,
+      .positions = forward.positions,
+      .dout = p.Activations(),
+      .dx = p.Output(),
+      .ddt = p.Output(),
+      .dz = p.Output(),
+      .dbc = p.device.Zeros(p.device.dtype(), forward.bc.shape),
+      .da_log = p.Full({p.channels, kStates}),
+      .dskip = p.Full({p.channels}),
+      .ddt_bias = p.Full({p.channels}),
+      .workspace = p.Workspace(SelectiveScanBackwardWorkspace(forward.x, kStates))};
+  const Tensor summary_workspace = p.Workspace(SelectiveScanSummaryWorkspace(forward.x, kStates));
+  const SelectiveScanSummaryArgs summary{.x = forward.x,
+                                         .dt = forward.dt,
+                                         .bc = forward.bc,
+                                         .a_log = forward.a_log,
+                                         .dt_bias = forward.dt_bias,
+                                         .positions = forward.positions,
+                                         .decay = decay,
+                                         .increment = increment,
+                                         .workspace = summary_workspace};
+  const SelectiveScanGradSummaryArgs grad_summary{.dt = forward.dt,
+                                                  .z = forward.z,
+                                                  .bc = forward.bc,
+                                                  .a_log = forward.a_log,
+                                                  .dt_bias = forward.dt_bias,
+                                                  .positions = forward.positions,
+                                                  .dout = backward.dout,
+                                                  .decay = decay,
+                                                  .increment = increment,
+                                                  .workspace = summary_workspace};
+  const double inputs = BytesOf({forward.x, forward.dt, forward.z, forward.bc});
+  return {{"forward", p.full(), [forward] { SelectiveScanForward(forward); },
+           inputs + BytesOf({forward.out})},
+          {"backward", p.full(), [backward] { SelectiveScanBackward(backward); },
+           inputs + BytesOf({backward.dout, backward.dx, backward.ddt, backward.dz, backward.dbc})},
+          {"summary", p.full(), [summary] { SelectiveScanSummary(summary); },
+           BytesOf({forward.x, forward.dt, forward.bc})},
+          {"grad_summary", p.full(), [grad_summary] { SelectiveScanGradSummary(grad_summary); },
+           BytesOf({forward.dt, forward.z, forward.bc, backward.dout})}};
+}
+
 // The first half of each head is rotated, in place; the rest stays.
 std::vector<Case> RotaryCases(const Problem& p) {
   const RotaryArgs forward{.x = p.device.Uniform(p.Heads()), .positions = p.Positions()};
@@ -301,6 +368,7 @@ constexpr Kernel kKernels[] = {
     {"rg_lru", RgLruCases},
     {"rms_norm", RmsNormCases},
     {"rotary", RotaryCases},
+    {"selective_scan", SelectiveScanCases},
 };
 
 struct KernelsOptions {

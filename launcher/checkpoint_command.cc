@@ -217,7 +217,7 @@ void AddCheckpointCommand(CLI::App& app) {
       [arguments] { Reshard(arguments->directory, arguments->output, arguments->settings); });
 
   CLI::App* from_folder =
-      add("import", "Make one of a Hugging Face folder: recurrent_gemma", "HF_DIR",
+      add("import", "Make one of a Hugging Face folder: recurrent_gemma or mamba", "HF_DIR",
           "a folder with config.json and model.safetensors, in one file or several");
   from_folder->footer(
       "The new checkpoint is at step 0 and holds parameters in float32, and tokenizer.model where\n"

@@ -112,10 +112,13 @@ class ParameterReader {
  public:
   ParameterReader(ShardReader& reader, DType dtype) : reader_(reader), dtype_(dtype) {}
 
-  const void* Read(const ParamSpec& spec, bool transposed) {
+  const void* Read(const ParamSpec& spec, const HuggingFaceTensor& tensor) {
     const int64_t elements = spec.shape.size();
-    const float* values = Load(spec);
-    if (transposed) {
+    float* values = Load(spec);
+    if (tensor.added != 0) {
+      for (int64_t i = 0; i < elements; ++i) values[i] += tensor.added;
+    }
+    if (tensor.transposed) {
       const Matrices m(spec.shape);
       float* swapped = Grown(swapped_, elements);
       TransposeMatrices(m.count, m.rows, m.columns, values, swapped);
@@ -130,7 +133,7 @@ class ParameterReader {
   }
 
  private:
-  const float* Load(const ParamSpec& spec) {
+  float* Load(const ParamSpec& spec) {
     Slice whole{spec.shape, spec.shape};
     for (int axis = 0; axis < spec.shape.rank(); ++axis) whole.offset.Set(axis, 0);
     float* values = Grown(values_, spec.shape.size());
@@ -159,7 +162,7 @@ void WriteTensors(const fs::path& directory, const HuggingFaceFamily& family,
     SafetensorsWriter writer(directory / name, std::move(specs), {{"format", "pt"}});
     for (const ParamId param : files[file]) {
       const ParamSpec& spec = table.spec(param);
-      writer.Write(reader.Read(spec, family.tensor(spec).transposed));
+      writer.Write(reader.Read(spec, family.tensor(spec)));
     }
     writer.Finish();
   }
@@ -200,15 +203,21 @@ HuggingFaceSummary ImportHuggingFace(const fs::path& folder, const fs::path& out
   plan.manifest.set_samples(0);
   plan.manifest.set_tokens(0);
   StagedDirectory staged(TemporaryName(target, getpid()));
-  Buffer swapped;
+  Buffer changed;
   const auto source = [&](const PlannedPiece& piece) -> const void* {
     const ParamSpec& spec = table.spec(piece.param);
     const HuggingFaceTensor tensor = family.tensor(spec);
     const float* values = tensors.Read(tensor.name);
-    if (!tensor.transposed) return values;
-    const Matrices m(spec.shape);
-    float* result = Grown(swapped, spec.shape.size());
-    TransposeMatrices(m.count, m.columns, m.rows, values, result);
+    if (!tensor.transposed && tensor.added == 0) return values;
+    const int64_t elements = spec.shape.size();
+    float* result = Grown(changed, elements);
+    if (tensor.transposed) {
+      const Matrices m(spec.shape);
+      TransposeMatrices(m.count, m.columns, m.rows, values, result);
+    } else {
+      std::copy_n(values, elements, result);
+    }
+    for (int64_t i = 0; i < elements; ++i) result[i] -= tensor.added;
     return result;
   };
   for (size_t file = 0; file < plan.files.size(); ++file) {

@@ -3,7 +3,10 @@
 #pragma once
 
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "configs/schema/config.pb.h"
@@ -18,7 +21,18 @@ struct HuggingFaceTensor {
   Shape shape;
   // Apart from axes of extent 1, the last two axes of the parameter are stored swapped.
   bool transposed = false;
+  // What the stored elements are more than the parameter's.
+  float added = 0;
 };
+
+// A parameter's name after "blocks.N.", and its tensor's after the family's prefix of layer N; of
+// parameters of the whole model, the names.
+struct HuggingFaceName {
+  std::string_view ours, theirs;
+};
+// How `names` call a parameter that is stored as it is; a layer's prefix is `layers` and "N.".
+HuggingFaceTensor NamedTensor(const ParamSpec& spec, std::string_view layers,
+                              std::span<const HuggingFaceName> names);
 
 struct HuggingFaceFamily {
   std::string model_type;  // of config.json

@@ -23,11 +23,7 @@ constexpr std::array<std::pair<const char*, const char*>, 2> kBlocks{{
     {"attention", "local_attention+geglu"},
 }};
 
-// The parameters' names after "blocks.N." and "model.layers.N.".
-struct NamePair {
-  std::string_view ours, theirs;
-};
-constexpr std::array<NamePair, 28> kNames{{
+constexpr HuggingFaceName kNames[] = {
     {"norm_a.w", "temporal_pre_norm.weight"},
     {"norm_b.w", "channel_pre_norm.weight"},
     {"rec.in_y.w", "temporal_block.linear_y.weight"},
@@ -57,7 +53,7 @@ constexpr std::array<NamePair, 28> kNames{{
     // Of the whole model.
     {"tok.w", "model.embed_tokens.weight"},
     {"norm_f.w", "model.final_norm.weight"},
-}};
+};
 
 bool Uses(const config::ModelConfig& model, std::string_view entry) {
   return std::find(model.pattern().begin(), model.pattern().end(), entry) != model.pattern().end();
@@ -215,23 +211,12 @@ nlohmann::ordered_json Write(const config::ModelConfig& model) {
 }
 
 HuggingFaceTensor TensorOf(const ParamSpec& spec) {
-  constexpr std::string_view kOurs = "blocks.", kTheirs = "model.layers.";
-  std::string_view rest = spec.name;
-  std::string layer;
-  if (rest.starts_with(kOurs)) {
-    rest.remove_prefix(kOurs.size());
-    const size_t end = rest.find('.') + 1;
-    layer = StrCat(kTheirs, rest.substr(0, end));
-    rest.remove_prefix(end);
-  }
-  const auto* pair = std::find_if(kNames.begin(), kNames.end(),
-                                  [&](const NamePair& names) { return names.ours == rest; });
-  EYRIE_CHECK(pair != kNames.end(), spec.name);
-  HuggingFaceTensor tensor{StrCat(layer, pair->theirs), spec.shape};
-  if (rest == "rec.conv.w") {  // [4, R] as [R, 1, 4]
+  HuggingFaceTensor tensor = NamedTensor(spec, "model.layers.", kNames);
+  if (spec.name.ends_with("rec.conv.w")) {  // [4, R] as [R, 1, 4]
     tensor.transposed = true;
     tensor.shape = {spec.shape[1], 1, spec.shape[0]};
-  } else if (rest == "rec.gate_i.w" || rest == "rec.gate_r.w") {  // [G, out, in] as [G, in, out]
+  } else if (spec.name.ends_with("rec.gate_i.w") || spec.name.ends_with("rec.gate_r.w")) {
+    // [G, out, in] as [G, in, out]
     tensor.transposed = true;
     tensor.shape = {spec.shape[0], spec.shape[2], spec.shape[1]};
   }

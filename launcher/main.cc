@@ -13,8 +13,8 @@ int main(int argc, char** argv) {
   // A limit on the size of files is then an error of a write, like a full disk.
   std::signal(SIGXFSZ, SIG_IGN);
   CLI::App app{
-      "Trains Griffin, Hawk and Transformer language models on many ranks, and works with their\n"
-      "checkpoints. Start distributed commands with mpirun; alone, a command is one rank.\n"
+      "Trains Griffin, Hawk, Mamba and Transformer language models on many ranks, and works with\n"
+      "their checkpoints. Start distributed commands with mpirun; alone, a command is one rank.\n"
       "Exit codes: 0 done, 2 bad input, 3 failed while running, 130/143 stopped by a signal after\n"
       "saving.",
       "eyrie"};

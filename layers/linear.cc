@@ -10,14 +10,15 @@ void Linear::Declare(Declaration& declare) {
   const bool rows = options_.cut == Cut::kRows;
   local_out_ = columns ? options_.out / declare.tensor_size : options_.out;
   local_in_ = rows ? options_.in / declare.tensor_size : options_.in;
-  weight_ = declare.params.Add({.name = declare.prefix + options_.name + ".w",
-                                .shape = {options_.out, options_.in},
-                                .shard_axis = columns ? 0
-                                              : rows  ? 1
-                                                      : -1,
-                                .partial_gradient = options_.cut == Cut::kWholePartialGradient,
-                                .weight_decay = true,
-                                .init = InitNormal(options_.init_std)});
+  weight_ =
+      declare.params.Add({.name = declare.prefix + options_.name + ".w",
+                          .shape = {options_.out, options_.in},
+                          .shard_axis = columns ? 0
+                                        : rows  ? 1
+                                                : -1,
+                          .partial_gradient = options_.cut == Cut::kWholePartialGradient,
+                          .weight_decay = true,
+                          .init = options_.init ? options_.init : InitNormal(options_.init_std)});
   if (!options_.bias) return;
   bias_ = declare.params.Add({.name = declare.prefix + options_.name + ".b",
                               .shape = {options_.out},

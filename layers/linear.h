@@ -23,6 +23,7 @@ class Linear {
     Cut cut = Cut::kColumns;
     bool bias = true;
     double init_std = 0.0;
+    InitFn init = nullptr;  // of the weight, where it is not normal with init_std
   };
 
   explicit Linear(Options options) : options_(std::move(options)) {}

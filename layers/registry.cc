@@ -4,6 +4,7 @@
 
 #include "layers/mixers/attention.h"
 #include "layers/mixers/geglu.h"
+#include "layers/mixers/mamba.h"
 #include "layers/mixers/recurrent.h"
 
 namespace eyrie {
@@ -22,10 +23,8 @@ void ConfigErrors::RequireDivisible(const std::string& field, int64_t value,
 
 const std::vector<MixerEntry>& MixerRegistry() {
   static const std::vector<MixerEntry> registry = {
-      RecurrentMixerEntry(),
-      GlobalAttentionMixerEntry(),
-      LocalAttentionMixerEntry(),
-      GegluMixerEntry(),
+      RecurrentMixerEntry(),      MambaMixerEntry(), GlobalAttentionMixerEntry(),
+      LocalAttentionMixerEntry(), GegluMixerEntry(),
   };
   return registry;
 }

@@ -142,11 +142,4 @@ __device__ __forceinline__ void AddProduct(const Accumulators<kTiles, kInner>& a
   }
 }
 
-// 2^x within two units in the last place; 0 for minus infinity.
-__device__ __forceinline__ float Exp2(float x) {
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(result) : "f"(x));
-  return result;
-}
-
 }  // namespace eyrie

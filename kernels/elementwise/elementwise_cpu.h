@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "core/tensor.h"
+#include "core/vector_math.h"
 #include "kernels/partition.h"
 
 namespace eyrie {
@@ -15,6 +16,29 @@ void AddCpu(const Tensor& a, const Tensor& b, const Tensor& out) {
   ForElements(a.size(), [&](int64_t begin, int64_t end) {
 #pragma omp simd
     for (int64_t i = begin; i < end; ++i) sum[i] = left[i] + right[i];
+  });
+}
+
+template <class Real>
+void SiluCpu(const Tensor& x, const Tensor& y) {
+  const Real* from = x.data<Real>();
+  Real* to = y.data<Real>();
+  ForElements(x.size(), [&](int64_t begin, int64_t end) {
+#pragma omp simd
+    for (int64_t i = begin; i < end; ++i) to[i] = from[i] * Sigmoid(from[i]);
+  });
+}
+
+template <class Real>
+void SiluBackwardCpu(const Tensor& x, const Tensor& dy, const Tensor& dx) {
+  const Real *from = x.data<Real>(), *gradient = dy.data<Real>();
+  Real* to = dx.data<Real>();
+  ForElements(x.size(), [&](int64_t begin, int64_t end) {
+#pragma omp simd
+    for (int64_t i = begin; i < end; ++i) {
+      const Real s = Sigmoid(from[i]);
+      to[i] = gradient[i] * s * (Real(1) + from[i] * (Real(1) - s));
+    }
   });
 }
 

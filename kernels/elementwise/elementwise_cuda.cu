@@ -20,6 +20,39 @@ struct AddOperation {
   }
 };
 
+template <class T>
+struct SiluOperation {
+  const T* x;
+  T* y;
+
+  template <int N>
+  __device__ void At(int64_t i) const {
+    const Vector<T, N> in = LoadVector<N>(x + i);
+    Vector<T, N> result;
+#pragma unroll
+    for (int j = 0; j < N; ++j) result.Set(j, in[j] * Sigmoid(in[j]));
+    StoreVector(y + i, result);
+  }
+};
+
+template <class T>
+struct SiluBackwardOperation {
+  const T *x, *dy;
+  T* dx;
+
+  template <int N>
+  __device__ void At(int64_t i) const {
+    const Vector<T, N> in = LoadVector<N>(x + i), gradient = LoadVector<N>(dy + i);
+    Vector<T, N> result;
+#pragma unroll
+    for (int j = 0; j < N; ++j) {
+      const float s = Sigmoid(in[j]);
+      result.Set(j, gradient[j] * s * (1 + in[j] * (1 - s)));
+    }
+    StoreVector(dx + i, result);
+  }
+};
+
 // y := row, or with kAdd y += row. A block of 8 warps covers 32 rows of 32 vectors of columns.
 constexpr int kRowWarps = 8, kRowsPerThread = 4;
 template <class T, int kWidth, bool kAdd>
@@ -73,6 +106,23 @@ void AddCuda(const Tensor& a, const Tensor& b, const Tensor& out) {
     constexpr int kWidth = kVectorWidth<T>;
     const AddOperation<T> add{a.data<T>(), b.data<T>(), out.data<T>()};
     LaunchElementwise<kWidth>("Add", a.size(), Aligned<kWidth>(add.a, add.b, add.out), add);
+  });
+}
+
+void SiluCuda(const Tensor& x, const Tensor& y) {
+  DispatchCuda("Silu", x, [&]<class T>(T) {
+    constexpr int kWidth = kVectorWidth<T>;
+    const SiluOperation<T> silu{x.data<T>(), y.data<T>()};
+    LaunchElementwise<kWidth>("Silu", x.size(), Aligned<kWidth>(silu.x, silu.y), silu);
+  });
+}
+
+void SiluBackwardCuda(const Tensor& x, const Tensor& dy, const Tensor& dx) {
+  DispatchCuda("SiluBackward", x, [&]<class T>(T) {
+    constexpr int kWidth = kVectorWidth<T>;
+    const SiluBackwardOperation<T> silu{x.data<T>(), dy.data<T>(), dx.data<T>()};
+    LaunchElementwise<kWidth>("SiluBackward", x.size(), Aligned<kWidth>(silu.x, silu.dy, silu.dx),
+                              silu);
   });
 }
 

@@ -7,13 +7,7 @@
 
 namespace eyrie::rg_lru {
 
-// 2^x, 1/x and so on by one instruction of the special function unit, to within 2 units in the last
-// place; denormal numbers count as zero.
-__device__ __forceinline__ float Exp2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
+// 1/x and so on by one instruction of the special function unit, as Exp2.
 __device__ __forceinline__ float Reciprocal(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -29,8 +23,6 @@ __device__ __forceinline__ float InverseSquareRoot(float x) {
   asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-
-inline constexpr float kLog2E = 1.4426950408889634f;
 
 // 1 / (1 + exp(-x)); where the exponential overflows, 1 / infinity is the right zero.
 __device__ __forceinline__ float GateSigmoid(float x) {

@@ -16,8 +16,8 @@ namespace fs = std::filesystem;
 
 class HuggingFaceCommandTest : public testing::Test {
  protected:
-  static fs::path Golden(const std::string& name) {
-    return fs::path(EYRIE_SOURCE_DIR) / "tests/golden/recurrent_gemma" / name;
+  static fs::path Golden(const std::string& name, const std::string& family = "recurrent_gemma") {
+    return fs::path(EYRIE_SOURCE_DIR) / "tests/golden" / family / name;
   }
   std::string Path(const std::string& name) const { return (directory_ / name).string(); }
   ProcessResult Import(const std::string& folder, const std::string& output) const {
@@ -28,9 +28,14 @@ class HuggingFaceCommandTest : public testing::Test {
 };
 
 TEST_F(HuggingFaceCommandTest, LogitsEqualThoseOfTransformers) {
-  for (const std::string name : {"small", "wide"}) {
-    ASSERT_EQ(Import(Golden(name), Path(name)).code, 0);
-    const SafetensorsFile golden(Golden(name + ".expected.safetensors"));
+  for (const auto& [family, model] :
+       {std::pair<std::string, std::string>{"recurrent_gemma", "small"},
+        {"recurrent_gemma", "wide"},
+        {"mamba", "small"},
+        {"mamba", "wide"}}) {
+    const std::string name = family + "-" + model;
+    ASSERT_EQ(Import(Golden(model, family), Path(name)).code, 0);
+    const SafetensorsFile golden(Golden(model + ".expected.safetensors", family));
     const auto& shape = golden.Find("logits")->shape;
     OwnedTensor tokens(DType::kI32, {shape[0]}), expected(DType::kF32, {shape[0], shape[1]});
     golden.Read("tokens", tokens.tensor);

@@ -18,6 +18,8 @@ config::ModelConfig MediumModel(const std::vector<std::string>& pattern, int64_t
   model.set_width(64);
   model.mutable_recurrent()->set_width(96);
   model.mutable_recurrent()->set_gate_blocks(4);
+  model.mutable_mamba()->set_width(128);
+  model.mutable_mamba()->set_states(16);
   model.mutable_attention()->set_heads(3);
   model.mutable_attention()->set_head_width(64);
   model.mutable_attention()->set_window(17);
@@ -27,7 +29,7 @@ config::ModelConfig MediumModel(const std::vector<std::string>& pattern, int64_t
 
 std::vector<config::ModelConfig> Models() {
   return {MediumModel({"recurrent+geglu", "recurrent+geglu", "local_attention+geglu"}, 3),
-          MediumModel({"attention+geglu"}, 2)};
+          MediumModel({"attention+geglu"}, 2), MediumModel({"mamba"}, 2)};
 }
 
 struct Data {

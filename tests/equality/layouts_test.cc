@@ -44,6 +44,24 @@ TEST_F(LayoutsTest, TwentyStepsEqualOneRank) {
              "recompute s4");
 }
 
+TEST_F(LayoutsTest, MambaEqualsOneRankToo) {
+  const auto train = [&](const std::string& name, const Layout& layout,
+                         std::vector<std::string> settings = {}) {
+    settings.push_back("model.pattern=mamba");
+    return Train(name, layout, settings);
+  };
+  const auto one = train("one", kOne);
+  ASSERT_EQ(one.size(), 20u);
+  EXPECT_LT(one.back()["loss"].get<double>(), 0.9 * one.front()["loss"].get<double>());
+  ExpectSame(train("t4", kT4), one, 1e-5, "t4");
+  ExpectSame(train("s4", Layout{"s4", 1, 1, 4, 4}), one, 1e-5, "s4");
+  ExpectSame(train("chunks", kT2D2, {"train.chunk_length=5"}), one, 1e-5, "chunks");
+  ExpectSame(train("all", Layout{"t2s2", 2, 1, 4, 2},
+                   {"train.batch_slices=2", "train.chunk_length=4", "train.recompute=BLOCKS",
+                    "parallel.zero=OPTIMIZER_STATE"}),
+             one, 1e-5, "all");
+}
+
 TEST_F(LayoutsTest, TheSameLayoutTwiceIsBitwiseEqual) {
   for (const Layout& layout : {kOne, kT2D2}) ExpectBitwise("a", "b", layout);
   ExpectBitwise("sliced-a", "sliced-b", Layout{"t2s2", 2, 1, 4, 2}, {"train.batch_slices=2"});

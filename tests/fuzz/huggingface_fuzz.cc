@@ -5,8 +5,9 @@
 namespace eyrie {
 
 std::vector<std::string> FuzzSeeds() {
-  return {Content(std::filesystem::path(EYRIE_SOURCE_DIR) /
-                  "tests/golden/recurrent_gemma/small/config.json")};
+  const auto golden = std::filesystem::path(EYRIE_SOURCE_DIR) / "tests/golden";
+  return {Content(golden / "recurrent_gemma/small/config.json"),
+          Content(golden / "mamba/small/config.json")};
 }
 
 }  // namespace eyrie
@@ -15,11 +16,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace eyrie;
   static const FuzzFolder folder;
   const auto path = folder.Write("config.json", {reinterpret_cast<const char*>(data), size});
-  return AllowBadInput([&] {
-    const HuggingFaceConfig config(path);
-    for (const HuggingFaceFamily& family : HuggingFaceFamilies()) {
-      const config::ModelConfig model = family.read(config);
+  for (const HuggingFaceFamily& family : HuggingFaceFamilies()) {
+    AllowBadInput([&] {
+      const config::ModelConfig model = family.read(HuggingFaceConfig(path));
       if (family.obstacle(model).empty()) family.write(model);
-    }
-  });
+    });
+  }
+  return 0;
 }

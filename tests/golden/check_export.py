@@ -34,7 +34,8 @@ def main():
         arguments.folder, dtype=torch.float32, output_loading_info=True)
     assert not any(report.values()), report
     model.eval()
-    length = min(arguments.length, model.config.attention_window_size)
+    length = min(arguments.length,
+                 getattr(model.config, "attention_window_size", arguments.length))
     torch.manual_seed(2)
     tokens = torch.randint(0, model.config.vocab_size, (length,))
     expected = model(tokens[None], use_cache=False).logits[0]

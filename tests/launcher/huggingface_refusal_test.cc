@@ -60,6 +60,31 @@ TEST_F(HuggingFaceTest, RefusesWhatNoConfigurationCanExpress) {
   }
 }
 
+TEST_F(HuggingFaceTest, RefusesMambasThatNoConfigurationCanExpress) {
+  const std::vector<std::pair<json, std::string>> cases = {
+      {{{"hidden_act", "gelu"}}, "hidden_act = \"gelu\": only"},
+      {{{"conv_kernel", 3}}, "conv_kernel = 3: only 4"},
+      {{{"use_bias", true}}, "use_bias = true"},
+      {{{"use_conv_bias", false}}, "use_conv_bias = false"},
+      {{{"tie_word_embeddings", false}}, "tie_word_embeddings = false"},
+      {{{"expand", 2.5}}, "expand = 2.5: expected a positive integer"},
+      {{{"expand", 16777216}}, "expand = 16777216: gives an inner width of more than"},
+      {{{"intermediate_size", 65}}, "intermediate_size = 65: is not expand x hidden_size = 64"},
+      {{{"num_hidden_layers", 1001}}, "num_hidden_layers = 1001: more than"},
+      {{{"layer_norm_epsilon", 0}}, "layer_norm_epsilon = 0: must be positive"},
+      {{{"time_step_rank", "most"}}, "time_step_rank = \"most\": expected a positive integer"},
+      {{{"quantization_config", {{"bits", 4}}}}, "quantization_config"},
+  };
+  for (const auto& [patch, expected] : cases) {
+    ExpectParts(Refused(WithConfig(patch, "mamba")), {Path("hf/config.json"), expected});
+  }
+  // What a configuration can express, but no mixer does.
+  ExpectParts(Refused(WithConfig({{"state_size", 65}}, "mamba")), {"model.mamba.states = 65"});
+  // Another shape than the tensors'.
+  ExpectParts(Refused(WithConfig({{"time_step_rank", 3}}, "mamba")),
+              {"mixer.x_proj.weight", "[35, 64]"});
+}
+
 TEST_F(HuggingFaceTest, RefusesTensorsThatAreNotTheModels) {
   const std::string file = Path("hf/model.safetensors");
   ExpectParts(Refused(WithTensors([](RawTensors& tensors) {

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "launcher/checkpoint.h"
@@ -20,19 +21,28 @@ namespace fs = std::filesystem;
 
 // Every bit of every tensor, whatever file it is in.
 TEST_F(HuggingFaceTest, ExportGivesBackWhatWasImported) {
-  for (const std::string name : {"small", "wide"}) {
-    const HuggingFaceSummary imported = ImportHuggingFace(Golden(name), Path(name));
-    EXPECT_EQ(imported.model_type, "recurrent_gemma");
-    EXPECT_EQ(imported.parameters, name == "small" ? 42592 : 34600);
+  struct Model {
+    std::string family, name;
+    int64_t parameters;
+  };
+  for (const Model& model :
+       {Model{"recurrent_gemma", "small", 42592}, Model{"recurrent_gemma", "wide", 34600},
+        Model{"mamba", "small", 31936}, Model{"mamba", "wide", 32424}}) {
+    SCOPED_TRACE(model.family + " " + model.name);
+    const std::string name = model.family + "-" + model.name;
+    const fs::path golden = Golden(model.name, model.family);
+    const HuggingFaceSummary imported = ImportHuggingFace(golden, Path(name));
+    EXPECT_EQ(imported.model_type, model.family);
+    EXPECT_EQ(imported.parameters, model.parameters);
     VerifyCheckpoint(Path(name));
     ExportHuggingFace(Path(name), Path(name + "-hf"), {});
     EXPECT_TRUE(fs::exists(Path(name + "-hf/model.safetensors")));
-    EXPECT_EQ(ReadFolder(Path(name + "-hf")), ReadFolder(Golden(name)));
+    EXPECT_EQ(ReadFolder(Path(name + "-hf")), ReadFolder(golden));
     EXPECT_EQ(SafetensorsFile(Path(name + "-hf/model.safetensors")).metadata().at("format"), "pt");
 
     // Each field that both write has the same value.
     const auto ours = nlohmann::json::parse(Slurp(Path(name + "-hf/config.json")));
-    const auto theirs = nlohmann::json::parse(Slurp(Golden(name) / "config.json"));
+    const auto theirs = nlohmann::json::parse(Slurp(golden / "config.json"));
     for (const auto& item : theirs.items()) {
       if (ours.contains(item.key()) && !item.key().ends_with("_token_id")) {
         EXPECT_EQ(ours.at(item.key()), item.value()) << item.key();
@@ -177,6 +187,50 @@ TEST_F(HuggingFaceTest, ReadsThePublishedConfiguration) {
   *defaults.mutable_model() = family.read(HuggingFaceConfig(sparse));
   Resolve(defaults, 1);
   EXPECT_EQ(ToText(defaults.model()), ToText(ours.model()));
+}
+
+// With the fields of the released models that say nothing about the shape.
+TEST_F(HuggingFaceTest, ReadsMambasConfiguration) {
+  const std::string path = Write("config.json", R"({
+    "architectures": ["MambaForCausalLM"], "bos_token_id": 0, "conv_kernel": 4, "d_inner": 5120,
+    "d_model": 2560, "eos_token_id": 0, "expand": 2, "fused_add_norm": true, "hidden_act": "silu",
+    "hidden_size": 2560, "initializer_range": 0.1, "intermediate_size": 5120,
+    "layer_norm_epsilon": 1e-05, "model_type": "mamba", "n_layer": 64, "num_hidden_layers": 64,
+    "pad_token_id": 0, "rescale_prenorm_residual": false, "residual_in_fp32": true,
+    "rms_norm": true, "ssm_cfg": {}, "state_size": 16, "time_step_rank": 160,
+    "torch_dtype": "float32", "use_bias": false, "use_cache": true, "use_conv_bias": true,
+    "vocab_size": 50280})");
+  const auto& families = HuggingFaceFamilies();
+  const auto family = std::find_if(families.begin(), families.end(),
+                                   [](const auto& f) { return f.model_type == "mamba"; });
+  ASSERT_NE(family, families.end());
+  const auto resolved = [&](const std::string& file) {
+    config::Config config;
+    *config.mutable_model() = family->read(HuggingFaceConfig(file));
+    Resolve(config, 1);
+    return ToText(config.model());
+  };
+  config::Config ours = LoadConfig(std::string(EYRIE_SOURCE_DIR) + "/configs/mamba/2.8b.textproto");
+  Resolve(ours, 1);
+  EXPECT_EQ(resolved(path), ToText(ours.model()));
+  EXPECT_EQ(resolved(Write("written.json", family->write(ours.model()).dump())),
+            ToText(ours.model()));
+  EXPECT_EQ(resolved(Write("sparse.json", R"({"hidden_size": 2560, "num_hidden_layers": 64,
+                                              "time_step_rank": "auto"})")),
+            ToText(ours.model()));
+
+  const auto obstacle = [&](const std::vector<std::string>& settings) {
+    config::Config config = ours;
+    ApplySettings(settings, config);
+    return family->obstacle(config.model());
+  };
+  EXPECT_EQ(obstacle({}), "");
+  EXPECT_EQ(obstacle({"model.pattern=mamba,mamba+geglu"}), "model.pattern has \"mamba+geglu\"");
+  EXPECT_EQ(obstacle({"model.embedding_scale=SQRT_WIDTH"}),
+            "model.embedding_scale is not UNSCALED");
+  EXPECT_EQ(obstacle({"model.logit_soft_cap=30"}), "model.logit_soft_cap is not 0");
+  EXPECT_EQ(obstacle({"model.mamba.width=5000"}),
+            "model.mamba.width = 5000 is not a multiple of model.width = 2560");
 }
 
 TEST_F(HuggingFaceTest, ACopyOfTheEmbeddingIsNoExtraTensor) {

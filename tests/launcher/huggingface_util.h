@@ -64,17 +64,19 @@ inline std::string RawFile(const RawTensors& tensors) {
   return std::string(reinterpret_cast<const char*>(&length), sizeof length) + text + data;
 }
 
-inline std::filesystem::path Golden(const std::string& name) {
-  return std::filesystem::path(EYRIE_SOURCE_DIR) / "tests/golden/recurrent_gemma" / name;
+inline std::filesystem::path Golden(const std::string& name,
+                                    const std::string& family = "recurrent_gemma") {
+  return std::filesystem::path(EYRIE_SOURCE_DIR) / "tests/golden" / family / name;
 }
 
 class HuggingFaceTest : public TempFolderTest {
  protected:
   // A copy of golden model `name`.
-  std::filesystem::path CopyOf(const std::string& name) const {
+  std::filesystem::path CopyOf(const std::string& name,
+                               const std::string& family = "recurrent_gemma") const {
     const std::filesystem::path folder = Path("hf");
     std::filesystem::remove_all(folder);
-    std::filesystem::copy(Golden(name), folder);
+    std::filesystem::copy(Golden(name, family), folder);
     return folder;
   }
   // The small golden model with other tensors, or another config.json.
@@ -85,8 +87,9 @@ class HuggingFaceTest : public TempFolderTest {
     Write("hf/model.safetensors", RawFile(tensors));
     return folder;
   }
-  std::filesystem::path WithConfig(const nlohmann::json& patch) const {
-    const auto folder = CopyOf("small");
+  std::filesystem::path WithConfig(const nlohmann::json& patch,
+                                   const std::string& family = "recurrent_gemma") const {
+    const auto folder = CopyOf("small", family);
     nlohmann::json config = nlohmann::json::parse(Slurp(folder / "config.json"));
     config.merge_patch(patch);  // null removes a field
     Write("hf/config.json", config.dump());

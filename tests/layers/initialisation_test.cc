@@ -85,6 +85,51 @@ TEST(Initialisation, HasTheDocumentedMoments) {
   }
 }
 
+// Of Mamba 130M: D 768, E 1536, rank 48, N 24. Uniform draws have their bound divided by sqrt(3) as
+// standard deviation.
+TEST(Initialisation, OfMambaIsTheReleasedOne) {
+  const Model model(ReadConfigFile("mamba/130m").config.model(), 1, /*recompute=*/false);
+  const std::map<std::string, double> bounds = {{"in.w", 1 / std::sqrt(768)},
+                                                {"conv.w", 0.5},
+                                                {"conv.b", 0.5},
+                                                {"xp.w", 1 / std::sqrt(1536)},
+                                                {"dt.w", 1 / std::sqrt(48)},
+                                                {"out.w", 1 / std::sqrt(1536 * 24)}};
+  for (const ParamSpec& spec : model.params().specs()) {
+    if (!spec.name.starts_with("blocks.7.ssm.")) continue;
+    const std::string name = spec.name.substr(13);
+    const Random random(kSeed, spec.name);
+    const auto count = static_cast<double>(spec.shape.size());
+    double sum = 0, squares = 0;
+    for (int64_t i = 0; i < spec.shape.size(); ++i) {
+      const double value = spec.init(random, static_cast<uint64_t>(i));
+      if (name == "A_log") {
+        ASSERT_EQ(value, std::log(i % 16 + 1));
+      } else if (name == "D") {
+        ASSERT_EQ(value, 1);
+      } else if (name == "dt.b") {
+        // log-uniform step sizes
+        const double delta = std::log1p(std::exp(value));
+        ASSERT_GE(delta, 0.001 * (1 - 1e-9));
+        ASSERT_LE(delta, 0.1 * (1 + 1e-9));
+        sum += std::log(delta / 0.001) / std::log(100);
+      } else {
+        ASSERT_LE(std::abs(value), bounds.at(name)) << name;
+        sum += value;
+        squares += value * value;
+      }
+    }
+    if (name == "dt.b") {
+      EXPECT_NEAR(sum / count, 0.5, 5 * std::sqrt(1.0 / 12 / count));
+    }
+    if (!bounds.contains(name)) continue;
+    const double deviation = bounds.at(name) / std::sqrt(3);
+    EXPECT_NEAR(sum / count, 0, 5 * deviation / std::sqrt(count)) << name;
+    EXPECT_NEAR(std::sqrt(squares / count), deviation, 5 * deviation / std::sqrt(2 * count))
+        << name;
+  }
+}
+
 // exp(-softplus(lambda)), the decay before its exponent 8 r, lies in [0.9, 0.999], and its square
 // is uniform there.
 TEST(Initialisation, DecaysAreUniformByArea) {

@@ -19,6 +19,9 @@ inline config::ModelConfig SmallModel(const std::vector<std::string>& pattern, i
   for (const std::string& entry : pattern) model.add_pattern(entry);
   model.mutable_recurrent()->set_width(18);
   model.mutable_recurrent()->set_gate_blocks(3);
+  model.mutable_mamba()->set_width(18);
+  model.mutable_mamba()->set_states(5);
+  model.mutable_mamba()->set_dt_rank(3);
   model.mutable_attention()->set_heads(3);
   model.mutable_attention()->set_head_width(8);
   model.mutable_attention()->set_window(5);

@@ -3,6 +3,7 @@
 //
 //   D model width   R recurrent width   G gate blocks   F MLP width
 //   H heads         dh head width       N blocks        V vocabulary
+//   E inner width, S states and K step-size rank of Mamba
 #include <gtest/gtest.h>
 
 #include <map>
@@ -56,12 +57,22 @@ int64_t TransformerElements(const config::ModelConfig& model) {
   return CommonElements(model) + model.depth() * AttentionElements(model);
 }
 
+// N times a norm [D], in [2, E, D], conv [4, E] and [E], xp [K + 2 S, E], dt [E, K] and [E],
+// A_log [E, S], D [E], out [D, E]; the tied table and the last norm.
+int64_t MambaElements(const config::ModelConfig& model) {
+  const int64_t d = model.width(), e = model.mamba().width(), s = model.mamba().states();
+  const int64_t k = (d + 15) / 16;
+  const int64_t block = d + 3 * e * d + 5 * e + (k + 2 * s) * e + k * e + e + e * s + e;
+  return model.depth() * block + model.vocab_size() * d + d;
+}
+
 using Formula = int64_t (*)(const config::ModelConfig&);
 
 // By folder. A family of its own pair of mixers adds its line here.
 Formula FormulaOf(const std::string& name) {
   static const std::map<std::string, Formula> formulas = {{"griffin", GriffinElements},
                                                           {"hawk", HawkElements},
+                                                          {"mamba", MambaElements},
                                                           {"transformer", TransformerElements},
                                                           {"quickstart", GriffinElements}};
   const auto found = formulas.find(name.substr(0, name.find('/')));
@@ -133,12 +144,18 @@ TEST(ParameterCounts, EqualThePublishedPresets) {
       {"griffin/14b", 13763941376},
       {"griffin/recurrentgemma-2b", 2027502080},
       {"griffin/recurrentgemma-9b", 7531401216},
+      {"mamba/130m", 90520320},
+      {"mamba/370m", 320029696},
+      {"mamba/790m", 715974144},
+      {"mamba/1.4b", 1269204992},
+      {"mamba/2.8b", 2639628800},
   };
   for (const Preset& preset : presets) {
     SCOPED_TRACE(preset.name);
     const config::ModelConfig model = ReadConfigFile(preset.name).config.model();
     const bool gemma = preset.name.find("gemma") != std::string::npos;
-    EXPECT_EQ(model.vocab_size(), gemma ? 256000 : 32000);
+    const bool mamba = preset.name.starts_with("mamba");
+    EXPECT_EQ(model.vocab_size(), gemma ? 256000 : mamba ? 50280 : 32000);
     EXPECT_EQ(Model(model, 1, /*recompute=*/false).params().TotalElements(),
               preset.body + model.vocab_size() * model.width());
   }
@@ -201,6 +218,9 @@ TEST(ParameterCounts, TensorSizesFollowHeadsAndGateBlocks) {
     EXPECT_EQ(allowed("hawk/" + size), (Sizes{1, 2, 4, 8})) << size;
     EXPECT_EQ(allowed("transformer/" + size), (Sizes{1, 2, 4, 8})) << size;
   }
+  for (const std::string size : {"130m", "370m", "790m", "1.4b", "2.8b", "7b"}) {
+    EXPECT_EQ(allowed("mamba/" + size), (Sizes{1, 2, 4, 8})) << size;
+  }
   EXPECT_EQ(allowed("griffin/recurrentgemma-9b"), (Sizes{1, 2, 4, 8}));
   for (const std::string name : {"griffin/tiny", "hawk/tiny", "transformer/tiny"}) {
     EXPECT_EQ(allowed(name), (Sizes{1, 2, 4})) << name;
@@ -215,6 +235,22 @@ struct Expected {
   bool decays;
   bool partial_gradient = false;
 };
+
+void ExpectParameters(const std::string& file, const std::vector<Expected>& expected) {
+  const Model model(ReadConfigFile(file).config.model(), 1, /*recompute=*/false);
+  std::map<std::string, ParamSpec> specs;
+  for (const ParamSpec& spec : model.params().specs()) specs[spec.name] = spec;
+  EXPECT_EQ(specs.size(), expected.size());
+  for (const Expected& item : expected) {
+    ASSERT_TRUE(specs.contains(item.name)) << item.name;
+    const ParamSpec& spec = specs[item.name];
+    EXPECT_EQ(spec.shape, item.shape)
+        << item.name << " " << spec.shape.ToString() << ", not " << item.shape.ToString();
+    EXPECT_EQ(spec.shard_axis, item.shard_axis) << item.name;
+    EXPECT_EQ(spec.weight_decay, item.decays) << item.name;
+    EXPECT_EQ(spec.partial_gradient, item.partial_gradient) << item.name;
+  }
+}
 
 TEST(ParameterNames, OfAGriffinAreTheDocumentedOnes) {
   constexpr int64_t kD = 2048, kR = 2560, kG = 16, kF = 6144, kDh = 128, kV = 32000;
@@ -262,19 +298,29 @@ TEST(ParameterNames, OfAGriffinAreTheDocumentedOnes) {
   }
   expected.push_back({"norm_f.w", {kD}, -1, false});
 
-  const Model model(ReadConfigFile("griffin/1.3b").config.model(), 1, /*recompute=*/false);
-  std::map<std::string, ParamSpec> specs;
-  for (const ParamSpec& spec : model.params().specs()) specs[spec.name] = spec;
-  EXPECT_EQ(specs.size(), expected.size());
-  for (const Expected& item : expected) {
-    ASSERT_TRUE(specs.contains(item.name)) << item.name;
-    const ParamSpec& spec = specs[item.name];
-    EXPECT_EQ(spec.shape, item.shape)
-        << item.name << " " << spec.shape.ToString() << ", not " << item.shape.ToString();
-    EXPECT_EQ(spec.shard_axis, item.shard_axis) << item.name;
-    EXPECT_EQ(spec.weight_decay, item.decays) << item.name;
-    EXPECT_EQ(spec.partial_gradient, item.partial_gradient) << item.name;
+  ExpectParameters("griffin/1.3b", expected);
+}
+
+TEST(ParameterNames, OfAMambaAreTheDocumentedOnes) {
+  constexpr int64_t kD = 2560, kE = 5120, kS = 16, kK = 160, kV = 50280;
+  std::vector<Expected> expected = {{"tok.w", {kV, kD}, 0, true}, {"norm_f.w", {kD}, -1, false}};
+  for (int block = 0; block < 64; ++block) {
+    const std::string prefix = StrCat("blocks.", block, ".");
+    for (Expected item : std::vector<Expected>{{"norm_a.w", {kD}, -1, false},
+                                               {"ssm.in.w", {2, kE, kD}, 1, true},
+                                               {"ssm.conv.w", {4, kE}, 1, true},
+                                               {"ssm.conv.b", {kE}, 0, false},
+                                               {"ssm.xp.w", {kK + 2 * kS, kE}, 1, true},
+                                               {"ssm.dt.w", {kE, kK}, 0, true},
+                                               {"ssm.dt.b", {kE}, 0, false},
+                                               {"ssm.A_log", {kE, kS}, 0, false},
+                                               {"ssm.D", {kE}, 0, false},
+                                               {"ssm.out.w", {kD, kE}, 1, true}}) {
+      item.name = prefix + item.name;
+      expected.push_back(item);
+    }
   }
+  ExpectParameters("mamba/2.8b", expected);
 }
 
 }  // namespace

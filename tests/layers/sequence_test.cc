@@ -143,6 +143,10 @@ TEST(SequenceGriffinTest, RecomputationSendsNothingTwice) {
   ExpectAnyNumberOfRanksEqualsOne(SmallGriffin(), /*recompute=*/true);
   ExpectAnyChunksOnRanksEqualOne(SmallGriffin(), /*recompute=*/true);
 }
+TEST(SequenceMambaTest, RecomputationSendsNothingTwice) {
+  ExpectAnyNumberOfRanksEqualsOne(SmallModel({"mamba"}, 2), /*recompute=*/true);
+  ExpectAnyChunksOnRanksEqualOne(SmallModel({"mamba"}, 2), /*recompute=*/true);
+}
 
 TEST(SequenceGriffinTest, MemoryFollowsTheChunkAndNotTheSequence) {
   TestRandom random;

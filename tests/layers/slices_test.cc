@@ -103,20 +103,29 @@ config::ModelConfig EvenGriffin() {
   return config;
 }
 
-TEST(SlicesGriffinTest, EqualTheWholeBatchOnEveryAxis) {
+void ExpectSlicesEqualTheWholeOnEveryAxis(const config::ModelConfig& config) {
   TestRandom random;
   for (const MeshShape& mesh : {MeshShape{1, 1, 2}, MeshShape{1, 2, 2}, MeshShape{2, 2, 2}}) {
     for (const int64_t chunk : {0, 3}) {
       for (const bool recompute : {false, true}) {
         Options options{.mesh = mesh, .chunk = chunk, .recompute = recompute};
-        const Outcome whole = Train(EvenGriffin(), options, random.seed());
+        const Outcome whole = Train(config, options, random.seed());
         options.slices = 2;
-        const Outcome sliced = Train(EvenGriffin(), options, random.seed());
+        const Outcome sliced = Train(config, options, random.seed());
         EXPECT_NEAR(sliced.loss, whole.loss, 1e-12 * whole.loss);
         EXPECT_LT(RelativeError(sliced.gradients.tensor, whole.gradients.tensor), 1e-12);
       }
     }
   }
+}
+
+TEST(SlicesGriffinTest, EqualTheWholeBatchOnEveryAxis) {
+  ExpectSlicesEqualTheWholeOnEveryAxis(EvenGriffin());
+}
+TEST(SlicesMambaTest, EqualTheWholeBatchOnEveryAxis) {
+  config::ModelConfig config = SmallModel({"mamba"}, 2);
+  config.set_vocab_size(24);
+  ExpectSlicesEqualTheWholeOnEveryAxis(config);
 }
 
 TEST(SlicesGriffinTest, TheSameTwiceIsBitwiseEqual) {

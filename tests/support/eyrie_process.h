@@ -141,7 +141,8 @@ inline void WriteTokenFile(const std::string& prefix, int64_t documents, int32_t
   writer.Finish();
 }
 
-// A Griffin whose every width divides by 4, and a training recipe of seconds.
+// A Griffin whose every width divides by 4, a Mamba's block for another pattern, and a training
+// recipe of seconds.
 inline std::string SmallTrainingConfig(const std::filesystem::path& data,
                                        const std::filesystem::path& run) {
   return R"(
@@ -151,6 +152,7 @@ inline std::string SmallTrainingConfig(const std::filesystem::path& data,
       recurrent { width: 48 gate_blocks: 4 }
       attention { heads: 4 head_width: 8 window: 12 }
       mlp { width: 64 }
+      mamba { width: 96 states: 4 }
     }
     train {
       steps: 20 sequence_length: 32 global_batch_size: 8 micro_batch_size: 2 seed: 7

@@ -1,0 +1,413 @@
+#include "layers/mixers/mamba.h"
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+
+#include "core/blas.h"
+#include "kernels/causal_conv1d/causal_conv1d.h"
+#include "kernels/elementwise/elementwise.h"
+#include "kernels/selective_scan/selective_scan.h"
+#include "parallel/sequence_exchange.h"
+
+namespace eyrie {
+namespace {
+
+constexpr int64_t kTaps = 4;
+constexpr int64_t kMostStates = 64;
+constexpr SlotId kConvState = 0, kHiddenSlot = 1;
+
+int64_t Rank(const config::ModelConfig& model) {
+  return model.mamba().dt_rank() > 0 ? model.mamba().dt_rank() : (model.width() + 15) / 16;
+}
+
+// What makes an activation of `inputs` numbers, as the released code starts it.
+InitFn InitFanIn(int64_t inputs, double factor = 1.0) {
+  return InitUniform(factor / std::sqrt(static_cast<double>(inputs)));
+}
+
+// The bias that gives a step size delta, log-uniform in [0.001, 0.1]: softplus is undone.
+double DrawDtBias(const Random& random, uint64_t index) {
+  const double low = std::log(0.001), high = std::log(0.1);
+  const double delta = std::exp(low + (high - low) * random.Uniform(index));
+  return delta + std::log(-std::expm1(-delta));
+}
+
+}  // namespace
+
+MambaMixer::MambaMixer(const config::ModelConfig& model)
+    : model_width_(model.width()),
+      global_width_(model.mamba().width()),
+      states_(model.mamba().states()),
+      rank_(Rank(model)),
+      project_({.name = "ssm.xp",
+                .in = global_width_,
+                .out = rank_ + 2 * states_,
+                .cut = Linear::Cut::kRows,
+                .bias = false,
+                .init = InitFanIn(global_width_)}),
+      // Divided by the square root of the number of residual branches.
+      out_({.name = "ssm.out",
+            .in = global_width_,
+            .out = model.width(),
+            .cut = Linear::Cut::kRows,
+            .bias = false,
+            .init = InitFanIn(global_width_, 1 / std::sqrt(static_cast<double>(model.depth())))}) {}
+
+void MambaMixer::Declare(Declaration& declare) {
+  const int64_t e = global_width_, states = states_;
+  width_ = e / declare.tensor_size;
+  const auto add = [&](const char* name, Shape shape, int axis, bool decay, InitFn init) {
+    return declare.params.Add({.name = declare.prefix + "ssm." + name,
+                               .shape = shape,
+                               .shard_axis = axis,
+                               .weight_decay = decay,
+                               .init = std::move(init)});
+  };
+  in_w_ = add("in.w", {2, e, model_width_}, 1, true, InitFanIn(model_width_));
+  conv_w_ = add("conv.w", {kTaps, e}, 1, true, InitFanIn(kTaps));
+  conv_b_ = add("conv.b", {e}, 0, false, InitFanIn(kTaps));
+  project_.Declare(declare);
+  dt_w_ = add("dt.w", {e, rank_}, 0, true, InitFanIn(rank_));
+  dt_b_ = add("dt.b", {e}, 0, false, DrawDtBias);
+  a_log_ = add("A_log", {e, states}, 0, false, [states](const Random&, uint64_t index) {
+    return std::log(static_cast<double>(index % static_cast<uint64_t>(states) + 1));
+  });
+  skip_ = add("D", {e}, 0, false, InitConstant(1.0));
+  out_.Declare(declare);
+
+  conv_halo_ = declare.stash.AddKept("conv_halo", width_, [](int64_t tokens, int64_t chunk) {
+    return HaloRows(tokens, chunk, kTaps - 1);
+  });
+  h0_ = declare.stash.AddKept(
+      "h0", width_ * states_, [](int64_t, int64_t) { return 1; }, Holds::kFullPrecision);
+  projected_ = declare.stash.AddKept("projected", project_.local_out(),
+                                     [](int64_t tokens, int64_t) { return tokens; });
+  conv_in_ = declare.stash.Add("conv_in", width_);
+  v_ = declare.stash.Add("v", width_);
+  z_ = declare.stash.Add("z", width_);
+  product_ = declare.stash.Add("product", width_);
+}
+
+void MambaMixer::DeclareState(StateTable& table) const {
+  table.Add("conv", kTaps - 1, width_);
+  table.Add("h", width_, states_, Holds::kFullPrecision);
+}
+
+void MambaMixer::In(Run& run, Half half, const Tensor& u, const Tensor& y) const {
+  Gemm({.trans_b = Trans::kYes,
+        .m = u.size() / model_width_,
+        .n = width_,
+        .k = model_width_,
+        .a = u,
+        .lda = model_width_,
+        .b = run.params.value(in_w_).Rows(half, half + 1),
+        .ldb = model_width_,
+        .c = y,
+        .ldc = width_});
+  run.mesh.world().Progress();
+}
+
+void MambaMixer::InBackwardInput(Run& run, Half half, const Tensor& dy, const Tensor& du,
+                                 bool accumulate) const {
+  Gemm({.m = dy.size() / width_,
+        .n = model_width_,
+        .k = width_,
+        .a = dy,
+        .lda = width_,
+        .b = run.params.value(in_w_).Rows(half, half + 1),
+        .ldb = model_width_,
+        .c = du,
+        .ldc = model_width_,
+        .accumulate = accumulate});
+  run.mesh.world().Progress();
+}
+
+void MambaMixer::InBackwardWeight(Run& run, Half half, const Tensor& u, const Tensor& dy) const {
+  Gemm({.trans_a = Trans::kYes,
+        .m = width_,
+        .n = model_width_,
+        .k = u.size() / model_width_,
+        .a = dy,
+        .lda = width_,
+        .b = u,
+        .ldb = model_width_,
+        .c = run.params.grad(in_w_).Rows(half, half + 1),
+        .ldc = model_width_,
+        .accumulate = true});
+  run.mesh.world().Progress();
+}
+
+// `low` is the first columns of the projection.
+void MambaMixer::Dt(Run& run, const Tensor& projected, const Tensor& dt) const {
+  Gemm({.trans_b = Trans::kYes,
+        .m = dt.size() / width_,
+        .n = width_,
+        .k = rank_,
+        .a = projected,
+        .lda = projected.dim(-1),
+        .b = run.params.value(dt_w_),
+        .ldb = rank_,
+        .c = dt,
+        .ldc = width_});
+}
+
+void MambaMixer::DtBackwardInput(Run& run, const Tensor& ddt, const Tensor& dprojected) const {
+  Gemm({.m = ddt.size() / width_,
+        .n = rank_,
+        .k = width_,
+        .a = ddt,
+        .lda = width_,
+        .b = run.params.value(dt_w_),
+        .ldb = rank_,
+        .c = dprojected,
+        .ldc = dprojected.dim(-1)});
+}
+
+void MambaMixer::DtBackwardWeight(Run& run, const Tensor& projected, const Tensor& ddt) const {
+  Gemm({.trans_a = Trans::kYes,
+        .m = width_,
+        .n = rank_,
+        .k = ddt.size() / width_,
+        .a = ddt,
+        .lda = width_,
+        .b = projected,
+        .ldb = projected.dim(-1),
+        .c = run.params.grad(dt_w_),
+        .ldc = rank_,
+        .accumulate = true});
+}
+
+void MambaMixer::Convolve(Run& run, const Stash& stash, const Carry& carry, const Tensor& y,
+                          const Tensor& x_last) const {
+  CausalConv1dForward({.x = stash[conv_in_],
+                       .weight = run.params.value(conv_w_),
+                       .bias = run.params.value(conv_b_),
+                       .positions = run.positions,
+                       .x0 = ConvBefore(run, stash, carry),
+                       .y = y,
+                       .x_last = x_last});
+}
+
+void MambaMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
+                         const Carry& carry) {
+  ArenaScope scope(run.arena);
+  Communicator& sequence = run.mesh.sequence();
+  const bool split = sequence.size() > 1;
+  const bool recomputes = run.pass == Pass::kRecompute;
+  const bool exchanges = split && !recomputes;
+
+  // The last rows' projection goes first: it travels under the projection of all.
+  std::optional<HaloExchange> halo;
+  if (exchanges) {
+    const Tensor tail_x = run.arena.Allocate(x.dtype, {run.batch(), kTaps - 1, x.dim(2)});
+    const Tensor tail = run.arena.Allocate(x.dtype, {run.batch(), kTaps - 1, width_});
+    CopyRows(x, run.tokens() - (kTaps - 1), tail_x, 0, kTaps - 1);
+    In(run, kX, tail_x, tail);
+    halo.emplace(sequence, run.arena, tail, run.tokens(), kTaps - 1, stash[conv_halo_]);
+  }
+  In(run, kX, x, stash[conv_in_]);
+  if (halo) halo->Wait();
+  Convolve(run, stash, carry, stash[v_], StateSlot(carry.after, kConvState));
+  Event handed_on;
+  if (carry.after != nullptr) {
+    handed_on = sequence.Broadcast((*carry.after)[kConvState], /*root=*/sequence.size() - 1);
+  }
+  Silu(stash[v_], stash[v_]);
+
+  // The sum over tensor ranks travels under the gate's projection.
+  const Tensor projected = stash[projected_];
+  Event reduced;
+  if (!recomputes) {
+    project_.Forward(run, stash[v_], projected);
+    reduced = run.mesh.tensor().AllReduce(projected, ReduceOp::kSum);
+  }
+  In(run, kZ, x, stash[z_]);
+  reduced.Wait();
+  const Tensor dt = run.Scratch(width_);
+  Dt(run, projected, dt);
+
+  const Shape state{run.batch(), width_, states_};
+  if (exchanges) {
+    const Tensor decay = run.arena.Allocate(FullPrecision(x.dtype), state);
+    const Tensor increment = run.arena.Allocate(FullPrecision(x.dtype), state);
+    SelectiveScanSummary(
+        {.x = stash[v_],
+         .dt = dt,
+         .bc = projected,
+         .a_log = run.params.value(a_log_),
+         .dt_bias = run.params.value(dt_b_),
+         .positions = run.positions,
+         .decay = decay,
+         .increment = increment,
+         .workspace = run.Workspace(SelectiveScanSummaryWorkspace(stash[v_], states_))});
+    CarryScan(sequence, run.arena,
+              {.decay = decay,
+               .increment = increment,
+               .first = HiddenState(run, carry.before),
+               .entering = stash[h0_],
+               .leaving = HiddenState(run, carry.after)},
+              CarryScan::Direction::kForward)
+        .Wait();
+  }
+  SelectiveScanForward(
+      {.x = stash[v_],
+       .dt = dt,
+       .z = stash[z_],
+       .bc = projected,
+       .a_log = run.params.value(a_log_),
+       .skip = run.params.value(skip_),
+       .dt_bias = run.params.value(dt_b_),
+       .positions = run.positions,
+       .h0 = InitialState(run, stash, carry),
+       .out = stash[product_],
+       // With other ranks, the state after all of their chunks is the scan's.
+       .h_last = split ? Tensor{} : HiddenState(run, carry.after),
+       .workspace = run.Workspace(SelectiveScanForwardWorkspace(stash[v_], states_))});
+  handed_on.Wait();
+  if (recomputes) return;
+  out_.Forward(run, stash[product_], y);
+  out_.Reduce(run, y);
+}
+
+void MambaMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const Tensor& dx,
+                          Stash& stash, const Carry& carry, const CarryGrad& carry_grad) {
+  ArenaScope scope(run.arena);
+  Communicator& sequence = run.mesh.sequence();
+  const bool split = sequence.size() > 1;
+  const Tensor projected = stash[projected_];
+  const Tensor dt = run.Scratch(width_), ddt = run.Scratch(width_), dv = run.Scratch(width_);
+  const Tensor dz = run.Scratch(width_), dconv_in = run.Scratch(width_);
+  const Tensor dprojected = run.Scratch(projected.dim(-1));
+
+  out_.BackwardInput(run, dy, dz, /*accumulate=*/false);
+  Dt(run, projected, dt);
+  const Shape state{run.batch(), width_, states_};
+  Tensor dh_last = HiddenState(run, carry_grad.after), dh0 = HiddenState(run, carry_grad.before);
+  std::optional<CarryScan> scan;
+  if (split) {
+    const Tensor decay = run.arena.Allocate(FullPrecision(x.dtype), state);
+    const Tensor increment = run.arena.Allocate(FullPrecision(x.dtype), state);
+    const Tensor entering = run.arena.Allocate(FullPrecision(x.dtype), state);
+    SelectiveScanGradSummary(
+        {.dt = dt,
+         .z = stash[z_],
+         .bc = projected,
+         .a_log = run.params.value(a_log_),
+         .dt_bias = run.params.value(dt_b_),
+         .positions = run.positions,
+         .dout = dz,
+         .decay = decay,
+         .increment = increment,
+         .workspace = run.Workspace(SelectiveScanSummaryWorkspace(dz, states_))});
+    scan.emplace(sequence, run.arena,
+                 CarryScan::Args{.decay = decay,
+                                 .increment = increment,
+                                 .first = dh_last,
+                                 .entering = entering,
+                                 .leaving = dh0},
+                 CarryScan::Direction::kBackward);
+    dh_last = entering;
+    dh0 = {};
+  }
+  out_.BackwardWeight(run, stash[product_], dy);
+  if (scan) scan->Wait();
+  SelectiveScanBackward(
+      {.x = stash[v_],
+       .dt = dt,
+       .z = stash[z_],
+       .bc = projected,
+       .a_log = run.params.value(a_log_),
+       .skip = run.params.value(skip_),
+       .dt_bias = run.params.value(dt_b_),
+       .positions = run.positions,
+       .h0 = InitialState(run, stash, carry),
+       .dout = dz,
+       .dh_last = dh_last,
+       .dx = dv,
+       .ddt = ddt,
+       .dz = dz,
+       .dbc = dprojected,
+       .dh0 = dh0,
+       .da_log = run.params.grad(a_log_),
+       .dskip = run.params.grad(skip_),
+       .ddt_bias = run.params.grad(dt_b_),
+       .workspace = run.Workspace(SelectiveScanBackwardWorkspace(stash[v_], states_))});
+  DtBackwardInput(run, ddt, dprojected);
+
+  // The sum over tensor ranks travels under products that do not need it.
+  Event reduced = run.mesh.tensor().AllReduce(dprojected, ReduceOp::kSum);
+  DtBackwardWeight(run, projected, ddt);
+  InBackwardInput(run, kZ, dz, dx, /*accumulate=*/false);
+  InBackwardWeight(run, kZ, x, dz);
+  reduced.Wait();
+  project_.BackwardInput(run, dprojected, dv, /*accumulate=*/true);
+
+  // The convolution's output before its activation was not kept; ddt and dt have served.
+  const Tensor conv_out = dt;
+  Convolve(run, stash, carry, conv_out, {});
+  SiluBackward(conv_out, dv, dv);
+  const bool first = sequence.rank() == 0, last = sequence.rank() == sequence.size() - 1;
+  Tensor dhalo = StateSlot(carry_grad.before, kConvState);
+  if (!first) dhalo = run.arena.Allocate(x.dtype, stash[conv_halo_].shape);
+  CausalConv1dBackward(
+      {.x = stash[conv_in_],
+       .weight = run.params.value(conv_w_),
+       .positions = run.positions,
+       .x0 = ConvBefore(run, stash, carry),
+       .dy = dv,
+       .dx_last = last ? StateSlot(carry_grad.after, kConvState) : Tensor{},
+       .dx = dconv_in,
+       .dx0 = dhalo,
+       .dweight = run.params.grad(conv_w_),
+       .dbias = run.params.grad(conv_b_),
+       .workspace = run.Workspace(CausalConv1dBackwardWorkspace(stash[conv_in_], kTaps))});
+  Event handed_back;
+  if (carry_grad.before != nullptr) {
+    handed_back = sequence.Broadcast((*carry_grad.before)[kConvState], /*root=*/0);
+  }
+  std::optional<HaloGradExchange> halo_grad;
+  if (split) {
+    halo_grad.emplace(sequence, run.arena, dhalo, run.tokens(), kTaps - 1, dconv_in);
+  }
+  project_.BackwardWeight(run, stash[v_], dprojected);
+  if (halo_grad) halo_grad->Wait();
+  handed_back.Wait();
+
+  InBackwardInput(run, kX, dconv_in, dx, /*accumulate=*/true);
+  Event summed = run.mesh.tensor().AllReduce(dx, ReduceOp::kSum);
+  InBackwardWeight(run, kX, x, dconv_in);
+  summed.Wait();
+}
+
+Tensor MambaMixer::ConvBefore(const Run& run, const Stash& stash, const Carry& carry) const {
+  return run.mesh.sequence().rank() > 0 ? stash[conv_halo_] : StateSlot(carry.before, kConvState);
+}
+
+Tensor MambaMixer::InitialState(const Run& run, const Stash& stash, const Carry& carry) const {
+  if (run.mesh.sequence().size() == 1) return HiddenState(run, carry.before);
+  return stash[h0_].View({run.batch(), width_, states_});
+}
+
+Tensor MambaMixer::HiddenState(const Run& run, const State* state) const {
+  if (state == nullptr) return {};
+  return (*state)[kHiddenSlot].View({run.batch(), width_, states_});
+}
+
+MixerEntry MambaMixerEntry() {
+  return {"mamba",
+          [](const config::ModelConfig& model, int64_t tensor, ConfigErrors& errors) {
+            const auto& own = model.mamba();
+            errors.RequireDivisible("model.mamba.width", own.width(), "parallel.tensor", tensor);
+            if (own.states() < 1 || own.states() > kMostStates) {
+              errors.Add("model.mamba.states = ", own.states(), " is not from 1 to ", kMostStates);
+            }
+            if (own.dt_rank() < 0) errors.Add("model.mamba.dt_rank must not be negative");
+          },
+          [](const config::ModelConfig& model) -> std::unique_ptr<Mixer> {
+            return std::make_unique<MambaMixer>(model);
+          },
+          /*min_chunk=*/kTaps - 1};
+}
+
+}  // namespace eyrie

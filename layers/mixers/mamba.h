@@ -1,0 +1,64 @@
+// Mamba's block (Gu and Dao, arXiv:2312.00752, section 3.4):
+//
+//   [x; z] = u W_in^T      v = silu(conv4(x))      [low; B; C] = v W_xp^T
+//   out = selective_scan(v, low W_dt^T, B, C, z) W_out^T      (kernels/selective_scan)
+//
+// E inner channels with N states each, cut over the tensor axis; low has rank R. State: the
+// convolution's last inputs "conv" [3, E] and the recurrence's "h" [E, N]. Over the sequence axis
+// the first is a halo, the second an associative carry. B and C are common to all channels, so
+// beside the sum that completes the output, tensor ranks add up [B, T, R + 2N] forward and again
+// backward: for Mamba 2.8B, 192 numbers a token where the output has 2560.
+#pragma once
+
+#include "layers/linear.h"
+#include "layers/registry.h"
+
+namespace eyrie {
+
+class MambaMixer final : public Mixer {
+ public:
+  explicit MambaMixer(const config::ModelConfig& model);
+
+  void Declare(Declaration& declare) override;
+  void DeclareState(StateTable& table) const override;
+  void Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
+               const Carry& carry) override;
+  void Backward(Run& run, const Tensor& x, const Tensor& dy, const Tensor& dx, Stash& stash,
+                const Carry& carry, const CarryGrad& carry_grad) override;
+
+ private:
+  // The two halves of W_in.
+  enum Half { kX, kZ };
+  void In(Run& run, Half half, const Tensor& u, const Tensor& y) const;
+  // du := or += dy W, a partial sum over the tensor axis.
+  void InBackwardInput(Run& run, Half half, const Tensor& dy, const Tensor& du,
+                       bool accumulate) const;
+  void InBackwardWeight(Run& run, Half half, const Tensor& u, const Tensor& dy) const;
+
+  // dt [B, T, E] from the projection that holds `low`.
+  void Dt(Run& run, const Tensor& projected, const Tensor& dt) const;
+  void DtBackwardInput(Run& run, const Tensor& ddt, const Tensor& dprojected) const;
+  void DtBackwardWeight(Run& run, const Tensor& projected, const Tensor& ddt) const;
+
+  // v before its activation.
+  void Convolve(Run& run, const Stash& stash, const Carry& carry, const Tensor& y,
+                const Tensor& x_last) const;
+  // The convolution's inputs before the chunk, and the state that enters it: from the ranks before,
+  // or carried. Absent: zeros.
+  Tensor ConvBefore(const Run& run, const Stash& stash, const Carry& carry) const;
+  Tensor InitialState(const Run& run, const Stash& stash, const Carry& carry) const;
+  // A slot of a carried state as the kernels take it, [B, E, N].
+  Tensor HiddenState(const Run& run, const State* state) const;
+
+  int64_t model_width_, global_width_, states_, rank_;
+  int64_t width_ = 0;  // local
+  Linear project_, out_;
+  ParamId in_w_ = -1, conv_w_ = -1, conv_b_ = -1, dt_w_ = -1, dt_b_ = -1, a_log_ = -1, skip_ = -1;
+  SlotId conv_halo_ = -1, h0_ = -1;  // what came from the rank of the chunk before
+  SlotId projected_ = -1;            // what tensor ranks added up
+  SlotId conv_in_ = -1, v_ = -1, z_ = -1, product_ = -1;
+};
+
+MixerEntry MambaMixerEntry();
+
+}  // namespace eyrie
