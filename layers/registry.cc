@@ -3,7 +3,8 @@
 #include <set>
 
 #include "layers/mixers/attention.h"
-#include "layers/mixers/geglu.h"
+#include "layers/mixers/glu.h"
+#include "layers/mixers/lightning.h"
 #include "layers/mixers/recurrent.h"
 
 namespace eyrie {
@@ -25,7 +26,9 @@ const std::vector<MixerEntry>& MixerRegistry() {
       RecurrentMixerEntry(),
       GlobalAttentionMixerEntry(),
       LocalAttentionMixerEntry(),
+      LightningAttentionMixerEntry(),
       GegluMixerEntry(),
+      SgluMixerEntry(),
   };
   return registry;
 }

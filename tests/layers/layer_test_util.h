@@ -22,6 +22,8 @@ inline config::ModelConfig SmallModel(const std::vector<std::string>& pattern, i
   model.mutable_attention()->set_heads(3);
   model.mutable_attention()->set_head_width(8);
   model.mutable_attention()->set_window(5);
+  model.mutable_lightning_attention()->set_heads(3);
+  model.mutable_lightning_attention()->set_head_width(5);
   model.mutable_mlp()->set_width(20);
   return model;
 }
