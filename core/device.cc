@@ -12,10 +12,14 @@ namespace eyrie {
 namespace {
 constexpr size_t kAlignment = 256;
 constexpr size_t kHugePage = size_t{1} << 21;
+
+// Never read: tensors on Device::kMeta must only not be absent.
+void* const kMetaAddress = reinterpret_cast<void*>(kAlignment);
 }  // namespace
 
 void* AllocateBytes(Device device, size_t bytes) {
   if (device == Device::kCuda) return cuda::Allocate(bytes);
+  if (device == Device::kMeta) return kMetaAddress;
   // Long tensors in huge pages, where the system has them to give: reading main memory is up to
   // half as fast again, because fewer addresses need translating.
   const size_t alignment = bytes >= 2 * kHugePage ? kHugePage : kAlignment;
@@ -29,11 +33,16 @@ void* AllocateBytes(Device device, size_t bytes) {
 
 void FreeBytes(Device device, void* pointer) {
   if (device == Device::kCuda) return cuda::Free(pointer);
+  if (device == Device::kMeta) return;
   std::free(pointer);
 }
 
 void CopyBytes(void* to, Device to_device, const void* from, Device from_device, size_t bytes) {
   if (bytes == 0) return;
+  if (to_device == Device::kMeta || from_device == Device::kMeta) {
+    EYRIE_CHECK(to_device == from_device, "a meta tensor has no elements");
+    return;
+  }
   if (to_device == Device::kCpu && from_device == Device::kCpu) {
     std::memcpy(to, from, bytes);
   } else {
@@ -42,7 +51,7 @@ void CopyBytes(void* to, Device to_device, const void* from, Device from_device,
 }
 
 void ZeroBytes(Device device, void* pointer, size_t bytes) {
-  if (bytes == 0) return;
+  if (bytes == 0 || device == Device::kMeta) return;
   if (device == Device::kCuda) return cuda::Zero(pointer, bytes);
   std::memset(pointer, 0, bytes);
 }

@@ -17,6 +17,7 @@ class HostRegion final : public Region {
     void* address =
         mmap(nullptr, kReserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (address == MAP_FAILED) ThrowFailure("cannot reserve a range of addresses");
+    madvise(address, kReserved, MADV_HUGEPAGE);  // where the system has them: see AllocateBytes
     base_ = static_cast<char*>(address);
     madvise(base_, kReserved, MADV_HUGEPAGE);  // where the system has them to give
   }
@@ -34,9 +35,19 @@ class HostRegion final : public Region {
   }
 };
 
+// Addresses alone, for meta tensors.
+class MetaRegion final : public Region {
+ public:
+  MetaRegion() { base_ = static_cast<char*>(AllocateBytes(Device::kMeta, 0)); }
+
+ protected:
+  size_t Take(size_t, size_t to) override { return to; }
+};
+
 }  // namespace
 
 std::unique_ptr<Region> ReserveRegion(Device device) {
+  if (device == Device::kMeta) return std::make_unique<MetaRegion>();
   if (device == Device::kCuda) return cuda::ReserveRegion();
   return std::make_unique<HostRegion>();
 }

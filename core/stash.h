@@ -114,17 +114,27 @@ class StateTable {
 class State {
  public:
   State() = default;
+  // With memory of its own.
   State(const StateTable& table, DType dtype, int64_t batch, Device device) {
     for (const auto& slot : table.slots()) {
-      tensors_.emplace_back(TypeOf(slot.holds, dtype), Shape{batch, slot.rows, slot.width}, device);
+      owned_.emplace_back(TypeOf(slot.holds, dtype), Shape{batch, slot.rows, slot.width}, device);
+      tensors_.push_back(owned_.back().tensor);
+    }
+  }
+  // For as long as the arena is not rewound.
+  State(const StateTable& table, DType dtype, int64_t batch, Arena& arena) {
+    for (const auto& slot : table.slots()) {
+      tensors_.push_back(arena.Allocate(TypeOf(slot.holds, dtype), {batch, slot.rows, slot.width}));
+      FillZero(tensors_.back());
     }
   }
   // [B, rows, width]
-  const Tensor& operator[](SlotId id) const { return tensors_[static_cast<size_t>(id)].tensor; }
+  const Tensor& operator[](SlotId id) const { return tensors_[static_cast<size_t>(id)]; }
   size_t size() const { return tensors_.size(); }
 
  private:
-  std::vector<OwnedTensor> tensors_;
+  std::vector<OwnedTensor> owned_;
+  std::vector<Tensor> tensors_;
 };
 
 }  // namespace eyrie

@@ -13,7 +13,10 @@
 
 namespace eyrie {
 
-enum class Device : uint8_t { kCpu, kCuda };
+// kMeta is no device: tensors there have a shape and no memory, and whatever is done with them is
+// checked and then does nothing. A whole training step runs on it in no time, which is how a run is
+// measured before it takes any memory (launcher/measure.h). The idea and the name are PyTorch's.
+enum class Device : uint8_t { kCpu, kCuda, kMeta };
 
 // Up to five extents, outermost first.
 class Shape {
@@ -69,6 +72,7 @@ struct Tensor {
   template <class T>
   T* data() const {
     if (raw == nullptr) return nullptr;
+    EYRIE_CHECK(device != Device::kMeta, "a meta tensor has no elements");
     EYRIE_CHECK(dtype == DTypeOf<T>::value, "tensor holds ", Name(dtype));
     return static_cast<T*>(raw);
   }

@@ -96,7 +96,7 @@ struct SquareRoot<float> {
     const float near = x * inverse, half = 0.5f * inverse;
     rest = 1.0f - near * inverse;
     root = near + 0.5f * near * rest;
-    slope = half + half * rest;
+    slope = half + 0.5f * half * rest;
   }
   float root, slope;
 };
@@ -124,7 +124,7 @@ inline float SigmoidOfExp(float e) {
   const float rest = 1.0f - denominator * y;
   y += y * (rest + rest * rest);
   const float quotient = e * y;
-  return quotient + y * (e - denominator * quotient);
+  return quotient + y * ((e - e * quotient) - 0.25f * quotient);
 }
 template <class T>
 inline T Sigmoid(T x) {

@@ -1,5 +1,6 @@
 // Picks a kernel's body: by device, then by element type. An unknown case is an error, never a
-// fallback.
+// fallback. Meta tensors need no body: arguments have been checked, and there is nothing to
+// compute.
 #pragma once
 
 #include "core/device.h"
@@ -19,6 +20,7 @@ namespace eyrie {
 // Calls body(T{}) with T the floating-point type of `tensor`, on the CPU.
 template <class Body>
 void DispatchCpu(const char* kernel, const Tensor& tensor, const Body& body) {
+  if (tensor.device == Device::kMeta) return;
   if (tensor.device != Device::kCpu) {
     ThrowFailure(kernel, ": this build has no body for the tensor's device");
   }

@@ -27,6 +27,20 @@ BatchReader::BatchReader(const Options& options)
   }
 }
 
+size_t BatchReader::BufferBytes(int64_t max_batch, int64_t length, int chunks) {
+  const int64_t elements = 2 * length + 1 + 3 * max_batch * (length / chunks);
+  return static_cast<size_t>(elements) * sizeof(int32_t);
+}
+
+size_t BatchReader::buffer_bytes() const {
+  size_t bytes = 0;
+  for (const OwnedTensor* tensor :
+       {&window_, &window_positions_, &tokens_.host, &labels_.host, &positions_.host}) {
+    bytes += tensor->buffer.bytes();
+  }
+  return bytes;
+}
+
 void BatchReader::FillPositions(int64_t first) {
   int32_t* positions = window_positions_.tensor.data<int32_t>();
   std::iota(positions, positions + options_.length, 0);

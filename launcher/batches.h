@@ -29,6 +29,10 @@ class BatchReader {
   };
   explicit BatchReader(const Options& options);
 
+  // What a reader takes of host memory, beside the mapped file.
+  static size_t BufferBytes(int64_t max_batch, int64_t length, int chunks);
+  size_t buffer_bytes() const;
+
   const Sampler& sampler() const { return sampler_; }
   // Checks this part of the token file against the vocabulary, or as much of it as takes no time,
   // so that a mismatch shows before training begins. Every batch is checked again when it is read.

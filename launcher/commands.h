@@ -11,6 +11,7 @@ class App;
 namespace eyrie {
 
 void AddTrainCommand(CLI::App& app, ExitCode& code);
+void AddPlanCommand(CLI::App& app, ExitCode& code);
 void AddEvalCommand(CLI::App& app, ExitCode& code);
 void AddGenerateCommand(CLI::App& app, ExitCode& code);
 void AddLogitsCommand(CLI::App& app, ExitCode& code);

@@ -152,16 +152,20 @@ std::string FirstDifference(const Message& a, const Message& b) {
 
 }  // namespace
 
-config::Config LoadConfig(const std::string& file) {
+void ParseTextFile(const std::string& file, const char* what, Message& message) {
   std::ifstream in(file, std::ios::binary);
-  if (!in) ThrowBadInput(file, ": cannot open the configuration file");
+  if (!in) ThrowBadInput(file, ": cannot open the ", what);
   const std::string text{std::istreambuf_iterator<char>(in), {}};
-  if (in.bad()) ThrowBadInput(file, ": cannot read the configuration file");
-  config::Config config;
+  if (in.bad()) ThrowBadInput(file, ": cannot read the ", what);
   TextFormat::Parser parser;
   FirstError error;
   parser.RecordErrorsTo(&error);
-  if (!parser.ParseFromString(text, &config)) ThrowBadInput(file, ":", error.message);
+  if (!parser.ParseFromString(text, &message)) ThrowBadInput(file, ":", error.message);
+}
+
+config::Config LoadConfig(const std::string& file) {
+  config::Config config;
+  ParseTextFile(file, "configuration file", config);
   return config;
 }
 
@@ -221,10 +225,8 @@ void Resolve(config::Config& config, int ranks) {
   ThrowIfAny(errors);
 }
 
-void ValidateForTraining(const config::Config& config) {
-  ConfigErrors errors;
+void ValidateStep(const config::Config& config, ConfigErrors& errors) {
   const auto& train = config.train();
-  errors.RequirePositive("train.steps", train.steps());
   ValidateSequence(config.model(), "train.sequence_length", train.sequence_length(),
                    config.parallel().sequence(), errors);
   errors.RequirePositive("train.batch_slices", train.batch_slices());
@@ -241,6 +243,18 @@ void ValidateForTraining(const config::Config& config) {
     errors.RequireDivisible("train.sequence_length", train.sequence_length(), together, tokens);
     ValidateSequence(config.model(), together, tokens, config.parallel().sequence(), errors);
   }
+}
+
+int64_t Rounds(const config::Config& config) {
+  const auto& train = config.train();
+  return train.global_batch_size() / (train.micro_batch_size() * config.parallel().data());
+}
+
+void ValidateForTraining(const config::Config& config) {
+  ConfigErrors errors;
+  const auto& train = config.train();
+  errors.RequirePositive("train.steps", train.steps());
+  ValidateStep(config, errors);
   if (train.stop_after() < 0) errors.Add("train.stop_after must not be negative");
   if (train.validation_interval() < 0) errors.Add("train.validation_interval must not be negative");
   if (train.validation_interval() > 0) {

@@ -10,7 +10,10 @@
 
 namespace eyrie {
 
-// Reads a text-format Config. Throws kBadInput naming FILE:LINE and the field.
+// Reads a text-format message. Throws kBadInput naming FILE:LINE and the field; `what` names the
+// kind of file.
+void ParseTextFile(const std::string& file, const char* what, google::protobuf::Message& message);
+// Reads a text-format Config, likewise.
 config::Config LoadConfig(const std::string& file);
 
 // Applies "path.to.field=value". Strings are taken as they are; a repeated field takes a
@@ -23,6 +26,11 @@ void ApplySettings(const std::vector<std::string>& settings, config::Config& con
 void Resolve(config::Config& config, int ranks);
 // Likewise for the fields that only training needs. Call after Resolve.
 void ValidateForTraining(const config::Config& config);
+
+// What is wrong with the fields that say how large a step is: part of ValidateForTraining.
+void ValidateStep(const config::Config& config, ConfigErrors& errors);
+// How many microbatches a rank runs in a step.
+int64_t Rounds(const config::Config& config);
 
 // Throws kBadInput with all of them in one line, if there are any.
 void ThrowIfAny(const ConfigErrors& errors);

@@ -16,7 +16,13 @@ nlohmann::json ParseObject(const std::filesystem::path& path) {
                               file.bytes().size());
   nlohmann::json json;
   try {
-    json = nlohmann::json::parse(text.begin(), text.end());
+    // Copying, comparing and printing a tree take stack for each of its levels.
+    constexpr int kDeepest = 32;
+    const auto check = [&](int depth, nlohmann::json::parse_event_t, nlohmann::json&) {
+      if (depth > kDeepest) ThrowBadInput(file.path(), ": nested too deep");
+      return true;
+    };
+    json = nlohmann::json::parse(text.begin(), text.end(), check);
   } catch (const nlohmann::json::parse_error& error) {
     ThrowBadInput(file.path(), ": not valid JSON (byte ", error.byte, ")");
   } catch (const nlohmann::json::exception&) {

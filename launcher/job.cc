@@ -4,6 +4,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
+#include <cctype>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -55,7 +57,15 @@ ExitCode RunJob(const std::function<ExitCode(Job&)>& body) {
 }
 
 void PrintError(const std::string& message) {
-  if (!message.empty()) std::fprintf(stderr, "eyrie: %s\n", message.c_str());
+  if (message.empty()) return;
+  // One line, whatever names from files it repeats.
+  std::string line;
+  for (const char byte : message) {
+    std::array<char, 8> escaped;
+    std::snprintf(escaped.data(), escaped.size(), "\\x%02x", static_cast<unsigned char>(byte));
+    line += std::iscntrl(static_cast<unsigned char>(byte)) ? escaped.data() : std::string(1, byte);
+  }
+  std::fprintf(stderr, "eyrie: %s\n", line.c_str());
 }
 
 bool SpeaksForJob() {

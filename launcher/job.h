@@ -26,7 +26,7 @@ class Job {
 // one that a rank met alone ends the other ranks too.
 ExitCode RunJob(const std::function<ExitCode(Job&)>& body);
 
-// Prints "eyrie: message", if there is a message.
+// Prints "eyrie: message" on one line, with control characters as \xNN, if there is a message.
 void PrintError(const std::string& message);
 
 // What the launcher's environment says of this process, before MPI starts: true for rank 0 and

@@ -24,6 +24,7 @@ int main(int argc, char** argv) {
 
   ExitCode code = ExitCode::kOk;
   eyrie::AddTrainCommand(app, code);
+  eyrie::AddPlanCommand(app, code);
   eyrie::AddEvalCommand(app, code);
   eyrie::AddGenerateCommand(app, code);
   eyrie::AddLogitsCommand(app, code);

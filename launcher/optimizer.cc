@@ -33,8 +33,10 @@ double Optimizer::GradNorm() {
     if (replicated && mesh_.tensor().rank() != 0) continue;
     SumOfSquares(params_.owned_grad(part), squares_.tensor, workspace_.tensor);
   }
-  double sum = 0.0;
-  Copy(squares_.tensor, Tensor{&sum, DType::kF64, Device::kCpu, {1}});
+  double sum = 0.0;  // where nothing is computed there is nothing to read
+  if (params_.device() != Device::kMeta) {
+    Copy(squares_.tensor, Tensor{&sum, DType::kF64, Device::kCpu, {1}});
+  }
   // Owned parts differ from replica to replica with ZeRO, and are all there is without.
   Communicator& others = params_.plan().sharded() ? mesh_.world() : mesh_.tensor();
   return std::sqrt(AllReduceValue(others, sum, ReduceOp::kSum));

@@ -136,6 +136,17 @@ std::string Trainer::Summary() const {
       validation_ ? data(config_.data().validation(), *validation_) : "");
 }
 
+MemoryUse Trainer::memory() const {
+  const auto bytes = [](size_t count) { return static_cast<int64_t>(count); };
+  const auto reader = [&](const auto& data) { return data ? bytes(data->buffer_bytes()) : 0; };
+  return {.parameters = bytes(params_.value_bytes()),
+          .gradients = bytes(params_.gradient_bytes()),
+          .masters = bytes(params_.master_bytes()),
+          .moments = bytes(optimizer_.moment_bytes()),
+          .activations = bytes(arena_.peak_bytes() + slices_.peak_bytes()),
+          .buffers = reader(train_) + reader(validation_)};
+}
+
 int64_t Trainer::LastStep() const {
   const auto& train = config_.train();
   if (train.stop_after() == 0) return train.steps();
@@ -148,11 +159,6 @@ void Trainer::WriteConfig() const {
   std::ofstream out(directory_ / "config.textproto");
   out << ToText(config_);
   if (!out.flush()) ThrowFailure(directory_.string(), ": cannot write config.textproto there");
-}
-
-int64_t Trainer::Rounds() const {
-  const auto& train = config_.train();
-  return train.global_batch_size() / (train.micro_batch_size() * mesh_.shape().data);
 }
 
 int64_t Trainer::FirstSample(int64_t round) const {
@@ -177,8 +183,8 @@ StepMetrics Trainer::Step() {
 
   params_.ZeroGrads();
   FillZero(loss_.tensor);
-  for (int64_t round = 0; round < Rounds(); ++round) {
-    RunMicrobatch(FirstSample(round), /*completes_step=*/round + 1 == Rounds());
+  for (int64_t round = 0; round < Rounds(config_); ++round) {
+    RunMicrobatch(FirstSample(round), /*completes_step=*/round + 1 == Rounds(config_));
   }
   params_.ReduceGrads();
 
@@ -208,7 +214,7 @@ void Trainer::StopDiverged(const StepMetrics& metrics) {
   NonFiniteSearch search(run_);
   params_.ZeroGrads();
   FillZero(loss_.tensor);
-  for (int64_t round = 0; round < Rounds(); ++round) {
+  for (int64_t round = 0; round < Rounds(config_); ++round) {
     search.Begin(FirstSample(round), config_.train().micro_batch_size());
     RunMicrobatch(FirstSample(round), /*completes_step=*/false);
     search.End();
@@ -299,6 +305,10 @@ ExitCode Trainer::Run() {
     if (interval > 0 && step % interval == 0) Save();
   }
   if (trace_ != nullptr) trace_->Write(mesh_);
+  const MemoryUse used = memory();
+  LOG(INFO) << "memory: parameters " << used.parameters << ", gradients " << used.gradients
+            << ", moments " << used.moments << ", activations " << used.activations << ", buffers "
+            << used.buffers << " bytes";
   Save();
   FinishSave();
   if (signal == SIGINT) return ExitCode::kInterrupted;

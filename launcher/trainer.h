@@ -10,6 +10,7 @@
 #include "launcher/batches.h"
 #include "launcher/checkpoint.h"
 #include "launcher/checkpoint_writer.h"
+#include "launcher/measure.h"
 #include "launcher/metrics.h"
 #include "launcher/optimizer.h"
 #include "launcher/trace_file.h"
@@ -27,6 +28,8 @@ class Trainer {
 
   // Trains to the last step, to stop_after, or to a signal, then saves.
   ExitCode Run();
+  // Bytes that this rank has taken so far, by kind.
+  MemoryUse memory() const;
   // What Run would do: model, layout, steps, data and where it starts from, in one line.
   std::string Summary() const;
 
@@ -41,8 +44,7 @@ class Trainer {
   int64_t LastStep() const;
   // config.textproto, on the root rank.
   void WriteConfig() const;
-  // How many microbatches a step has on this rank, and the first sample of one of them.
-  int64_t Rounds() const;
+  // The first sample of one of the microbatches that this rank runs in a step.
   int64_t FirstSample(int64_t round) const;
   // Forward and backward of one microbatch: adds to the gradients and to the step's loss.
   void RunMicrobatch(int64_t first_sample, bool completes_step);

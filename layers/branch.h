@@ -15,6 +15,9 @@ class Branch {
 
   void Declare(const Declaration& declare);
   void DeclareState(StateTable& table) const { mixer_->DeclareState(table); }
+  double ExtraFlops(int64_t before, int64_t tokens) const {
+    return mixer_->ExtraFlops(before, tokens);
+  }
   // For a pass over run.positions' batch; no memory is taken yet.
   Stash MakeStash(const Run& run) const {
     return Stash(stash_table_, run.params.dtype(), run.batch(), run.tokens(),

@@ -35,16 +35,17 @@ void ForwardBackward(const Model& model, Run& run, const Model::Batch& batch, in
   const auto begin = [&](int64_t chunk) { return chunk * chunk_length; };
   const auto end = [&](int64_t chunk) { return std::min(tokens, (chunk + 1) * chunk_length); };
   const auto make_state = [&] {
-    return model.MakeState(run.params, batch.tokens.dim(0), tokens * run.mesh.shape().sequence);
+    return model.MakeState(run.params, batch.tokens.dim(0), tokens * run.mesh.shape().sequence,
+                           &run.arena);
   };
 
   // entering[c] is the state before chunk c.
   std::vector<ModelState> entering;
   entering.push_back(make_state());
   for (int64_t chunk = 0; chunk + 1 < chunks; ++chunk) {
+    entering.push_back(make_state());
     ArenaScope chunk_scope(run.arena);
     run.positions = Columns(run.arena, positions, begin(chunk), end(chunk));
-    entering.push_back(make_state());
     model.Advance(run, Columns(run.arena, batch.tokens, begin(chunk), end(chunk)),
                   entering[static_cast<size_t>(chunk)], entering.back());
   }

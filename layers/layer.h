@@ -92,6 +92,10 @@ class Mixer {
   // Mixers without a state declare nothing.
   virtual void DeclareState(StateTable&) const {}
 
+  // FLOPs of forward on one sequence's `tokens` tokens that follow `before` earlier ones, on this
+  // tensor rank, beside the two for each token and element of a matrix: for planning.
+  virtual double ExtraFlops(int64_t /*before*/, int64_t /*tokens*/) const { return 0.0; }
+
   // y [B, T, D] := mixer(x), complete on every tensor rank. In a recompute pass y is absent and
   // only the stash is filled, without communication.
   virtual void Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,

@@ -67,14 +67,25 @@ Model::Model(const config::ModelConfig& config, int tensor_size, bool recompute)
   norm_f_.Declare(declare);
 }
 
-ModelState Model::MakeState(const ParamStore& params, int64_t batch, int64_t capacity) const {
+ModelState Model::MakeState(const ParamStore& params, int64_t batch, int64_t capacity,
+                            Arena* arena) const {
   ModelState state;
   for (const Branch& branch : branches_) {
     StateTable table(capacity);
     branch.DeclareState(table);
-    state.emplace_back(table, params.dtype(), batch, params.device());
+    if (arena == nullptr) {
+      state.emplace_back(table, params.dtype(), batch, params.device());
+    } else {
+      state.emplace_back(table, params.dtype(), batch, *arena);
+    }
   }
   return state;
+}
+
+double Model::ExtraFlops(int64_t before, int64_t tokens) const {
+  double flops = 0.0;
+  for (const Branch& branch : branches_) flops += branch.ExtraFlops(before, tokens);
+  return flops;
 }
 
 void Model::Forward(Run& run, const Batch& batch, const ModelState* before, ModelState* after,

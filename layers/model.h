@@ -21,8 +21,10 @@ class Model {
   Model(const config::ModelConfig& config, int tensor_size, bool recompute);
 
   const ParamTable& params() const { return params_; }
-  // Zero states: the sequences' start. `capacity`: the longest sequence that will be carried.
-  ModelState MakeState(const ParamStore& params, int64_t batch, int64_t capacity) const;
+  // Zero states: the sequences' start. `capacity`: the longest sequence that will be carried. With
+  // an arena they live there, otherwise in memory of their own.
+  ModelState MakeState(const ParamStore& params, int64_t batch, int64_t capacity,
+                       Arena* arena = nullptr) const;
 
   struct Batch {
     Tensor tokens;       // [B, T] int32
@@ -49,6 +51,9 @@ class Model {
   // later chunk), gives `before`, that of the state before it (null: not wanted).
   void Backward(Run& run, const Batch& batch, Activations& saved, const ModelState* before,
                 const ModelState* grad_after, ModelState* grad_before) const;
+
+  // The sum of Mixer::ExtraFlops over all branches.
+  double ExtraFlops(int64_t before, int64_t tokens) const;
 
   // The state after a chunk from that before it, and nothing else.
   void Advance(Run& run, const Tensor& tokens, const ModelState& before, ModelState& after) const;

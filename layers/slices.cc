@@ -9,6 +9,12 @@ Slices::Slices(const Mesh& mesh, int count, Device device, Trace* trace)
   for (int slice = 1; slice < count; ++slice) arenas_.emplace_back(device);
 }
 
+size_t Slices::peak_bytes() const {
+  size_t bytes = 0;
+  for (const Arena& arena : arenas_) bytes += arena.peak_bytes();
+  return bytes;
+}
+
 void Slices::ForwardBackward(const Model& model, Run& run, const Model::Batch& batch,
                              int64_t chunk_length, bool completes_step) {
   if (completes_step) run.params.ReduceAsReady(count_);

@@ -23,6 +23,9 @@ class Slices {
   void ForwardBackward(const Model& model, Run& run, const Model::Batch& batch,
                        int64_t chunk_length, bool completes_step);
 
+  // The most bytes of scratch memory that were in use, beside the Run's.
+  size_t peak_bytes() const;
+
  private:
   int count_;
   Trace* trace_;

@@ -1,28 +1,30 @@
 #include "parallel/mesh.h"
 
-#include <utility>
-
 namespace eyrie {
 
-Mesh::Mesh(MeshShape shape, std::unique_ptr<Communicator> world)
-    : shape_(shape), world_(std::move(world)) {
-  EYRIE_CHECK(world_->size() == shape.ranks());
-  const int rank = world_->rank();
-  const int tensor = rank % shape.tensor;
-  const int sequence = rank / shape.tensor % shape.sequence;
-  const int data = rank / (shape.tensor * shape.sequence);
-  tensor_ = world_->Split(rank / shape.tensor, rank);
-  sequence_ = world_->Split(data * shape.tensor + tensor, rank);
-  data_ = world_->Split(sequence * shape.tensor + tensor, rank);
-  replicas_ = world_->Split(tensor, rank);
+MeshGroups SplitWorld(MeshShape shape, std::unique_ptr<Communicator> world) {
+  EYRIE_CHECK(world->size() == shape.ranks());
+  const int rank = world->rank();
+  const MeshPlace place(shape, rank);
+  MeshGroups groups;
+  groups.tensor = world->Split(rank / shape.tensor, rank);
+  groups.sequence = world->Split(place.data * shape.tensor + place.tensor, rank);
+  groups.data = world->Split(place.sequence * shape.tensor + place.tensor, rank);
+  groups.replicas = world->Split(place.tensor, rank);
+  groups.world = std::move(world);
+  return groups;
+}
+
+Mesh::Mesh(MeshShape shape, MeshGroups groups) : shape_(shape), groups_(std::move(groups)) {
+  EYRIE_CHECK(groups_.world->size() == shape.ranks());
 }
 
 Mesh::Mesh(const Mesh& inner, const Wrap& wrap)
     : shape_(inner.shape()),
-      world_(wrap("world", inner.world())),
-      tensor_(wrap("tensor", inner.tensor())),
-      sequence_(wrap("sequence", inner.sequence())),
-      data_(wrap("data", inner.data())),
-      replicas_(wrap("replicas", inner.replicas())) {}
+      groups_{.world = wrap("world", inner.world()),
+              .tensor = wrap("tensor", inner.tensor()),
+              .sequence = wrap("sequence", inner.sequence()),
+              .data = wrap("data", inner.data()),
+              .replicas = wrap("replicas", inner.replicas())} {}
 
 }  // namespace eyrie

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <utility>
 
 #include "parallel/communicator.h"
 
@@ -16,10 +17,27 @@ struct MeshShape {
   int ranks() const { return data * sequence * tensor; }
 };
 
+// Where a rank stands on each axis.
+struct MeshPlace {
+  MeshPlace(MeshShape shape, int rank)
+      : data(rank / (shape.tensor * shape.sequence)),
+        sequence(rank / shape.tensor % shape.sequence),
+        tensor(rank % shape.tensor) {}
+  int data, sequence, tensor;
+};
+
+// A rank's communicators: see the accessors of Mesh.
+struct MeshGroups {
+  std::unique_ptr<Communicator> world, tensor, sequence, data, replicas;
+};
+// `world` has exactly shape.ranks() ranks.
+MeshGroups SplitWorld(MeshShape shape, std::unique_ptr<Communicator> world);
+
 class Mesh {
  public:
-  // `world` has exactly shape.ranks() ranks.
-  Mesh(MeshShape shape, std::unique_ptr<Communicator> world);
+  Mesh(MeshShape shape, MeshGroups groups);
+  Mesh(MeshShape shape, std::unique_ptr<Communicator> world)
+      : Mesh(shape, SplitWorld(shape, std::move(world))) {}
   // A wrapper around each communicator of another mesh, which must outlive this one.
   using Wrap = std::function<std::unique_ptr<Communicator>(const char* axis, Communicator& inner)>;
   Mesh(const Mesh& inner, const Wrap& wrap);
@@ -27,17 +45,18 @@ class Mesh {
   Mesh() : Mesh(MeshShape{}, MakeLocalCommunicator()) {}
 
   const MeshShape& shape() const { return shape_; }
-  Communicator& world() const { return *world_; }
-  Communicator& tensor() const { return *tensor_; }      // holds the other shards of my parameters
-  Communicator& sequence() const { return *sequence_; }  // holds the other chunks of my sequences
-  Communicator& data() const { return *data_; }          // holds other sequences
+  Communicator& world() const { return *groups_.world; }
+  // The other shards of my parameters; the other chunks of my sequences; other sequences.
+  Communicator& tensor() const { return *groups_.tensor; }
+  Communicator& sequence() const { return *groups_.sequence; }
+  Communicator& data() const { return *groups_.data; }
   // data x sequence: the ranks that hold the same parameters, over which gradients are summed.
-  Communicator& replicas() const { return *replicas_; }
-  bool is_root() const { return world_->rank() == 0; }
+  Communicator& replicas() const { return *groups_.replicas; }
+  bool is_root() const { return groups_.world->rank() == 0; }
 
  private:
   MeshShape shape_;
-  std::unique_ptr<Communicator> world_, tensor_, sequence_, data_, replicas_;
+  MeshGroups groups_;
 };
 
 }  // namespace eyrie

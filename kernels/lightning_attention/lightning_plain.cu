@@ -15,14 +15,16 @@ template <class T, int kRows>
 __global__ void __launch_bounds__(kThreads) LightningPlainKernel(const LightningView<T> view) {
   constexpr int kKeys = 32 * kRows;
   __shared__ float q[kStaged][kKeys], k[kStaged][kKeys], v[kStaged][kBlockValues];
-  __shared__ float decays[kStaged];  // between each token and the one in time before it
+  // One less than the decay between each token and the one in time before it: where that is nearly
+  // one, its rounding would add up over the tokens.
+  __shared__ float losses[kStaged];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int head = static_cast<int>(blockIdx.x), b = head / view.heads, h = head % view.heads;
   const int chunk = static_cast<int>(blockIdx.y);
   const int value_begin = static_cast<int>(blockIdx.z) * kBlockValues;
   const int begin = chunk * view.chunk, end = min(view.tokens, begin + view.chunk);
   const bool outputs = view.o != nullptr;
-  const float lambda = expf(-view.rate[h]);
+  const float loss_of_head = expm1f(-view.rate[h]);
 
   float state[kRows][kColumns] = {};
   // Calls body(element of the state, where it lies in memory) for those that exist.
@@ -59,22 +61,22 @@ __global__ void __launch_bounds__(kThreads) LightningPlainKernel(const Lightning
     }
     if (thread < n) {
       const int token = view.Token(first + thread);
-      decays[thread] = ReachesBack(token, view.Document(b, token)) ? lambda : 0.0f;
+      losses[thread] = ReachesBack(token, view.Document(b, token)) ? loss_of_head : -1.0f;
     }
     __syncthreads();
     for (int t = 0; t < n; ++t) {
       // The decay lies before the token's own term in time, and so after it backward in time.
-      const float decay = decays[t];
+      const float loss = losses[t];
       float sums[kColumns] = {};
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
         const float key = k[t][lane + 32 * i], query = q[t][lane + 32 * i];
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) {
-          const float before = view.reverse ? state[i][j] : decay * state[i][j];
+          const float before = view.reverse ? state[i][j] : fmaf(loss, state[i][j], state[i][j]);
           const float after = fmaf(key, v[t][warp * kColumns + j], before);
           sums[j] = fmaf(query, after, sums[j]);
-          state[i][j] = view.reverse ? decay * after : after;
+          state[i][j] = view.reverse ? fmaf(loss, after, after) : after;
         }
       }
       if (!outputs) continue;

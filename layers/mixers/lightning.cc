@@ -112,11 +112,12 @@ Shape LightningAttentionMixer::StateShape(const Run& run) const {
 
 Tensor LightningAttentionMixer::Rates(Run& run) const {
   const DType type = FullPrecision(run.params.dtype());
+  const Tensor rates = run.arena.Allocate(type, {heads_});
+  if (rates.device == Device::kMeta) return rates;
   const OwnedTensor host(DType::kF64, {heads_}), rounded(type, {heads_});
   const auto first = rates_.begin() + run.mesh.tensor().rank() * heads_;
   std::copy(first, first + heads_, host.tensor.data<double>());
   Convert(host.tensor, rounded.tensor);
-  const Tensor rates = run.arena.Allocate(type, {heads_});
   Copy(rounded.tensor, rates);
   return rates;
 }

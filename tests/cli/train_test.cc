@@ -69,6 +69,8 @@ TEST_F(TrainTest, ConfigurationErrorsNameTheField) {
     ExpectBadInput(Train(ranks, {"model.pattern=recurrent+geglu,recurent"}),
                    {"model.pattern", "\"recurent\"", "local_attention"});
   }
+  // A name from a file cannot break the line; found by fuzzing.
+  ExpectBadInput(Train(0, {"model.pattern=recur\nent\t"}), {"recur\\x0aent\\x09"});
   // Everything that is wrong, in one line.
   ExpectBadInput(Train(2, {"train.steps=0", "data.train=", "optimizer.beta1=1.5"}),
                  {"train.steps", "data.train", "optimizer.beta1"});

@@ -201,5 +201,28 @@ TEST(ParamTable, CountsElementsAndRefusesDuplicates) {
       Contains(Thrown([&] { table.Add({.name = "c", .shape = {1}}); }), "c has no initialisation"));
 }
 
+// Far more than any machine has: shapes and sizes work, elements are refused.
+TEST(Meta, HasShapesWithoutMemory) {
+  const OwnedTensor large(DType::kF32, {int64_t{1} << 40, 64}, Device::kMeta);
+  EXPECT_TRUE(large.tensor.defined());
+  EXPECT_EQ(large.buffer.bytes(), size_t{1} << 48);
+  EXPECT_THROW(large.tensor.data<float>(), Error);
+  Arena arena(Device::kMeta);
+  {
+    const ArenaScope scope(arena);
+    const Tensor copy = arena.Allocate(DType::kF32, large.tensor.shape);
+    EXPECT_EQ(copy.device, Device::kMeta);
+    Copy(large.tensor, copy);
+    FillZero(copy);
+    CopyRows(copy.View({1, int64_t{1} << 40, 64}), 5, large.tensor.View({1, int64_t{1} << 40, 64}),
+             0, 100);
+    EXPECT_EQ(arena.peak_bytes(), large.buffer.bytes());
+  }
+  const OwnedTensor real(DType::kF32, {4});
+  const Tensor meta = arena.Allocate(DType::kF32, {4});
+  EXPECT_THROW(Copy(meta, real.tensor), Error);
+  EXPECT_THROW(Copy(real.tensor, meta), Error);
+}
+
 }  // namespace
 }  // namespace eyrie

@@ -14,8 +14,8 @@ struct Sizes {
 void ExpectAgrees(const Sizes& size, DType dtype, DType out, Trans trans_a, Trans trans_b,
                   bool accumulate, bool bias, TestRandom& random) {
   SCOPED_TRACE(StrCat(size.m, " x ", size.n, " x ", size.k, " x ", size.batch, " ", Name(dtype),
-                      " -> ", Name(out), trans_a == Trans::kYes, trans_b == Trans::kYes,
-                      accumulate, bias));
+                      " -> ", Name(out), trans_a == Trans::kYes, trans_b == Trans::kYes, accumulate,
+                      bias));
   const auto draw = [&](int64_t rows, int64_t columns, DType type) {
     return Rounded(RandomTensor(DType::kF32, {size.batch, rows, columns}, random).tensor, type);
   };
@@ -50,8 +50,7 @@ void ExpectAgrees(const Sizes& size, DType dtype, DType out, Trans trans_a, Tran
   args.c = gc.tensor;
   if (bias) args.bias = grow.tensor;
   Gemm(args);
-  EXPECT_LT(RelativeError(ToHost(gc.tensor).tensor, c.tensor),
-            out == DType::kBF16 ? 4e-3 : 1e-5);
+  EXPECT_LT(RelativeError(ToHost(gc.tensor).tensor, c.tensor), out == DType::kBF16 ? 4e-3 : 1e-5);
 }
 
 TEST(CudaGemm, AgreesWithTheCpu) {
@@ -73,8 +72,7 @@ TEST(CudaGemm, AgreesWithTheCpu) {
 TEST(CudaTensorMath, AgreesWithTheCpu) {
   TestRandom random;
   for (const DType dtype : kCudaTypes) {
-    const OwnedTensor from =
-        Cast(RandomTensor(DType::kF32, {3, 7, 5}, random).tensor, dtype);
+    const OwnedTensor from = Cast(RandomTensor(DType::kF32, {3, 7, 5}, random).tensor, dtype);
     const OwnedTensor to = Cast(RandomTensor(DType::kF32, {3, 9, 5}, random).tensor, dtype);
     const OwnedTensor there = ToCuda(to.tensor, dtype);
     AddRows(ToCuda(from.tensor, dtype).tensor, 2, there.tensor, 4, 3);
@@ -87,6 +85,13 @@ TEST(CudaTensorMath, AgreesWithTheCpu) {
   const OwnedTensor there = ToCuda(state.tensor);
   MultiplyAdd(ToCuda(factor.tensor).tensor, ToCuda(addend.tensor).tensor, there.tensor);
   MultiplyAdd(factor.tensor, addend.tensor, state.tensor);
+  EXPECT_LT(RelativeError(ToHost(there.tensor).tensor, Cast(state.tensor, DType::kF64).tensor),
+            1e-6);
+
+  // A factor for each 91 elements.
+  const OwnedTensor few = RandomTensor(DType::kF32, {11}, random);
+  MultiplyAdd(ToCuda(few.tensor).tensor, ToCuda(addend.tensor).tensor, there.tensor);
+  MultiplyAdd(few.tensor, addend.tensor, state.tensor);
   EXPECT_LT(RelativeError(ToHost(there.tensor).tensor, Cast(state.tensor, DType::kF64).tensor),
             1e-6);
 

@@ -126,7 +126,8 @@ void ExpectMatchesTheCpu(const Sizes& sizes, DType dtype, TestRandom& random) {
                second = Given(two, with_state);
     for (size_t i = 0; i < wanted.size(); ++i) {
       const OwnedTensor there = ToHost(first[i]);
-      EXPECT_LT(RelativeError(there.tensor, wanted[i]), Tolerance(dtype)) << "output " << i;
+      // Decays of whole chunks may be smaller than float32 can say.
+      EXPECT_LT(RelativeError(there.tensor, wanted[i], 1e-6), Tolerance(dtype)) << "output " << i;
       EXPECT_TRUE(BitwiseEqual(there.tensor, ToHost(second[i]).tensor)) << "output " << i;
     }
   }

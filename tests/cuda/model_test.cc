@@ -116,7 +116,8 @@ TEST(CudaModel, GradientsAgreeWithTheCpu) {
                               recompute ? " recompute" : "", " chunk ", chunk));
           Place gpu(config, recipe, precision, Device::kCuda, data, recompute, chunk);
           EXPECT_NEAR(gpu.ForwardBackward(), loss, (mixed ? 1e-2 : 1e-5) * loss);
-          for (ParamId id = 0; id < static_cast<ParamId>(cpu.store().table().specs().size()); ++id) {
+          for (ParamId id = 0; id < static_cast<ParamId>(cpu.store().table().specs().size());
+               ++id) {
             EXPECT_LT(RelativeError(gpu.Gradient(id).tensor, cpu.Gradient(id).tensor, 1e-3),
                       mixed ? 6e-2 : 1e-4)
                 << cpu.store().table().spec(id).name;
@@ -155,8 +156,8 @@ TEST(CudaModel, StepsRepeatBitByBit) {
   Place one(config, recipe, Precision::Mixed(), Device::kCuda, data);
   Place two(config, recipe, Precision::Mixed(), Device::kCuda, data);
   for (int step = 1; step <= 3; ++step) EXPECT_EQ(one.Step(step), two.Step(step));
-  EXPECT_TRUE(BitwiseEqual(ToHost(one.store().masters()).tensor,
-                           ToHost(two.store().masters()).tensor));
+  EXPECT_TRUE(
+      BitwiseEqual(ToHost(one.store().masters()).tensor, ToHost(two.store().masters()).tensor));
 }
 
 }  // namespace

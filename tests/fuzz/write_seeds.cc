@@ -14,3 +14,6 @@ extern "C" int LLVMFuzzerInitialize(int* argc, char*** argv) {
   }
   return 0;
 }
+
+// What libFuzzer itself leaves at exit; LeakSanitizer asks for this.
+extern "C" const char* __lsan_default_suppressions() { return "leak:fuzzer::FuzzerDriver\n"; }

@@ -88,6 +88,16 @@ TEST_F(HuggingFaceTest, RefusesTensorsThatAreNotTheModels) {
   ExpectParts(Refused(WithConfig({{"num_hidden_layers", 4}})), {file, "\"model.layers.3."});
 }
 
+// Printing or copying such a tree would overflow the stack.
+TEST_F(HuggingFaceTest, RefusesDeepNesting) {
+  const std::string deep(1'000'000, '[');
+  for (const std::string& end : {std::string(), std::string(1'000'000, ']')}) {
+    const std::string file = Write("config.json", "{\"model_type\": " + deep + end + "}");
+    ExpectParts(BadInput([&] { HuggingFaceConfig config{fs::path(file)}; }),
+                {file, "nested too deep"});
+  }
+}
+
 TEST_F(HuggingFaceTest, RefusesDamagedFolders) {
   ExpectParts(Refused(Path("nowhere")), {Path("nowhere"), "no such directory"});
   fs::create_directory(Path("empty"));

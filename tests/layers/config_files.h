@@ -30,12 +30,13 @@ inline ConfigFile ReadConfigFile(const std::string& name) {
   return file;
 }
 
-// All of them, in order of name.
+// All models, in order of name.
 inline std::vector<ConfigFile> ReadConfigFiles() {
   const std::filesystem::path root = std::string(EYRIE_SOURCE_DIR) + "/configs";
   std::vector<std::string> names;
   for (const auto& entry : std::filesystem::recursive_directory_iterator(root)) {
     if (entry.path().extension() != ".textproto") continue;
+    if (entry.path().parent_path().filename() == "hardware") continue;
     names.push_back(entry.path().lexically_relative(root).replace_extension("").string());
   }
   std::sort(names.begin(), names.end());

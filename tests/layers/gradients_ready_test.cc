@@ -22,6 +22,7 @@ OwnedTensor Gradients(const config::ModelConfig& config, bool recompute, bool ar
     store.Initialise(5);
     Arena arena;
     Run run{mesh, store, arena};
+    const OwnedTensor loss(DType::kF64, {2});
     uint32_t state = static_cast<uint32_t>(mesh.data().rank()) + 1;
     for (int round = 0; round < 2; ++round) {
       const OwnedTensor tokens(DType::kI32, {2, 9}), positions(DType::kI32, {2, 9});
@@ -31,7 +32,7 @@ OwnedTensor Gradients(const config::ModelConfig& config, bool recompute, bool ar
         positions.tensor.data<int32_t>()[i] = i % 9;
       }
       run.positions = positions.tensor;
-      const Model::Batch batch{tokens.tensor, tokens.tensor, 1.0 / 72};
+      const Model::Batch batch{tokens.tensor, tokens.tensor, 1.0 / 72, loss.tensor};
       ArenaScope scope(arena);
       Model::Activations saved;
       model.Forward(run, batch, nullptr, nullptr, saved);

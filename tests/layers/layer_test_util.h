@@ -43,6 +43,16 @@ inline ParamStore RandomStore(const ParamTable& table, const Mesh& mesh, TestRan
   return store;
 }
 
+// Of the state that a chunk of `batch` sequences hands to the next one, in float64.
+inline size_t StateBytes(const config::ModelConfig& config, int64_t batch) {
+  const Mesh mesh;
+  const Model model(config, 1, /*recompute=*/false);
+  const ParamStore store(model.params(), mesh, DType::kF64, /*with_gradients=*/false);
+  Arena arena;
+  model.MakeState(store, batch, /*capacity=*/4096, &arena);
+  return arena.peak_bytes();
+}
+
 inline OwnedTensor RandomTokens(int64_t batch, int64_t tokens, int64_t vocab, TestRandom& random) {
   OwnedTensor result(DType::kI32, {batch, tokens});
   for (int64_t i = 0; i < result.tensor.size(); ++i) {

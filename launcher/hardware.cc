@@ -1,0 +1,34 @@
+#include "launcher/hardware.h"
+
+#include "launcher/config.h"
+
+namespace eyrie {
+
+config::Hardware LoadHardware(const std::string& file) {
+  config::Hardware hardware;
+  if (file.empty()) return hardware;
+  ParseTextFile(file, "hardware file", hardware);
+  ConfigErrors errors;
+  const auto require = [&](const char* field, bool holds, const char* what) {
+    if (!holds) errors.Add(file, ": ", field, " must ", what);
+  };
+  require("peak_flops", hardware.peak_flops() > 0, "be positive");
+  require("achieved_flops",
+          hardware.achieved_flops() > 0 && hardware.achieved_flops() <= hardware.peak_flops(),
+          "be positive and at most peak_flops");
+  require("memory_bandwidth", hardware.memory_bandwidth() > 0, "be positive");
+  require("memory_bytes", hardware.memory_bytes() > 0, "be positive");
+  require("ranks_per_node", hardware.ranks_per_node() > 0, "be positive");
+  require("node_bandwidth", hardware.node_bandwidth() > 0, "be positive");
+  require("node_latency", hardware.node_latency() >= 0, "not be negative");
+  require("network_bandwidth", hardware.network_bandwidth() > 0, "be positive");
+  require("network_latency", hardware.network_latency() >= 0, "not be negative");
+  ThrowIfAny(errors);
+  return hardware;
+}
+
+Precision PrecisionOf(config::Hardware::Device device) {
+  return device == config::Hardware::GPU ? Precision::Mixed() : Precision(DType::kF32);
+}
+
+}  // namespace eyrie

@@ -1,0 +1,251 @@
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <limits>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "launcher/commands.h"
+#include "launcher/config.h"
+#include "launcher/hardware.h"
+#include "launcher/plan.h"
+
+namespace eyrie {
+namespace {
+
+using nlohmann::ordered_json;
+
+struct PlanOptions {
+  std::string config, hardware;
+  std::vector<std::string> settings;
+  int ranks = 0;  // 0: as parallel says
+  bool json = false;
+};
+
+void RequireSameDevice(const config::Config& config, const config::Hardware& hardware) {
+  const bool gpu = hardware.device() == config::Hardware::GPU;
+  const auto device = config.run().device();
+  if (device == config::RunConfig::auto_ ||
+      device == (gpu ? config::RunConfig::cuda : config::RunConfig::cpu)) {
+    return;
+  }
+  ThrowBadInput("run.device is ", gpu ? "cpu" : "cuda", ", but the hardware (", hardware.name(),
+                ") is a ", gpu ? "GPU" : "CPU", "; see --hardware");
+}
+
+config::Config LoadForPlan(const PlanOptions& options, const config::Hardware& hardware) {
+  config::Config config = LoadConfig(options.config);
+  ApplySettings(options.settings, config);
+  RequireSameDevice(config, hardware);
+  config.mutable_run()->clear_device();  // this machine need not have it
+  const auto& parallel = config.parallel();
+  int64_t ranks = options.ranks;
+  if (ranks == 0) {
+    if (parallel.data() == 0)
+      ThrowBadInput("parallel.data is 0, what --ranks leaves: say how many ranks there are");
+    ranks = int64_t{parallel.data()} * parallel.sequence() * parallel.tensor();
+  }
+  if (ranks > std::numeric_limits<int>::max())
+    ThrowBadInput("parallel: ", ranks, " are too many ranks");
+  Resolve(config, static_cast<int>(ranks));
+  ConfigErrors errors;
+  ValidateStep(config, errors);
+  ThrowIfAny(errors);
+  return config;
+}
+
+ordered_json ToJson(const Plan& plan, const config::Hardware& hardware) {
+  const auto traffic = [](const Traffic& sent) {
+    return ordered_json{{"bytes", sent.bytes}, {"messages", sent.messages}};
+  };
+  const MemoryUse& memory = plan.memory;
+  return {{"hardware", hardware.name()},
+          {"layout",
+           {{"ranks", plan.shape.ranks()},
+            {"data", plan.shape.data},
+            {"sequence", plan.shape.sequence},
+            {"tensor", plan.shape.tensor}}},
+          {"parameters", plan.parameters},
+          {"local_parameters", plan.local_parameters},
+          {"microbatches", plan.microbatches},
+          {"tokens", plan.tokens},
+          {"rank", plan.rank},
+          {"memory",
+           {{"parameters", memory.parameters},
+            {"gradients", memory.gradients},
+            {"masters", memory.masters},
+            {"moments", memory.moments},
+            {"activations", memory.activations},
+            {"buffers", memory.buffers},
+            {"total", memory.total()}}},
+          {"activations",
+           {{"NOTHING", plan.activations_kept}, {"BLOCKS", plan.activations_recomputed}}},
+          {"sent",
+           {{"tensor", traffic(plan.traffic.tensor)},
+            {"sequence", traffic(plan.traffic.sequence)},
+            {"data", traffic(plan.traffic.data)},
+            {"replicas", traffic(plan.traffic.replicas)},
+            {"world", traffic(plan.traffic.world)}}},
+          {"flops", plan.flops},
+          {"model_flops", plan.model_flops},
+          {"memory_traffic", plan.memory_traffic},
+          {"step_seconds",
+           {{"products", plan.time.products},
+            {"memory", plan.time.memory},
+            {"tensor", plan.time.tensor},
+            {"sequence", plan.time.sequence},
+            {"replicas", plan.time.replicas},
+            {"world", plan.time.world},
+            {"exposed", plan.time.exposed},
+            {"total", plan.time.total()}}},
+          {"tokens_per_second", plan.tokens_per_second},
+          {"model_flops_utilisation", plan.utilisation}};
+}
+
+template <class... Values>
+std::string Format(const char* format, Values... values) {
+  char text[256];
+  std::snprintf(text, sizeof text, format, values...);
+  return text;
+}
+
+// "13,927,781,376"
+std::string Grouped(int64_t value) {
+  const std::string digits = std::to_string(value);
+  std::string text;
+  for (size_t i = 0; i < digits.size(); ++i) {
+    if (i > 0 && (digits.size() - i) % 3 == 0) text += ',';
+    text += digits[i];
+  }
+  return text;
+}
+
+// "3.25 GiB"
+std::string Bytes(double bytes) {
+  const char* unit = "B";
+  for (const char* larger : {"KiB", "MiB", "GiB", "TiB"}) {
+    if (bytes < 1024.0) break;
+    bytes /= 1024.0;
+    unit = larger;
+  }
+  return Format(unit[1] == '\0' ? "%.0f %s" : "%.2f %s", bytes, unit);
+}
+
+std::string Seconds(double seconds) {
+  if (seconds < 1e-3) return Format("%.1f us", seconds * 1e6);
+  if (seconds < 1.0) return Format("%.2f ms", seconds * 1e3);
+  return Format("%.3f s", seconds);
+}
+
+void Print(const Plan& plan, const config::Config& config, const config::Hardware& hardware) {
+  const auto& train = config.train();
+  const Precision precision = PrecisionOf(hardware.device());
+  const auto row = [](const char* name, const std::string& value, const std::string& remark) {
+    std::printf("  %-16s%14s%s%s\n", name, value.c_str(), remark.empty() ? "" : "  ",
+                remark.c_str());
+  };
+  const auto bytes = [](int64_t count) { return Bytes(static_cast<double>(count)); };
+
+  std::printf("model     %s parameters, %s on a rank\n", Grouped(plan.parameters).c_str(),
+              Grouped(plan.local_parameters).c_str());
+  std::printf("layout    %s %s: data %d x sequence %d x tensor %d\n",
+              Grouped(plan.shape.ranks()).c_str(), plan.shape.ranks() == 1 ? "rank" : "ranks",
+              plan.shape.data, plan.shape.sequence, plan.shape.tensor);
+  std::printf("step      %s tokens; a rank runs %s x %s sequences of %s tokens\n",
+              Grouped(plan.tokens).c_str(), Grouped(plan.microbatches).c_str(),
+              Grouped(train.micro_batch_size()).c_str(),
+              Grouped(train.sequence_length() / plan.shape.sequence).c_str());
+  std::printf("hardware  %s\n", hardware.name().c_str());
+
+  const bool recomputes = train.recompute() == config::TrainConfig::BLOCKS;
+  const auto type = [](DType dtype) { return std::string(Name(dtype)); };
+  std::printf("\nmemory of rank %d%s\n", plan.rank,
+              plan.shape.sequence > 1 ? ", which needs the most" : "");
+  row("parameters", bytes(plan.memory.parameters), type(precision.values));
+  row("gradients", bytes(plan.memory.gradients), type(precision.gradients));
+  row("masters", bytes(plan.memory.masters),
+      precision.has_masters() ? type(precision.masters) : "the parameters are their own");
+  row("moments", bytes(plan.memory.moments), type(precision.moments));
+  row("activations", bytes(plan.memory.activations),
+      StrCat(Name(precision.activations), ", train.recompute: ", recomputes ? "BLOCKS" : "NOTHING",
+             "; ", recomputes ? "NOTHING" : "BLOCKS", " would take ",
+             bytes(recomputes ? plan.activations_kept : plan.activations_recomputed)));
+  row("buffers", bytes(plan.memory.buffers), "");
+  const bool fits = static_cast<double>(plan.memory.total()) <= hardware.memory_bytes();
+  row("total", bytes(plan.memory.total()),
+      StrCat(fits ? "fits into " : "DOES NOT FIT into ", Bytes(hardware.memory_bytes())));
+
+  std::printf("\nsent by it in a step\n");
+  const auto sent = [&](const char* axis, int ranks, const Traffic& traffic, double seconds) {
+    if (ranks == 1) return;
+    row(axis, Bytes(traffic.bytes),
+        Format("%s messages over %d ranks, %s", Grouped(traffic.messages).c_str(), ranks,
+               Seconds(seconds).c_str()));
+  };
+  if (plan.shape.ranks() == 1) std::printf("  nothing\n");
+  sent("tensor", plan.shape.tensor, plan.traffic.tensor, plan.time.tensor);
+  sent("sequence", plan.shape.sequence, plan.traffic.sequence, plan.time.sequence);
+  sent("data, sequence", plan.shape.data * plan.shape.sequence, plan.traffic.replicas,
+       plan.time.replicas);
+  sent("world", plan.shape.ranks(), plan.traffic.world, plan.time.world);
+
+  std::printf("\npredicted step\n");
+  row("products", Seconds(plan.time.products),
+      Format("%.4g TFLOP a rank, %.4g of them the model's, at %.4g TFLOP/s", plan.flops / 1e12,
+             plan.model_flops / 1e12, hardware.achieved_flops() / 1e12));
+  row("memory traffic", Seconds(plan.time.memory),
+      StrCat(Bytes(plan.memory_traffic), " at ", Bytes(hardware.memory_bandwidth()), "/s"));
+  row("communication", Seconds(plan.time.exposed), "what no product hides");
+  row("step", Seconds(plan.time.total()),
+      StrCat(Grouped(static_cast<int64_t>(plan.tokens_per_second)), " tokens/s, ",
+             Format("%.1f %% of the peak", 100.0 * plan.utilisation)));
+}
+
+ExitCode RunPlan(const PlanOptions& options) {
+  const config::Hardware hardware = LoadHardware(options.hardware);
+  const config::Config config = LoadForPlan(options, hardware);
+  const Plan plan = MakePlan(config, hardware);
+  if (options.json) {
+    std::printf("%s\n", ToJson(plan, hardware).dump(2).c_str());
+  } else {
+    Print(plan, config, hardware);
+  }
+  return ExitCode::kOk;
+}
+
+}  // namespace
+
+void AddPlanCommand(CLI::App& app, ExitCode& code) {
+  auto options = std::make_shared<PlanOptions>();
+  CLI::App* command = app.add_subcommand(
+      "plan",
+      "Predict, without running it, what a training run takes: parameters, memory of a rank by\n"
+      "kind, bytes sent in a step on each axis, seconds of a step.\n\n"
+      "  eyrie plan --config configs/griffin/14b.textproto --ranks 4096 --set parallel.tensor=8\n\n"
+      "Runs alone. Memory and bytes come from a step of the real program on tensors without "
+      "memory;\n"
+      "the time from the hardware's numbers, which by default are those of H100 nodes.");
+  command->add_option("--config", options->config, "configuration file (text format)")
+      ->required()
+      ->type_name("FILE");
+  command
+      ->add_option("--set", options->settings,
+                   "set one field, e.g. --set parallel.tensor=8; may be repeated")
+      ->type_name("PATH=VALUE")
+      ->allow_extra_args(false);
+  command->add_option("--ranks", options->ranks, "ranks of the job, where parallel.data is 0")
+      ->type_name("N")
+      ->check(CLI::PositiveNumber);
+  command
+      ->add_option(
+          "--hardware", options->hardware,
+          "hardware file (text format), e.g. configs/hardware/h200.textproto; its fields\n"
+          "are described in configs/schema/hardware.proto. A GPU means bfloat16 parameters\n"
+          "and activations, a CPU float32")
+      ->type_name("FILE");
+  command->add_flag("--json", options->json, "print one JSON object, in bytes and seconds");
+  command->callback([options, &code] { code = RunPlan(*options); });
+}
+
+}  // namespace eyrie

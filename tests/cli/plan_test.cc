@@ -1,0 +1,181 @@
+// eyrie plan: what it prints, what it refuses, and its memory against that of real runs.
+#include <algorithm>
+#include <map>
+
+#include "tests/support/eyrie_process.h"
+
+namespace eyrie {
+namespace {
+
+namespace fs = std::filesystem;
+
+const std::string kConfigs = std::string(EYRIE_SOURCE_DIR) + "/configs/";
+const std::string kLaptop = kConfigs + "hardware/laptop.textproto";
+
+std::vector<std::string> WithSettings(std::vector<std::string> arguments,
+                                      const std::vector<std::string>& settings) {
+  for (const std::string& setting : settings) {
+    arguments.insert(arguments.end(), {"--set", setting});
+  }
+  return arguments;
+}
+
+ProcessResult RunPlan(const std::string& config, const std::vector<std::string>& options,
+                      const std::vector<std::string>& settings = {}) {
+  std::vector<std::string> arguments = {"plan", "--config", config};
+  arguments.insert(arguments.end(), options.begin(), options.end());
+  return RunEyrie(0, WithSettings(arguments, settings));
+}
+
+TEST(PlanCommand, PlansFourThousandRanksInASecond) {
+  const ProcessResult text = RunPlan(kConfigs + "griffin/14b.textproto", {"--ranks", "4096"},
+                                     {"parallel.tensor=8", "parallel.sequence=4"});
+  EXPECT_EQ(text.code, 0) << text.err;
+  EXPECT_EQ(text.err, "");
+  EXPECT_LT(text.seconds, 1.0);
+  for (const char* part :
+       {"13,927,781,376 parameters", "4,096 ranks: data 128 x sequence 4 x tensor 8", "H100",
+        "parameters", "gradients", "masters", "moments", "activations", "buffers", "total",
+        "NOTHING would take", "tensor", "sequence", "data, sequence", "products", "memory traffic",
+        "communication", "tokens/s", "% of the peak"}) {
+    EXPECT_NE(text.out.find(part), std::string::npos) << part << " in:\n" << text.out;
+  }
+  const ProcessResult json =
+      RunPlan(kConfigs + "griffin/14b.textproto", {"--ranks", "4096", "--json"},
+              {"parallel.tensor=8", "parallel.sequence=4"});
+  const auto plan = nlohmann::json::parse(json.out);
+  EXPECT_EQ(plan["parameters"], 13927781376);
+  EXPECT_EQ(plan["layout"]["data"], 128);
+  EXPECT_GT(plan["step_seconds"]["total"], 0.0);
+  EXPECT_GT(plan["sent"]["tensor"]["bytes"], 1e9);
+  int64_t total = 0;
+  for (const auto& [kind, bytes] : plan["memory"].items()) {
+    if (kind != "total") total += bytes.get<int64_t>();
+  }
+  EXPECT_EQ(plan["memory"]["total"], total);
+}
+
+TEST(PlanCommand, RefusesInOneLineThatNamesTheField) {
+  const std::string tiny = kConfigs + "griffin/tiny.textproto";
+  const auto refused = [](const std::string& config, const std::vector<std::string>& options,
+                          const std::vector<std::string>& settings, const std::string& culprit) {
+    const ProcessResult result = RunPlan(config, options, settings);
+    EXPECT_EQ(result.code, 2) << culprit << result.out;
+    EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+    EXPECT_NE(result.err.find(culprit), std::string::npos) << culprit << " in: " << result.err;
+    EXPECT_EQ(result.out, "");
+  };
+  refused(tiny, {}, {}, "parallel.data");
+  refused(tiny, {"--ranks", "0"}, {}, "--ranks");
+  refused(tiny, {"--ranks", "4", "--hardware", "none.textproto"}, {}, "none.textproto");
+  refused(tiny, {"--ranks", "4", "--hardware", tiny}, {}, tiny);
+  refused(kConfigs + "none.textproto", {"--ranks", "4"}, {}, "none.textproto");
+  refused(tiny, {"--ranks", "3"}, {"parallel.tensor=3"}, "model.attention.heads");
+  refused(tiny, {"--ranks", "4"}, {"parallel.tensor=3"}, "parallel: ");
+  refused(tiny, {"--ranks", "4"}, {"parallel.data=2"}, "parallel: ");
+  refused(tiny, {"--ranks", "3"}, {}, "train.global_batch_size");
+  refused(tiny, {}, {"parallel.data=100000", "parallel.tensor=100000"}, "parallel: ");
+  refused(tiny, {"--ranks", "3"}, {"parallel.sequence=3"}, "train.sequence_length");
+  refused(tiny, {"--ranks", "4"}, {"model.wdith=1"}, "wdith");
+  refused(tiny, {"--ranks", "4"}, {"run.device=cpu"}, "run.device");
+  refused(tiny, {"--ranks", "4", "--hardware", kLaptop}, {"run.device=cuda"}, "run.device");
+}
+
+// A rank's own account, the last line of its log that begins with "memory: ".
+std::map<std::string, int64_t> MemoryInLog(const fs::path& log) {
+  std::map<std::string, int64_t> memory;
+  const std::string text = ReadFile(log);
+  const size_t start = text.rfind("memory: ");
+  if (start == std::string::npos) return memory;
+  std::istringstream in(text.substr(start + 8, text.find('\n', start) - start - 8));
+  std::string kind;
+  for (int64_t bytes; in >> kind >> bytes; in.ignore(1)) memory[kind] = bytes, kind.clear();
+  return memory;
+}
+
+class PlanAgainstRuns : public testing::Test {
+ protected:
+  PlanAgainstRuns() { WriteTokenFile((directory_ / "data").string(), 200, 2048, 1); }
+
+  // The memory of every kind, of the rank that took most, is within 5 % of the plan's.
+  void ExpectPlanned(const std::string& name, int ranks, std::vector<std::string> settings) {
+    const fs::path run = directory_ / ("run" + std::to_string(++runs_));
+    const std::string data = (directory_ / "data").string();
+    settings.insert(settings.end(),
+                    {"data.train=" + data, "data.validation=" + data,
+                     "data.tokenizer=", "train.validation_interval=1",
+                     "train.validation_sequences=4", "train.steps=10", "train.stop_after=2",
+                     "optimizer.warmup_steps=0", "run.threads=1", "run.directory=" + run.string()});
+    const std::string config = kConfigs + name + ".textproto";
+    const ProcessResult trained =
+        RunEyrie(ranks, WithSettings({"train", "--config", config}, settings));
+    ASSERT_EQ(trained.code, 0) << trained.err;
+    std::map<std::string, int64_t> largest;
+    int64_t most = 0;
+    int logs = 0;
+    for (const auto& entry : fs::directory_iterator(run / "logs")) {
+      const auto memory = MemoryInLog(entry.path());
+      int64_t total = 0;
+      for (const auto& [kind, bytes] : memory) total += bytes;
+      if (total > most) most = total, largest = memory;
+      ++logs;
+    }
+    ASSERT_EQ(logs, ranks);
+    ASSERT_EQ(largest.size(), 5u);
+
+    const ProcessResult planned = RunPlan(
+        config, {"--json", "--hardware", kLaptop, "--ranks", std::to_string(ranks)}, settings);
+    ASSERT_EQ(planned.code, 0) << planned.err;
+    const auto plan = nlohmann::json::parse(planned.out);
+    const auto expect_near = [&](const std::string& kind, int64_t actual) {
+      const double predicted = plan["memory"][kind];
+      EXPECT_NEAR(predicted, static_cast<double>(actual), 0.05 * static_cast<double>(actual))
+          << kind;
+    };
+    for (const auto& [kind, bytes] : largest) expect_near(kind, bytes);
+    expect_near("total", most);
+
+    std::vector<double> seconds;
+    for (const auto& line : ReadMetrics(run)) seconds.push_back(line["step_seconds"]);
+    std::string layout;
+    for (const std::string& setting : settings) {
+      if (setting.starts_with("data.")) break;
+      layout += " " + setting;
+    }
+    std::printf("%-18s %d ranks%s: planned %.3f MB, taken %.3f MB; %.4f s, %.4f s\n", name.c_str(),
+                ranks, layout.c_str(), plan["memory"]["total"].get<double>() / 1e6,
+                static_cast<double>(most) / 1e6, plan["step_seconds"]["total"].get<double>(),
+                *std::min_element(seconds.begin(), seconds.end()));
+    std::fflush(stdout);  // a later fork would print it again
+  }
+
+  TestDirectory directory_;
+  int runs_ = 0;
+};
+
+TEST_F(PlanAgainstRuns, EveryFamily) {
+  for (const std::string name : {"griffin/tiny", "hawk/tiny", "transformer/tiny"}) {
+    ExpectPlanned(name, 1, {});
+    ExpectPlanned(name, 1, {"train.recompute=BLOCKS"});
+    ExpectPlanned(name, 4, {"parallel.tensor=2", "parallel.sequence=2", "train.recompute=BLOCKS"});
+  }
+}
+
+TEST_F(PlanAgainstRuns, EveryAxis) {
+  ExpectPlanned("griffin/tiny", 2, {"parallel.tensor=2"});
+  ExpectPlanned("griffin/tiny", 2, {"parallel.data=2"});
+  ExpectPlanned("griffin/tiny", 2, {"parallel.data=2", "parallel.zero=OPTIMIZER_STATE"});
+  ExpectPlanned("griffin/tiny", 2, {"parallel.sequence=2"});
+  ExpectPlanned("griffin/tiny", 4, {"parallel.sequence=4", "train.recompute=BLOCKS"});
+  ExpectPlanned("griffin/tiny", 1, {"train.chunk_length=16"});
+  ExpectPlanned("hawk/tiny", 2, {"parallel.tensor=2", "train.chunk_length=16"});
+}
+
+TEST_F(PlanAgainstRuns, LargerModel) {
+  ExpectPlanned("quickstart", 1, {});
+  ExpectPlanned("quickstart", 2, {"parallel.tensor=2", "train.recompute=BLOCKS"});
+  ExpectPlanned("quickstart", 2, {"parallel.data=2", "parallel.zero=OPTIMIZER_STATE"});
+}
+
+}  // namespace
+}  // namespace eyrie

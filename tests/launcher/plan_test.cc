@@ -1,0 +1,207 @@
+// Plans against formulas written out from the shapes.
+#include "launcher/plan.h"
+
+#include <gtest/gtest.h>
+
+#include "launcher/config.h"
+#include "launcher/hardware.h"
+#include "tests/launcher/temp_folder.h"
+
+namespace eyrie {
+namespace {
+
+config::Hardware HardwareFile(const std::string& name) {
+  return LoadHardware(std::string(EYRIE_SOURCE_DIR) + "/configs/hardware/" + name + ".textproto");
+}
+
+config::Config Load(const std::string& name, int ranks, const std::vector<std::string>& settings) {
+  config::Config config =
+      LoadConfig(std::string(EYRIE_SOURCE_DIR) + "/configs/" + name + ".textproto");
+  ApplySettings(settings, config);
+  Resolve(config, ranks);
+  return config;
+}
+
+Plan PlanOf(const std::string& name, int ranks, const std::vector<std::string>& settings,
+            const std::string& hardware) {
+  return MakePlan(Load(name, ranks, settings), HardwareFile(hardware));
+}
+
+// At least as many bytes, and at most 1 % more, for what is aligned.
+void ExpectAbout(int64_t bytes, int64_t expected) {
+  EXPECT_GE(bytes, expected);
+  EXPECT_LE(static_cast<double>(bytes), 1.01 * static_cast<double>(expected));
+}
+
+TEST(Plan, MemoryFollowsFromParametersAndPrecision) {
+  constexpr int64_t kParameters = 283840;
+  const Plan cpu = PlanOf("griffin/tiny", 1, {}, "laptop");
+  EXPECT_EQ(cpu.parameters, kParameters);
+  EXPECT_EQ(cpu.local_parameters, kParameters);
+  ExpectAbout(cpu.memory.parameters, 4 * kParameters);
+  EXPECT_EQ(cpu.memory.gradients, cpu.memory.parameters);
+  EXPECT_EQ(cpu.memory.masters, 0);
+  EXPECT_EQ(cpu.memory.moments, 2 * cpu.memory.parameters);
+
+  const Plan gpu = PlanOf("griffin/tiny", 1, {}, "h100");
+  EXPECT_EQ(2 * gpu.memory.parameters, cpu.memory.parameters);
+  EXPECT_EQ(gpu.memory.gradients, cpu.memory.gradients);
+  EXPECT_EQ(gpu.memory.masters, cpu.memory.parameters);
+  EXPECT_EQ(gpu.memory.moments, cpu.memory.moments);
+  EXPECT_LT(gpu.memory.activations, cpu.memory.activations);
+}
+
+TEST(Plan, ZeroSharesOutMastersAndMoments) {
+  const std::string zero = "parallel.zero=OPTIMIZER_STATE";
+  const Plan whole = PlanOf("griffin/tiny", 1, {zero}, "h100");
+  for (const int replicas : {2, 4, 8}) {
+    for (const int sequence : {1, 2}) {
+      const Plan plan = PlanOf(
+          "griffin/tiny", replicas,
+          {zero, "parallel.sequence=" + std::to_string(sequence), "train.global_batch_size=16"},
+          "h100");
+      ExpectAbout(plan.memory.masters * replicas, whole.memory.masters);
+      ExpectAbout(plan.memory.moments * replicas, whole.memory.moments);
+      ExpectAbout(plan.memory.gradients,
+                  whole.memory.gradients + whole.memory.gradients / replicas);
+      EXPECT_EQ(PlanOf("griffin/tiny", replicas, {}, "h100").memory.moments, whole.memory.moments);
+    }
+  }
+}
+
+TEST(Plan, RecomputationAndChunksSaveActivations) {
+  const Plan kept = PlanOf("griffin/tiny", 1, {}, "laptop");
+  EXPECT_EQ(kept.memory.activations, kept.activations_kept);
+  const Plan again = PlanOf("griffin/tiny", 1, {"train.recompute=BLOCKS"}, "laptop");
+  EXPECT_EQ(again.memory.activations, again.activations_recomputed);
+  EXPECT_EQ(again.activations_kept, kept.activations_kept);
+  EXPECT_LT(again.activations_recomputed, kept.activations_kept);
+  EXPECT_GT(again.flops, kept.flops);
+  EXPECT_EQ(again.model_flops, kept.model_flops);
+  const Plan chunked = PlanOf("griffin/tiny", 1, {"train.chunk_length=16"}, "laptop");
+  EXPECT_LT(chunked.memory.activations, kept.memory.activations);
+  EXPECT_GT(chunked.flops, kept.flops);
+}
+
+// Multi-query attention, whose keys and values every tensor rank computes, and a gated MLP.
+TEST(Plan, TensorRanksSendSumsOfTheResidualStream) {
+  constexpr double kTokens = 2 * 64, kWidth = 64, kHead = 16, kDepth = 3;
+  const Plan plan = PlanOf("transformer/tiny", 2, {"parallel.tensor=2"}, "laptop");
+  const config::Config config = Load("transformer/tiny", 2, {"parallel.tensor=2"});
+  ASSERT_EQ(config.model().width(), kWidth);
+  ASSERT_EQ(config.model().attention().head_width(), kHead);
+  ASSERT_EQ(config.model().depth(), kDepth);
+  ASSERT_EQ(plan.microbatches, 4);
+  // A microbatch: looked-up rows, two sums forward and two backward for each of two branches a
+  // block, the head's gradient; for each token the largest logit and two sums. Once in a step: the
+  // gradients of keys' and values' matrices, and the norm, a double. Of n bytes half is sent,
+  // twice.
+  const double streams = (2 + 4 * kDepth) * kTokens * kWidth, loss = 3 * kTokens;
+  const double keys = 2 * kDepth * kWidth * kHead;
+  EXPECT_EQ(plan.traffic.tensor.bytes, 4 * (4 * (streams + loss) + keys) + 8);
+  EXPECT_EQ(plan.traffic.sequence.bytes, 0);
+  EXPECT_EQ(plan.traffic.replicas.bytes, 0);
+}
+
+TEST(Plan, ReplicasSendGradients) {
+  const Plan plan = PlanOf("hawk/tiny", 2, {}, "h100");
+  // The sum of gradients, and of the loss.
+  EXPECT_EQ(plan.traffic.replicas.bytes, static_cast<double>(plan.memory.gradients) + 8);
+  const Plan zero = PlanOf("hawk/tiny", 2, {"parallel.zero=OPTIMIZER_STATE"}, "h100");
+  // Half of the gradients out, half of the bfloat16 values back.
+  EXPECT_EQ(zero.traffic.replicas.bytes,
+            static_cast<double>(zero.memory.parameters + zero.memory.parameters / 2) + 8);
+}
+
+TEST(Plan, CountsFlops) {
+  // Six for each matrix element and token, and twelve for each visible pair of a token and a key
+  // and element of a head.
+  const config::Config config = Load("transformer/tiny", 1, {});
+  const auto& model = config.model();
+  const double width = static_cast<double>(model.width()),
+               heads =
+                   static_cast<double>(model.attention().heads() * model.attention().head_width()),
+               head = static_cast<double>(model.attention().head_width()),
+               mlp = static_cast<double>(model.mlp().width()),
+               depth = static_cast<double>(model.depth()),
+               length = static_cast<double>(config.train().sequence_length());
+  const double matrices = static_cast<double>(model.vocab_size()) * width +
+                          depth * width * (2 * heads + 2 * head + 3 * mlp);
+  const double pairs = length * (length + 1) / 2;
+  const double sequences = static_cast<double>(config.train().global_batch_size());
+  const Plan plan = MakePlan(config, HardwareFile("laptop"));
+  EXPECT_DOUBLE_EQ(plan.model_flops,
+                   sequences * (6 * matrices * length + 12 * depth * heads * pairs));
+  EXPECT_EQ(plan.flops, plan.model_flops);
+
+  // Local attention of a window that a sequence exceeds: 33 keys, fewer for the first 32 tokens.
+  const Plan local =
+      PlanOf("griffin/tiny", 1, {"model.pattern=local_attention", "model.depth=1"}, "laptop");
+  const Plan global =
+      PlanOf("griffin/tiny", 1, {"model.pattern=attention", "model.depth=1"}, "laptop");
+  EXPECT_DOUBLE_EQ(global.model_flops - local.model_flops,
+                   8 * 12 * 64.0 * (64 * 65 / 2 - (32 * 33 / 2 + 32 * 33)));
+
+  // Tensor ranks share the products out; keys and values are computed by each.
+  const Plan two = PlanOf("hawk/tiny", 2, {"parallel.tensor=2"}, "laptop");
+  const Plan one = PlanOf("hawk/tiny", 1, {}, "laptop");
+  EXPECT_DOUBLE_EQ(2 * two.model_flops, one.model_flops);
+}
+
+TEST(Plan, TimeAddsUp) {
+  const Plan plan = PlanOf("griffin/14b", 4096, {"parallel.tensor=8"}, "h100");
+  EXPECT_EQ(plan.parameters, 13927781376);
+  EXPECT_DOUBLE_EQ(plan.time.products, plan.flops / 740e12);
+  EXPECT_DOUBLE_EQ(plan.time.memory, plan.memory_traffic / 3.0e12);
+  EXPECT_DOUBLE_EQ(plan.tokens_per_second, 2048 * 2048 / plan.time.total());
+  EXPECT_LT(plan.utilisation, 740.0 / 989.0);
+  EXPECT_GT(plan.utilisation, 0.01);
+  // A tensor group inside a node uses NVLink, one of two nodes the network.
+  const auto bandwidth = [](const Plan& of) { return of.traffic.tensor.bytes / of.time.tensor; };
+  EXPECT_LT(bandwidth(plan), 450e9);
+  EXPECT_GT(bandwidth(plan), 50e9);
+  config::Hardware small_nodes = HardwareFile("h100");
+  small_nodes.set_ranks_per_node(4);
+  const Plan across = MakePlan(Load("griffin/14b", 4096, {"parallel.tensor=8"}), small_nodes);
+  EXPECT_EQ(across.traffic.tensor, plan.traffic.tensor);
+  EXPECT_LT(bandwidth(across), 50e9);
+  EXPECT_GT(across.time.exposed, plan.time.exposed);
+}
+
+TEST(HardwareFiles, H100IsTheDefault) {
+  config::Hardware written = HardwareFile("h100");
+  const config::Hardware defaults = LoadHardware("");
+  EXPECT_EQ(written.name(), defaults.name());
+  EXPECT_EQ(written.device(), defaults.device());
+  EXPECT_EQ(written.peak_flops(), defaults.peak_flops());
+  EXPECT_EQ(written.achieved_flops(), defaults.achieved_flops());
+  EXPECT_EQ(written.memory_bandwidth(), defaults.memory_bandwidth());
+  EXPECT_EQ(written.memory_bytes(), defaults.memory_bytes());
+  EXPECT_EQ(written.ranks_per_node(), defaults.ranks_per_node());
+  EXPECT_EQ(written.node_bandwidth(), defaults.node_bandwidth());
+  EXPECT_EQ(written.node_latency(), defaults.node_latency());
+  EXPECT_EQ(written.network_bandwidth(), defaults.network_bandwidth());
+  EXPECT_EQ(written.network_latency(), defaults.network_latency());
+}
+
+class HardwareTest : public TempFolderTest {};
+
+TEST_F(HardwareTest, NamesTheFieldThatIsWrong) {
+  const auto message = [&](const std::string& text) -> std::string {
+    try {
+      LoadHardware(Write("hardware.textproto", text));
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ExitCode::kBadInput);
+      return error.what();
+    }
+    return "";
+  };
+  EXPECT_EQ(message("name: \"mine\" memory_bytes: 1e9"), "");
+  EXPECT_NE(message("memory_bytes: 0").find("memory_bytes must be positive"), std::string::npos);
+  EXPECT_NE(message("achieved_flops: 1e15").find("achieved_flops"), std::string::npos);
+  EXPECT_NE(message("ranks_per_node: 0").find("ranks_per_node"), std::string::npos);
+  EXPECT_NE(message("wheels: 4").find("wheels"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace eyrie
