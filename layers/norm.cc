@@ -11,8 +11,7 @@ void Norm::Declare(Declaration& declare) {
 }
 
 void Norm::Forward(Run& run, const Tensor& x, const Tensor& y, const Tensor& rstd) const {
-  RmsNormForward(
-      {.x = x, .weight = Weight(run), .epsilon = epsilon_, .y = y, .rstd = rstd});
+  RmsNormForward({.x = x, .weight = Weight(run), .epsilon = epsilon_, .y = y, .rstd = rstd});
 }
 
 void Norm::Backward(Run& run, const Tensor& x, const Tensor& rstd, const Tensor& dy,

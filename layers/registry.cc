@@ -23,12 +23,8 @@ void ConfigErrors::RequireDivisible(const std::string& field, int64_t value,
 
 const std::vector<MixerEntry>& MixerRegistry() {
   static const std::vector<MixerEntry> registry = {
-      RecurrentMixerEntry(),
-      GlobalAttentionMixerEntry(),
-      LocalAttentionMixerEntry(),
-      LightningAttentionMixerEntry(),
-      GegluMixerEntry(),
-      SgluMixerEntry(),
+      RecurrentMixerEntry(),          GlobalAttentionMixerEntry(), LocalAttentionMixerEntry(),
+      LightningAttentionMixerEntry(), GegluMixerEntry(),           SgluMixerEntry(),
   };
   return registry;
 }

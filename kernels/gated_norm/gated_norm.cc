@@ -21,8 +21,8 @@ void CheckInputs(const char* kernel, const Args& args) {
   CheckSums(kernel, "squares", args.x, args.squares);
   CheckShape(kernel, "gate", args.gate, args.x.shape);
   CheckTypes(kernel, args.x, args.x.dtype, {args.gate});
-  EYRIE_CHECK(args.width >= args.x.dim(-1), kernel, ": rows of ", args.width, " elements, of which ",
-              args.x.dim(-1), " are here");
+  EYRIE_CHECK(args.width >= args.x.dim(-1), kernel, ": rows of ", args.width,
+              " elements, of which ", args.x.dim(-1), " are here");
 }
 
 }  // namespace

@@ -3,9 +3,9 @@
 //
 //   out = gate * x * r      r = 1 / sqrt(squares / width + epsilon)
 //
-// where `squares`, the sum of x^2 over a whole row of `width` elements, is the caller's: RowProducts
-// gives that of the part of a row at hand, which ranks then add up. The same holds for `along`, the
-// row's sum of dout * gate * x, in the backward pass.
+// where `squares`, the sum of x^2 over a whole row of `width` elements, is the caller's:
+// RowProducts gives that of the part of a row at hand, which ranks then add up. The same holds for
+// `along`, the row's sum of dout * gate * x, in the backward pass.
 //
 // N rows; C elements of each are here. Sums have full precision, the others the activations' type:
 // float32, on the CPU also float64, on a GPU also bfloat16.

@@ -110,9 +110,9 @@ void GatedNormForwardCuda(const GatedNormForwardArgs& args) {
     constexpr int kWidth = kVectorWidth<T>;
     const ForwardOperation<T> body{args.x.data<T>(), args.gate.data<T>(), args.out.data<T>(),
                                    RowScaleOf(args)};
-    LaunchElementwise<kWidth>(
-        kernel, args.x.size(),
-        AllFitVectors<T>(args.x.dim(-1), {body.x, body.gate, body.out}), body);
+    LaunchElementwise<kWidth>(kernel, args.x.size(),
+                              AllFitVectors<T>(args.x.dim(-1), {body.x, body.gate, body.out}),
+                              body);
   });
 }
 
@@ -120,10 +120,9 @@ void GatedNormBackwardCuda(const GatedNormBackwardArgs& args) {
   const char* kernel = "GatedNormBackward";
   DispatchCuda(kernel, args.x, [&]<class T>(T) {
     constexpr int kWidth = kVectorWidth<T>;
-    const BackwardOperation<T> body{args.x.data<T>(),         args.gate.data<T>(),
-                                    args.dout.data<T>(),      args.dx.data<T>(),
-                                    args.dgate.data<T>(),     args.along.data<float>(),
-                                    RowScaleOf(args)};
+    const BackwardOperation<T> body{
+        args.x.data<T>(),     args.gate.data<T>(),      args.dout.data<T>(), args.dx.data<T>(),
+        args.dgate.data<T>(), args.along.data<float>(), RowScaleOf(args)};
     LaunchElementwise<kWidth>(
         kernel, args.x.size(),
         AllFitVectors<T>(args.x.dim(-1), {body.x, body.gate, body.dout, body.dx, body.dgate}),

@@ -61,7 +61,8 @@ template <class Act>
 void Forward(const GluForwardArgs& args) {
   DispatchCuda("GluForward", args.gate, [&]<class T>(T) {
     constexpr int kWidth = kVectorWidth<T>;
-    const ForwardOperation<T, Act> body{args.gate.data<T>(), args.value.data<T>(), args.out.data<T>()};
+    const ForwardOperation<T, Act> body{args.gate.data<T>(), args.value.data<T>(),
+                                        args.out.data<T>()};
     LaunchElementwise<kWidth>("GluForward", args.gate.size(),
                               Aligned<kWidth>(body.gate, body.value, body.out), body);
   });
@@ -71,8 +72,9 @@ template <class Act>
 void Backward(const GluBackwardArgs& args) {
   DispatchCuda("GluBackward", args.gate, [&]<class T>(T) {
     constexpr int kWidth = kVectorWidth<T>;
-    const BackwardOperation<T, Act> body{args.gate.data<T>(), args.value.data<T>(), args.dout.data<T>(),
-                                    args.dgate.data<T>(), args.dvalue.data<T>()};
+    const BackwardOperation<T, Act> body{args.gate.data<T>(), args.value.data<T>(),
+                                         args.dout.data<T>(), args.dgate.data<T>(),
+                                         args.dvalue.data<T>()};
     LaunchElementwise<kWidth>(
         "GluBackward", args.gate.size(),
         Aligned<kWidth>(body.gate, body.value, body.dout, body.dgate, body.dvalue), body);

@@ -30,9 +30,8 @@ Shape StateShape(const Tensor& keys, const Tensor& values) {
 // The decays of whole chunks: exp(-rate T), or 0 where a document starts.
 void ChunkDecays(const Tensor& rate, const Tensor& positions, const Tensor& decay) {
   EYRIE_DISPATCH_CUDA(rate, LightningDecaysCuda(rate, positions, decay));
-  DispatchCpu("LightningAttentionSummary", rate, [&](auto real) {
-    LightningDecaysCpu<decltype(real)>(rate, positions, decay);
-  });
+  DispatchCpu("LightningAttentionSummary", rate,
+              [&](auto real) { LightningDecaysCpu<decltype(real)>(rate, positions, decay); });
 }
 
 template <class Args>

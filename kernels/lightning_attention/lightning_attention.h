@@ -7,14 +7,16 @@
 // and at a document start (position 0) lambda := 0. The gradients are the same recurrence again:
 // with G_t that of S_t,
 //
-//   dq_t = S_t do_t      G_t = lambda G_{t+1} + q_t do_t^T      dk_t = G_t v_t      dv_t = G_t^T k_t
+//   dq_t = S_t do_t      G_t = lambda G_{t+1} + q_t do_t^T      dk_t = G_t v_t      dv_t = G_t^T
+//   k_t
 //
 // which is, forward in time, lightning attention of (do, v, k), and backward in time that of
 // (v, do, q) and (k, q, do).
 //
 // B sequences, T tokens, H heads of width dk (keys) and dv (values); positions rise by one inside a
 // document. States, rate and what a summary holds have full precision, the others the activations'
-// type: float32, on the CPU also float64, on a GPU also bfloat16. On a GPU dk and dv are at most 256.
+// type: float32, on the CPU also float64, on a GPU also bfloat16. On a GPU dk and dv are at most
+// 256.
 //
 // A workspace is scratch of float32: as many elements as the function beside it says; where that is
 // 0, it may be absent. Its contents mean nothing before and after a call.
@@ -40,9 +42,9 @@ void LightningAttentionForward(const LightningAttentionForwardArgs& args);
 struct LightningAttentionBackwardArgs {
   Tensor q, k, v, rate, positions, s0;  // as in the forward pass
   Tensor dout;                          // [B, T, H, dv], gradient of o
-  Tensor ds_last;     // [B, H, dk, dv] gradient of the state handed on, or absent
-  Tensor dq, dk, dv;  // like q, k, v, out, overwritten
-  Tensor ds0;         // [B, H, dk, dv] out, overwritten; optional
+  Tensor ds_last;                       // [B, H, dk, dv] gradient of the state handed on, or absent
+  Tensor dq, dk, dv;                    // like q, k, v, out, overwritten
+  Tensor ds0;                           // [B, H, dk, dv] out, overwritten; optional
   Tensor workspace;
 };
 void LightningAttentionBackward(const LightningAttentionBackwardArgs& args);

@@ -30,8 +30,7 @@ struct LightningView {
   // The token that the pass comes to as the i-th.
   __device__ int Token(int i) const { return reverse ? tokens - 1 - i : i; }
   __device__ int Document(int b, int token) const {
-    return static_cast<int>(
-        DocumentOf(token, positions[static_cast<int64_t>(b) * tokens + token]));
+    return static_cast<int>(DocumentOf(token, positions[static_cast<int64_t>(b) * tokens + token]));
   }
   // The first element of a head's row of q, k or, with the width of values, of v or o.
   __device__ int64_t Row(int b, int token, int h, int width) const {

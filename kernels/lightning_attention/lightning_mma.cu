@@ -39,8 +39,8 @@ __device__ __forceinline__ uint32_t Scale(uint32_t pair, float2 factors) {
 // Writes the warp's part of the tile's decayed and masked scores q k^T, in bfloat16. `documents`
 // are those of the tile. Parts above the diagonal are left as they are: nobody reads them.
 template <class S>
-__device__ __forceinline__ void Scores(uint32_t q, uint32_t k, const int* documents, float log2_decay,
-                                       unsigned char* scores) {
+__device__ __forceinline__ void Scores(uint32_t q, uint32_t k, const int* documents,
+                                       float log2_decay, unsigned char* scores) {
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int first_row = warp % kSteps * 16, first_column = warp / kSteps * S::kColumns;
   if (first_column > first_row + 15) return;
@@ -95,9 +95,9 @@ __global__ void __launch_bounds__(S::kThreads) LightningMmaKernel(const Lightnin
     }
     CopyTile<kKeys, kTile, S::kThreads>(stage + S::kKeyBytes, view.keys, view.k,
                                         [&](int r) { return row(view.k, view.keys, r); });
-    CopyTile<kValues, kTile, S::kThreads>(
-        stage + 2 * S::kKeyBytes, values, view.k,
-        [&](int r) { return row(view.v + value_begin, view.values, r); });
+    CopyTile<kValues, kTile, S::kThreads>(stage + 2 * S::kKeyBytes, values, view.k, [&](int r) {
+      return row(view.v + value_begin, view.values, r);
+    });
     if (thread < kTile) {
       all_documents[tile % 2 * kTile + thread] =
           first + thread < end ? view.Document(b, view.Token(first + thread)) : INT_MIN;
@@ -228,8 +228,7 @@ __global__ void __launch_bounds__(S::kThreads) LightningMmaKernel(const Lightnin
       const float2 low = make_float2(seen[token], seen[token + 1]);
       const float2 high = make_float2(seen[token + 8], seen[token + 9]);
       const uint32_t left[4] = {Scale(value_rows[step][0], low), Scale(value_rows[step][2], low),
-                                Scale(value_rows[step][1], high),
-                                Scale(value_rows[step][3], high)};
+                                Scale(value_rows[step][1], high), Scale(value_rows[step][3], high)};
 #pragma unroll
       for (int i = 0; i < kKeys / 16; ++i) {
         uint32_t right[4];

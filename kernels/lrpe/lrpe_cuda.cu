@@ -113,8 +113,8 @@ __global__ void __launch_bounds__(kThreads)
       const float2 rotation = Rotation(position, angles[j]);
       const Silu silu(values[j]);
       d.Set(j, (low[j] * rotation.x + high[j] * rotation.y) * silu.slope);
-      dtheta[j] += static_cast<float>(position) * silu.value *
-                   (high[j] * rotation.x - low[j] * rotation.y);
+      dtheta[j] +=
+          static_cast<float>(position) * silu.value * (high[j] * rotation.x - low[j] * rotation.y);
     }
     StoreVector(dx + at, d);
   }
@@ -142,8 +142,12 @@ void LrpeForwardCuda(const LrpeForwardArgs& args) {
       LaunchElementwise<kWidth>(kernel, args.x.size(), Aligned<kWidth>(x, y), SiluForward<T>{x, y});
       return;
     }
-    const RotatingForward<T> body{x, theta, args.positions.data<int32_t>(), y,
-                                  args.x.dim(2) * width, static_cast<int>(width)};
+    const RotatingForward<T> body{x,
+                                  theta,
+                                  args.positions.data<int32_t>(),
+                                  y,
+                                  args.x.dim(2) * width,
+                                  static_cast<int>(width)};
     LaunchElementwise<kWidth>(kernel, args.x.size(),
                               Aligned<kWidth>(x, theta, y) && width % kWidth == 0, body);
   });

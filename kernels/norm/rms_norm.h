@@ -31,7 +31,7 @@ struct RmsNormBackwardArgs {
   Tensor dresidual;        // like x: gradient of the residual stream, added to dx; or absent
   Tensor dx;               // like x, out, overwritten (may be the same memory as dresidual)
   Tensor dweight;          // [D] out, added to; absent where the weight is
-  Tensor workspace;        // RmsNormBackwardWorkspace(x) float32 elements; absent where the weight is
+  Tensor workspace;  // RmsNormBackwardWorkspace(x) float32 elements; absent where the weight is
 };
 void RmsNormBackward(const RmsNormBackwardArgs& args);
 // 0 on the CPU.

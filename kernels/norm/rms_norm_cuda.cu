@@ -67,8 +67,9 @@ __global__ void __launch_bounds__(MaxThreads(kWidth* kVectors))
 }
 
 // A block takes rows blockIdx.x, blockIdx.x + gridDim.x, ... and keeps their share of dweight in
-// registers; partial [gridDim.x, D] := these shares, unless it is null. The weight is not declared __restrict__, so
-// that it is read again after the barrier (from the L1 cache) rather than spilled across it.
+// registers; partial [gridDim.x, D] := these shares, unless it is null. The weight is not declared
+// __restrict__, so that it is read again after the barrier (from the L1 cache) rather than spilled
+// across it.
 template <class T, int kWidth, int kVectors, bool kResidual>
 __global__ void __launch_bounds__(kVectors <= 2 ? 256 : MaxThreads(kWidth * kVectors),
                                   kVectors == 1 ? 4 : (kVectors == 2 ? 2 : 1))

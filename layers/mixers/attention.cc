@@ -241,7 +241,8 @@ void Validate(const config::ModelConfig& model, int64_t tensor, ConfigErrors& er
 }  // namespace
 
 MixerEntry GlobalAttentionMixerEntry() {
-  return {"attention", Validate, [](const config::ModelConfig& model, int64_t) -> std::unique_ptr<Mixer> {
+  return {"attention", Validate,
+          [](const config::ModelConfig& model, int64_t) -> std::unique_ptr<Mixer> {
             return std::make_unique<AttentionMixer>(model, 0);
           }};
 }

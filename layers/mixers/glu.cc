@@ -40,14 +40,16 @@ void GluMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
   gate_.Forward(run, x, stash[gate_out_]);
   up_.Forward(run, x, stash[up_out_]);
   GluForward({.activation = activation_,
-              .gate = stash[gate_out_], .value = stash[up_out_], .out = stash[product_]});
+              .gate = stash[gate_out_],
+              .value = stash[up_out_],
+              .out = stash[product_]});
   if (run.pass == Pass::kRecompute) return;
   down_.Forward(run, stash[product_], y);
   down_.Reduce(run, y);
 }
 
-void GluMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const Tensor& dx,
-                          Stash& stash, const Carry&, const CarryGrad&) {
+void GluMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const Tensor& dx, Stash& stash,
+                        const Carry&, const CarryGrad&) {
   ArenaScope scope(run.arena);
   const Tensor dgate = run.Scratch(gate_.local_out()), dup = run.Scratch(up_.local_out());
   down_.BackwardInput(run, dy, dup, /*accumulate=*/false);
@@ -75,27 +77,26 @@ void Validate(const config::ModelConfig& model, int64_t tensor, ConfigErrors& er
 }  // namespace
 
 MixerEntry GegluMixerEntry() {
-  return {"geglu", Validate,
-          [](const config::ModelConfig& model, int64_t) -> std::unique_ptr<Mixer> {
-            const double depth = static_cast<double>(model.depth());
-            const double hidden = static_cast<double>(model.mlp().width());
-            return std::make_unique<GluMixer>(
-                model, GluMixer::Options{
-                           .activation = Activation::kGeluTanh,
-                           .bias = true,
-                           .in_std = std::sqrt(1.0 / static_cast<double>(model.width())),
-                           .out_std = std::sqrt(2.0 / depth / hidden)});
-          }};
+  return {
+      "geglu", Validate, [](const config::ModelConfig& model, int64_t) -> std::unique_ptr<Mixer> {
+        const double depth = static_cast<double>(model.depth());
+        const double hidden = static_cast<double>(model.mlp().width());
+        return std::make_unique<GluMixer>(
+            model, GluMixer::Options{.activation = Activation::kGeluTanh,
+                                     .bias = true,
+                                     .in_std = std::sqrt(1.0 / static_cast<double>(model.width())),
+                                     .out_std = std::sqrt(2.0 / depth / hidden)});
+      }};
 }
 
 MixerEntry SgluMixerEntry() {
-  return {"sglu", Validate,
-          [](const config::ModelConfig& model, int64_t) -> std::unique_ptr<Mixer> {
-            return std::make_unique<GluMixer>(model, GluMixer::Options{.activation = Activation::kNone,
-                                                                       .bias = false,
-                                                                       .in_std = 0.02,
-                                                                       .out_std = 0.02});
-          }};
+  return {
+      "sglu", Validate, [](const config::ModelConfig& model, int64_t) -> std::unique_ptr<Mixer> {
+        return std::make_unique<GluMixer>(
+            model,
+            GluMixer::Options{
+                .activation = Activation::kNone, .bias = false, .in_std = 0.02, .out_std = 0.02});
+      }};
 }
 
 }  // namespace eyrie

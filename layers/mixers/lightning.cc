@@ -98,8 +98,16 @@ void LightningAttentionMixer::Declare(Declaration& declare) {
 }
 
 void LightningAttentionMixer::DeclareState(StateTable& table) const {
-  table.Add("s", 1, (rotates_ ? 2 : 1) * heads_ * head_width_ * head_width_,
-            Holds::kFullPrecision);
+  table.Add("s", 1, (rotates_ ? 2 : 1) * heads_ * head_width_ * head_width_, Holds::kFullPrecision);
+}
+
+double LightningAttentionMixer::ExtraFlops(int64_t, int64_t tokens) const {
+  // A token's key and value enter the state and its query reads it; in a tile it sees half of the
+  // tokens, each with a product for its score and another for its value.
+  constexpr double kTile = 64;
+  const double values = static_cast<double>(head_width_), keys = (rotates_ ? 2 : 1) * values;
+  const double each = 4 * keys * values + (kTile + 1) * (keys + values);
+  return static_cast<double>(tokens * heads_) * each;
 }
 
 Tensor LightningAttentionMixer::Heads(const Tensor& tensor) const {
@@ -128,10 +136,8 @@ Tensor LightningAttentionMixer::Theta(const Run& run) const {
 
 Tensor LightningAttentionMixer::Features(Run& run, const Tensor& projected) const {
   const Tensor features = Heads(run.Scratch((rotates_ ? 2 : 1) * projected.dim(2)));
-  LrpeForward({.x = Heads(projected),
-               .theta = Theta(run),
-               .positions = run.positions,
-               .y = features});
+  LrpeForward(
+      {.x = Heads(projected), .theta = Theta(run), .positions = run.positions, .y = features});
   return features;
 }
 

@@ -9,7 +9,8 @@
 // (arXiv:2108.12409), and is not trained.
 //
 // Heads are cut over the tensor axis; the squares of a token's outputs, which the norm needs the
-// sum of, are added up over it. State: "s" [H, dk, dv]; over the sequence axis an associative carry.
+// sum of, are added up over it. State: "s" [H, dk, dv]; over the sequence axis an associative
+// carry.
 #pragma once
 
 #include <vector>
@@ -25,6 +26,7 @@ class LightningAttentionMixer final : public Mixer {
 
   void Declare(Declaration& declare) override;
   void DeclareState(StateTable& table) const override;
+  double ExtraFlops(int64_t before, int64_t tokens) const override;
   void Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
                const Carry& carry) override;
   void Backward(Run& run, const Tensor& x, const Tensor& dy, const Tensor& dx, Stash& stash,

@@ -46,8 +46,8 @@ TEST(CudaGatedNorm, MatchesTheCpu) {
           return Outputs{make(Shape{rows}, true), make(Shape{rows}, true), make(shape, false),
                          make(shape, false), make(shape, false)};
         };
-        const Outputs expected = outputs(
-            [](const Shape& size, bool) { return PoisonedTensor(DType::kF64, size); });
+        const Outputs expected =
+            outputs([](const Shape& size, bool) { return PoisonedTensor(DType::kF64, size); });
         RunAll(Rounded(x.tensor, dtype), Rounded(gate.tensor, dtype), Rounded(dout.tensor, dtype),
                expected);
         const auto poisoned = [&](const Shape& size, bool full) {

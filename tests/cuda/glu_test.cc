@@ -17,17 +17,15 @@ TEST(CudaGlu, MatchesTheCpu) {
                                           {DType::kF32, Activation::kNone},
                                           {DType::kBF16, Activation::kNone}}) {
     for (int64_t size : {1, 7, 33, 2048, 100003}) {
-      SCOPED_TRACE(StrCat(Name(dtype), " activation ", static_cast<int>(activation), " size ",
-                          size));
+      SCOPED_TRACE(
+          StrCat(Name(dtype), " activation ", static_cast<int>(activation), " size ", size));
       const OwnedTensor gate = RandomTensor(DType::kF32, {size}, random, 2);
       const OwnedTensor value = RandomTensor(DType::kF32, {size}, random);
       const OwnedTensor dout = RandomTensor(DType::kF32, {size}, random);
       const auto run = [&](const OwnedTensor& g, const OwnedTensor& v, const OwnedTensor& d,
                            Outputs& to) {
-        GluForward({.activation = activation,
-                    .gate = g.tensor,
-                    .value = v.tensor,
-                    .out = to.out.tensor});
+        GluForward(
+            {.activation = activation, .gate = g.tensor, .value = v.tensor, .out = to.out.tensor});
         GluBackward({.activation = activation,
                      .gate = g.tensor,
                      .value = v.tensor,

@@ -43,11 +43,16 @@ Outputs RunAll(const Inputs& in, bool with_state, const Move& move, const Output
   const OwnedTensor s0 = move(in.s0, true), ds_last = move(in.ds_last, true);
   const OwnedTensor positions = move(in.positions, true);
   const Shape state = in.s0.tensor.shape, heads{state[0], state[1]};
-  Outputs out{output(in.v.tensor.shape, false), output(state, true),
-              output(in.q.tensor.shape, false), output(in.q.tensor.shape, false),
-              output(in.v.tensor.shape, false), output(state, true),
-              output(heads, true),              output(state, true),
-              output(heads, true),              output(state, true)};
+  Outputs out{output(in.v.tensor.shape, false),
+              output(state, true),
+              output(in.q.tensor.shape, false),
+              output(in.q.tensor.shape, false),
+              output(in.v.tensor.shape, false),
+              output(state, true),
+              output(heads, true),
+              output(state, true),
+              output(heads, true),
+              output(state, true)};
   const int64_t elements = LightningAttentionWorkspace(k.tensor, v.tensor);
   OwnedTensor workspace;
   if (elements > 0) workspace = OwnedTensor(DType::kF32, {elements}, q.tensor.device);
@@ -94,10 +99,9 @@ Outputs RunAll(const Inputs& in, bool with_state, const Move& move, const Output
 }
 
 std::vector<Tensor> Given(const Outputs& out, bool with_state) {
-  std::vector<Tensor> given = {out.o.tensor,         out.dq.tensor,
-                               out.dk.tensor,        out.dv.tensor,
-                               out.decay.tensor,     out.increment.tensor,
-                               out.grad_decay.tensor, out.grad_increment.tensor};
+  std::vector<Tensor> given = {
+      out.o.tensor,     out.dq.tensor,        out.dk.tensor,         out.dv.tensor,
+      out.decay.tensor, out.increment.tensor, out.grad_decay.tensor, out.grad_increment.tensor};
   if (with_state) given.insert(given.end(), {out.s_last.tensor, out.ds0.tensor});
   return given;
 }
@@ -208,7 +212,8 @@ TEST(CudaLightningAttention, UnalignedTensors) {
 }
 
 TEST(CudaLightningAttention, RefusesWrongTypesAndWidths) {
-  const OwnedTensor x = ZeroCuda(DType::kBF16, {1, 5, 2, 8}), wide = ZeroCuda(DType::kBF16, {1, 5, 2, 264});
+  const OwnedTensor x = ZeroCuda(DType::kBF16, {1, 5, 2, 8}),
+                    wide = ZeroCuda(DType::kBF16, {1, 5, 2, 264});
   const OwnedTensor rate = ZeroCuda(DType::kF32, {2}), short_rate = ZeroCuda(DType::kBF16, {2});
   const OwnedTensor positions = ZeroCuda(DType::kI32, {1, 5});
   const auto forward = [&](const OwnedTensor& keys, const OwnedTensor& rates) {

@@ -38,8 +38,8 @@ TEST(CudaLrpe, MatchesTheCpu) {
 
           const OwnedTensor x_there = ToCuda(x.tensor, dtype), dy_there = ToCuda(dy.tensor, dtype);
           const OwnedTensor there = ToCuda(positions.tensor);
-          const OwnedTensor theta_there = given(
-              theta, [&](const OwnedTensor& from) { return ToCuda(from.tensor, dtype); });
+          const OwnedTensor theta_there =
+              given(theta, [&](const OwnedTensor& from) { return ToCuda(from.tensor, dtype); });
           const int64_t elements = LrpeBackwardWorkspace(x_there.tensor, theta_there.tensor);
           OwnedTensor workspace;
           if (elements > 0) workspace = OwnedTensor(DType::kF32, {elements}, Device::kCuda);
@@ -87,7 +87,8 @@ TEST(CudaLrpe, AnglesOfFarPositionsAreExact) {
 }
 
 TEST(CudaLrpe, RefusesWrongTypes) {
-  const OwnedTensor x = ZeroCuda(DType::kF32, {1, 5, 2, 8}), y = ZeroCuda(DType::kBF16, {1, 5, 2, 8});
+  const OwnedTensor x = ZeroCuda(DType::kF32, {1, 5, 2, 8}),
+                    y = ZeroCuda(DType::kBF16, {1, 5, 2, 8});
   const OwnedTensor positions = ZeroCuda(DType::kI32, {1, 5});
   EXPECT_THROW(LrpeForward({x.tensor, {}, positions.tensor, y.tensor}), Error);
 }

@@ -144,8 +144,9 @@ TEST(GatedNorm, RejectsWrongShapes) {
   EXPECT_THROW(d.Forward(), Error);
   Case e(DType::kF32, {7, 9}, random);
   e.Forward();
-  EXPECT_THROW(GatedNormForward({e.x.tensor, e.gate.tensor, e.squares.tensor, 8, 1e-6, e.out.tensor}),
-               Error);
+  EXPECT_THROW(
+      GatedNormForward({e.x.tensor, e.gate.tensor, e.squares.tensor, 8, 1e-6, e.out.tensor}),
+      Error);
 }
 
 }  // namespace

@@ -18,7 +18,8 @@ struct Case {
         positions(RandomPositions(batch, time, random, true)) {
     // From a memory of a token or two to one of 10^5.
     for (int64_t h = 0; h < heads; ++h) {
-      Set(rate.tensor, h, static_cast<double>(std::exp(static_cast<float>(random.Uniform(-11, 0)))));
+      Set(rate.tensor, h,
+          static_cast<double>(std::exp(static_cast<float>(random.Uniform(-11, 0)))));
     }
     PrepareOutputs();
   }
@@ -224,7 +225,8 @@ TEST(LightningAttention, SummariesAreTheMapsOfTheStates) {
                                  .decay = decay.tensor,
                                  .increment = increment.tensor});
       EXPECT_LT(RelativeError(mapped(c.s0.tensor).tensor, c.s_last.tensor), 1e-12);
-      EXPECT_EQ(Get(decay.tensor, 0) > 0, one_document || Get(c.positions.tensor, time - 1) >= time);
+      EXPECT_EQ(Get(decay.tensor, 0) > 0,
+                one_document || Get(c.positions.tensor, time - 1) >= time);
       LightningAttentionGradSummary({.q = c.q.tensor,
                                      .rate = c.rate.tensor,
                                      .positions = c.positions.tensor,

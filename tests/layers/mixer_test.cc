@@ -1,5 +1,6 @@
-// Every mixer of the registry, alone, in the first block and in a later one: gradients against finite differences, and any split of a
-// sequence into chunks against the whole. A new mixer is tested by being registered.
+// Every mixer of the registry, alone, in the first block and in a later one: gradients against
+// finite differences, and any split of a sequence into chunks against the whole. A new mixer is
+// tested by being registered.
 #include <gtest/gtest.h>
 
 #include <memory>
@@ -182,10 +183,9 @@ std::vector<Place> AllPlaces() {
   }
   return places;
 }
-INSTANTIATE_TEST_SUITE_P(Registry, MixerTest, testing::ValuesIn(AllPlaces()),
-                         [](const auto& test) {
-                           return StrCat(test.param.mixer, "_block_", test.param.block);
-                         });
+INSTANTIATE_TEST_SUITE_P(Registry, MixerTest, testing::ValuesIn(AllPlaces()), [](const auto& test) {
+  return StrCat(test.param.mixer, "_block_", test.param.block);
+});
 
 }  // namespace
 }  // namespace eyrie
