@@ -133,7 +133,10 @@ void Model::Forward(Run& run, const Batch& batch, const ModelState* before, Mode
 
 void Model::Backward(Run& run, const Batch& batch, Activations& saved, const ModelState* before,
                      const ModelState* grad_after, ModelState* grad_before) const {
-  GradsReady(run, first_params_.back());
+  // A last norm without a weight completes nothing.
+  if (first_params_.back() < static_cast<ParamId>(params_.specs().size())) {
+    GradsReady(run, first_params_.back());
+  }
   for (size_t i = branches_.size(); i-- > 0;) {
     ArenaScope scope(run.arena);
     const Carry carry = CarryOf(i, before, nullptr);

@@ -32,6 +32,14 @@ inline config::ModelConfig SmallGriffin() {
   return SmallModel({"recurrent+geglu", "recurrent+geglu", "local_attention+geglu"}, 3);
 }
 
+// No norm has a weight.
+inline config::ModelConfig SmallTransNormer() {
+  config::ModelConfig model = SmallModel({"lightning_attention+sglu"}, 2);
+  model.set_norm(config::ModelConfig::SIMPLE_RMS_NORM);
+  model.set_embedding_scale(config::ModelConfig::EXACT_SQRT_WIDTH);
+  return model;
+}
+
 // A float64 store with every parameter random, so that none hides behind a zero start.
 inline ParamStore RandomStore(const ParamTable& table, const Mesh& mesh, TestRandom& random) {
   ParamStore store(table, mesh, DType::kF64, /*with_gradients=*/true);
