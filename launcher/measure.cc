@@ -48,6 +48,8 @@ StepMeasure MeasureStep(const config::Config& config, const Precision& precision
   double news[2];  // whether a signal came, and how a save is doing
   mesh.world().AllReduce(Tensor{news, DType::kF64, Device::kCpu, {2}}, ReduceOp::kMax).Wait();
   measure.traffic += sent;
+  // Validation takes whole sequences, in memory of its own.
+  if (train.validation_interval() > 0) model.Evaluate(run, batch);
 
   const auto bytes = [](size_t count) { return static_cast<int64_t>(count); };
   measure.memory = {

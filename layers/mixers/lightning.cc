@@ -118,16 +118,19 @@ Shape LightningAttentionMixer::StateShape(const Run& run) const {
   return {run.batch(), heads_, (rotates_ ? 2 : 1) * head_width_, head_width_};
 }
 
-Tensor LightningAttentionMixer::Rates(Run& run) const {
+Tensor LightningAttentionMixer::Rates(const Run& run) {
   const DType type = FullPrecision(run.params.dtype());
-  const Tensor rates = run.arena.Allocate(type, {heads_});
-  if (rates.device == Device::kMeta) return rates;
+  const Device device = run.params.device();
+  const Tensor& kept = local_rates_.tensor;
+  if (kept.defined() && kept.dtype == type && kept.device == device) return kept;
+  local_rates_ = OwnedTensor(type, {heads_}, device);
+  if (device == Device::kMeta) return kept;
   const OwnedTensor host(DType::kF64, {heads_}), rounded(type, {heads_});
   const auto first = rates_.begin() + run.mesh.tensor().rank() * heads_;
   std::copy(first, first + heads_, host.tensor.data<double>());
   Convert(host.tensor, rounded.tensor);
-  Copy(rounded.tensor, rates);
-  return rates;
+  Copy(rounded.tensor, kept);
+  return kept;
 }
 
 Tensor LightningAttentionMixer::Theta(const Run& run) const {

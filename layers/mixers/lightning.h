@@ -37,8 +37,8 @@ class LightningAttentionMixer final : public Mixer {
   Tensor Heads(const Tensor& tensor) const;
   // [B, H, dk, dv]
   Shape StateShape(const Run& run) const;
-  // The decay rates of this rank's heads, [H]. Scratch.
-  Tensor Rates(Run& run) const;
+  // The decay rates of this rank's heads, [H], beside the run's parameters.
+  Tensor Rates(const Run& run);
   // Absent where queries and keys are not rotated.
   Tensor Theta(const Run& run) const;
   // [B, T, H, dk] := f(projected). Scratch.
@@ -53,7 +53,9 @@ class LightningAttentionMixer final : public Mixer {
   double epsilon_;
   bool rotates_;
   std::vector<double> rates_;  // of all heads
-  int64_t heads_ = 0;          // local
+  // Made by the first pass and then kept: a recorded pass must not copy from the host.
+  OwnedTensor local_rates_;
+  int64_t heads_ = 0;  // local
   Linear q_, k_, v_, gate_, out_;
   ParamId theta_ = -1;
   SlotId s0_ = -1;       // what came from the rank of the chunk before
