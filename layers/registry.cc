@@ -24,8 +24,12 @@ void ConfigErrors::RequireDivisible(const std::string& field, int64_t value,
 
 const std::vector<MixerEntry>& MixerRegistry() {
   static const std::vector<MixerEntry> registry = {
-      RecurrentMixerEntry(),      MambaMixerEntry(),     GlobalAttentionMixerEntry(),
-      LocalAttentionMixerEntry(), LightningAttentionMixerEntry(), GegluMixerEntry(),
+      RecurrentMixerEntry(),
+      MambaMixerEntry(),
+      GlobalAttentionMixerEntry(),
+      LocalAttentionMixerEntry(),
+      LightningAttentionMixerEntry(),
+      GegluMixerEntry(),
       SgluMixerEntry(),
   };
   return registry;
