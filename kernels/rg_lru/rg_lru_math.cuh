@@ -24,11 +24,6 @@ __device__ __forceinline__ float InverseSquareRoot(float x) {
   return y;
 }
 
-<<<<<<< HEAD
-=======
-inline constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
-
->>>>>>> k-tune
 // 1 / (1 + exp(-x)); where the exponential overflows, 1 / infinity is the right zero.
 __device__ __forceinline__ float GateSigmoid(float x) {
   return Reciprocal(1.0f + Exp2(-kLog2E * x));
