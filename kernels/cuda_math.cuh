@@ -97,7 +97,7 @@ __device__ __forceinline__ float Exp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-inline constexpr float kLog2E = 1.4426950408889634f;
+inline constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 // 1 / (1 + exp(-x)), without overflow: exp(88) is still finite in the denominator's place.
 __device__ __forceinline__ float Sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
