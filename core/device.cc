@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "core/region.h"
 
@@ -60,6 +61,23 @@ void Synchronize(Device device) {
   if (device == Device::kCuda) cuda::Synchronize();
 }
 
+struct Replay::Graph {
+  explicit Graph(const std::function<void()>& body) : handle(cuda::RecordGraph(body)) {}
+  ~Graph() { cuda::DropGraph(handle); }
+  void* handle;
+};
+
+Replay::Replay() = default;
+Replay::~Replay() = default;
+Replay::Replay(Replay&&) noexcept = default;
+
+void Replay::Run(Device device, const std::function<void()>& body) {
+  // The first time takes memory and chooses algorithms, which cannot be recorded.
+  if (device != Device::kCuda || !std::exchange(ran_, true)) return body();
+  if (graph_ == nullptr) graph_ = std::make_unique<Graph>(body);
+  cuda::LaunchGraph(graph_->handle);
+}
+
 #ifndef EYRIE_CUDA
 namespace cuda {
 namespace {
@@ -78,6 +96,9 @@ void CopyPitched(void*, size_t, const void*, size_t, size_t, size_t) { Refuse();
 void Zero(void*, size_t) { Refuse(); }
 void Synchronize() { Refuse(); }
 double SecondsOf(const std::function<void()>&) { Refuse(); }
+void* RecordGraph(const std::function<void()>&) { Refuse(); }
+void LaunchGraph(void*) { Refuse(); }
+void DropGraph(void*) {}
 std::unique_ptr<Region> ReserveRegion() { Refuse(); }
 }  // namespace cuda
 #endif

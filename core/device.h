@@ -30,6 +30,21 @@ void ZeroBytes(Device device, void* pointer, size_t bytes);
 // Waits until the device has done all it was given.
 void Synchronize(Device device);
 
+// Runs work that is always the same, on the same memory, with less and less help of the host: on a
+// GPU the second time it is recorded as a CUDA graph, which later calls launch as a whole.
+class Replay {
+ public:
+  Replay();
+  ~Replay();
+  Replay(Replay&&) noexcept;
+  void Run(Device device, const std::function<void()>& body);
+
+ private:
+  struct Graph;
+  std::unique_ptr<Graph> graph_;
+  bool ran_ = false;
+};
+
 // The bodies of a CUDA build. In others every one of them throws.
 namespace cuda {
 // GPUs of this node that this process sees.
@@ -52,6 +67,11 @@ void Zero(void* pointer, size_t bytes);
 void Synchronize();
 // The time that the GPU spends on what `body` gives to the compute stream, in seconds.
 double SecondsOf(const std::function<void()>& body);
+// What `body` gives to the compute stream, which does not run yet; to be launched any number of
+// times, then dropped.
+void* RecordGraph(const std::function<void()>& body);
+void LaunchGraph(void* graph);
+void DropGraph(void* graph);
 std::unique_ptr<Region> ReserveRegion();
 }  // namespace cuda
 

@@ -168,6 +168,29 @@ double SecondsOf(const std::function<void()>& body) {
   return milliseconds * 1e-3;
 }
 
+void* RecordGraph(const std::function<void()>& body) {
+  cudaGraph_t graph = nullptr;
+  EYRIE_CUDA_CHECK(cudaStreamBeginCapture(ComputeStream(), cudaStreamCaptureModeThreadLocal));
+  try {
+    body();
+  } catch (...) {
+    cudaStreamEndCapture(ComputeStream(), &graph);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    throw;
+  }
+  EYRIE_CUDA_CHECK(cudaStreamEndCapture(ComputeStream(), &graph));
+  cudaGraphExec_t ready = nullptr;
+  EYRIE_CUDA_CHECK(cudaGraphInstantiate(&ready, graph, 0));
+  EYRIE_CUDA_CHECK(cudaGraphDestroy(graph));
+  return ready;
+}
+
+void LaunchGraph(void* graph) {
+  EYRIE_CUDA_CHECK(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), ComputeStream()));
+}
+
+void DropGraph(void* graph) { cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph)); }
+
 std::unique_ptr<Region> ReserveRegion() { return std::make_unique<CudaRegion>(); }
 
 }  // namespace cuda

@@ -59,7 +59,8 @@ void AddRows(const Tensor& from, int64_t from_row, const Tensor& to, int64_t to_
 }
 
 void MultiplyAdd(const Tensor& factor, const Tensor& addend, const Tensor& state) {
-  EYRIE_CHECK(factor.size() == state.size() && addend.size() == state.size());
+  EYRIE_CHECK(factor.size() > 0 && state.size() % factor.size() == 0 &&
+              addend.size() == state.size());
   if (state.device == Device::kMeta) return;
   if constexpr (kCudaBuild) {
     if (state.device == Device::kCuda) return cuda::MultiplyAdd(factor, addend, state);
@@ -70,7 +71,8 @@ void MultiplyAdd(const Tensor& factor, const Tensor& addend, const Tensor& state
     } else {
       const T *scale = factor.data<T>(), *term = addend.data<T>();
       T* out = state.data<T>();
-      for (int64_t i = 0; i < state.size(); ++i) out[i] = scale[i] * out[i] + term[i];
+      const int64_t each = state.size() / factor.size();
+      for (int64_t i = 0; i < state.size(); ++i) out[i] = scale[i / each] * out[i] + term[i];
     }
   });
 }

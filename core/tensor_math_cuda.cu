@@ -30,10 +30,10 @@ __global__ void AddRowsKernel(const T* from, int64_t from_stride, T* to, int64_t
 }
 
 __global__ void MultiplyAddKernel(const float* factor, const float* addend, float* state,
-                                  int64_t count) {
+                                  int64_t count, int64_t each) {
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) {
-    state[i] = fmaf(factor[i], state[i], addend[i]);
+    state[i] = fmaf(factor[i / each], state[i], addend[i]);
   }
 }
 
@@ -62,7 +62,7 @@ void AddRows(const Tensor& from, int64_t from_row, const Tensor& to, int64_t to_
 void MultiplyAdd(const Tensor& factor, const Tensor& addend, const Tensor& state) {
   const int64_t count = state.size();
   Launch("MultiplyAdd", MultiplyAddKernel, Blocks(count), kThreads, 0, factor.data<float>(),
-         addend.data<float>(), state.data<float>(), count);
+         addend.data<float>(), state.data<float>(), count, count / factor.size());
 }
 
 void Convert(const Tensor& from, const Tensor& to) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <type_traits>
 
 #include "core/cuda.h"
 
@@ -29,6 +30,15 @@ struct alignas(N * sizeof(T)) Vector {
   T values[N];
   __device__ __forceinline__ float operator[](int i) const { return ToFloat(values[i]); }
   __device__ __forceinline__ void Set(int i, float x) { values[i] = FromFloat<T>(x); }
+  // Elements i, even, and i + 1: one instruction rounds both to bfloat16.
+  __device__ __forceinline__ void SetPair(int i, float x, float y) {
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+      reinterpret_cast<__nv_bfloat162*>(values)[i / 2] = __floats2bfloat162_rn(x, y);
+    } else {
+      Set(i, x);
+      Set(i + 1, y);
+    }
+  }
 };
 // As many as fill 16 bytes.
 template <class T>
@@ -41,6 +51,16 @@ __device__ __forceinline__ Vector<T, N> LoadVector(const T* from) {
 template <int N, class T>
 __device__ __forceinline__ void StoreVector(T* to, const Vector<T, N>& vector) {
   *reinterpret_cast<Vector<T, N>*>(to) = vector;
+}
+
+// Calls body(constant) with `condition` as a compile-time constant.
+template <class Body>
+__device__ __forceinline__ void WithConstant(bool condition, const Body& body) {
+  if (condition) {
+    body(std::true_type{});
+  } else {
+    body(std::false_type{});
+  }
 }
 
 template <class T>
@@ -77,7 +97,7 @@ __device__ __forceinline__ float Exp2(float x) {
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
-inline constexpr float kLog2E = 1.4426950408889634f;
+inline constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 // 1 / (1 + exp(-x)), without overflow: exp(88) is still finite in the denominator's place.
 __device__ __forceinline__ float Sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }

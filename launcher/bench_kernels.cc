@@ -15,7 +15,10 @@
 #include "kernels/cross_entropy/cross_entropy.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/embedding/embedding.h"
+#include "kernels/gated_norm/gated_norm.h"
 #include "kernels/glu/glu.h"
+#include "kernels/lightning_attention/lightning_attention.h"
+#include "kernels/lrpe/lrpe.h"
 #include "kernels/norm/rms_norm.h"
 #include "kernels/rg_lru/rg_lru.h"
 #include "kernels/rotary/rotary.h"
@@ -216,6 +219,98 @@ std::vector<Case> GluCases(const Problem& p) {
        BytesOf({backward.gate, backward.value, backward.dout, backward.dgate, backward.dvalue})}};
 }
 
+std::vector<Case> GatedNormCases(const Problem& p) {
+  const Tensor x = p.Activations(), gate = p.Activations(), dout = p.Activations();
+  const RowProductsArgs squares{.a = x, .b = x, .sums = p.Full({p.batch, p.time})};
+  const RowProductsArgs along{.a = dout, .b = gate, .c = x, .sums = p.Full({p.batch, p.time})};
+  const GatedNormForwardArgs forward{
+      .x = x, .gate = gate, .squares = squares.sums, .width = p.channels, .out = p.Output()};
+  const GatedNormBackwardArgs backward{.x = x,
+                                       .gate = gate,
+                                       .squares = squares.sums,
+                                       .width = p.channels,
+                                       .along = along.sums,
+                                       .dout = dout,
+                                       .dx = p.Output(),
+                                       .dgate = p.Output()};
+  return {{"squares", p.full(), [squares] { RowProducts(squares); }, BytesOf({x})},
+          {"forward", p.full(), [forward] { GatedNormForward(forward); },
+           BytesOf({x, gate, forward.out})},
+          {"along", p.full(), [along] { RowProducts(along); }, BytesOf({dout, gate, x})},
+          {"backward", p.full(), [backward] { GatedNormBackward(backward); },
+           BytesOf({x, gate, dout, backward.dx, backward.dgate})}};
+}
+
+std::vector<Case> LightningAttentionCases(const Problem& p) {
+  const Shape heads = p.Heads(), state{p.batch, heads[2], heads[3], heads[3]};
+  const auto output = [&] { return p.device.Zeros(p.device.dtype(), heads); };
+  const LightningAttentionForwardArgs forward = [&] {
+    LightningAttentionForwardArgs args{
+        .q = p.device.Uniform(heads),
+        .k = p.device.Uniform(heads),
+        .v = p.device.Uniform(heads),
+        .rate = p.device.Zeros(p.device.full(), {heads[2]}),  // nothing is forgotten
+        .positions = p.Positions(),
+        .o = output()};
+    args.workspace = p.Workspace(LightningAttentionWorkspace(args.k, args.v));
+    return args;
+  }();
+  const LightningAttentionBackwardArgs backward{.q = forward.q,
+                                                .k = forward.k,
+                                                .v = forward.v,
+                                                .rate = forward.rate,
+                                                .positions = forward.positions,
+                                                .dout = p.device.Uniform(heads),
+                                                .dq = output(),
+                                                .dk = output(),
+                                                .dv = output(),
+                                                .workspace = forward.workspace};
+  const LightningAttentionSummaryArgs summary{.k = forward.k,
+                                              .v = forward.v,
+                                              .rate = forward.rate,
+                                              .positions = forward.positions,
+                                              .decay = p.Full({p.batch, heads[2]}),
+                                              .increment = p.Full(state),
+                                              .workspace = forward.workspace};
+  const LightningAttentionGradSummaryArgs grad_summary{.q = forward.q,
+                                                       .rate = forward.rate,
+                                                       .positions = forward.positions,
+                                                       .dout = backward.dout,
+                                                       .decay = summary.decay,
+                                                       .increment = summary.increment,
+                                                       .workspace = forward.workspace};
+  const double inputs = BytesOf({forward.q, forward.k, forward.v});
+  return {{"forward", heads, [forward] { LightningAttentionForward(forward); },
+           inputs + BytesOf({forward.o})},
+          {"backward", heads, [backward] { LightningAttentionBackward(backward); },
+           2 * inputs + BytesOf({backward.dout})},
+          {"summary", heads, [summary] { LightningAttentionSummary(summary); },
+           BytesOf({summary.k, summary.v, summary.increment})},
+          {"grad_summary", heads, [grad_summary] { LightningAttentionGradSummary(grad_summary); },
+           BytesOf({grad_summary.q, grad_summary.dout, grad_summary.increment})}};
+}
+
+// With angles.
+std::vector<Case> LrpeCases(const Problem& p) {
+  const Shape heads = p.Heads();
+  const Shape doubled{heads[0], heads[1], heads[2], 2 * heads[3]}, angles{heads[2], heads[3]};
+  const LrpeForwardArgs forward{.x = p.device.Uniform(heads),
+                                .theta = p.device.Uniform(angles),
+                                .positions = p.Positions(),
+                                .y = p.device.Zeros(p.device.dtype(), doubled)};
+  const LrpeBackwardArgs backward{
+      .x = forward.x,
+      .theta = forward.theta,
+      .positions = forward.positions,
+      .dy = p.device.Uniform(doubled),
+      .dx = p.device.Zeros(p.device.dtype(), heads),
+      .dtheta = p.Full(angles),
+      .workspace = p.Workspace(LrpeBackwardWorkspace(forward.x, forward.theta))};
+  return {{"forward", heads, [forward] { LrpeForward(forward); }, BytesOf({forward.x, forward.y})},
+          {"backward", heads, [backward] { LrpeBackward(backward); },
+           BytesOf({backward.x, backward.dy, backward.dx})}};
+}
+
 std::vector<Case> RmsNormCases(const Problem& p) {
   const RmsNormForwardArgs forward{
       .x = p.Activations(), .weight = p.Row(), .y = p.Output(), .rstd = p.Full({p.batch, p.time})};
@@ -364,7 +459,10 @@ constexpr Kernel kKernels[] = {
     {"cross_entropy", CrossEntropyCases},
     {"elementwise", ElementwiseCases},
     {"embedding", EmbeddingCases},
+    {"gated_norm", GatedNormCases},
     {"glu", GluCases},
+    {"lightning_attention", LightningAttentionCases},
+    {"lrpe", LrpeCases},
     {"rg_lru", RgLruCases},
     {"rms_norm", RmsNormCases},
     {"rotary", RotaryCases},

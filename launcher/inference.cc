@@ -115,9 +115,17 @@ Tensor Decoder::Feed(const std::vector<int32_t>& tokens,
     inference_.run().positions = first(positions_, {1, count});
     const int64_t wanted = each ? count : 1;
     const Tensor logits = first(logits_, {1, wanted, vocab});
-    inference_.model().Logits(inference_.run(), first(tokens_, {1, count}), &state_, &next_,
-                              logits);
+    const auto step = [&] {
+      inference_.model().Logits(inference_.run(), first(tokens_, {1, count}), &state_, &next_,
+                                logits);
+    };
+    if (count == 1) {
+      steps_[turn_].Run(logits.device, step);
+    } else {
+      step();
+    }
     std::swap(state_, next_);
+    turn_ = 1 - turn_;
     position_ += count;
     const Tensor rows = first(host_logits_, {wanted, vocab});
     Copy(logits.View(rows.shape), rows);

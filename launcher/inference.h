@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "configs/schema/config.pb.h"
+#include "core/device.h"
 #include "launcher/job.h"
 #include "layers/model.h"
 
@@ -73,6 +74,9 @@ class Decoder {
   Inference& inference_;
   int64_t position_ = 0;
   ModelState state_, next_;
+  // One token's step, from either of the two states into the other.
+  Replay steps_[2];
+  int turn_ = 0;
   OwnedTensor tokens_, positions_, logits_, host_logits_;
 };
 

@@ -9,9 +9,15 @@ namespace eyrie {
 namespace {
 
 double EmbeddingScale(const config::ModelConfig& config) {
-  if (config.embedding_scale() == config::ModelConfig::UNSCALED) return 1.0;
-  // Rounded as RecurrentGemma's released weights expect: 50.5, not 50.596, for width 2560.
-  return static_cast<float>(BFloat16(std::sqrt(static_cast<float>(config.width()))));
+  switch (config.embedding_scale()) {
+    case config::ModelConfig::UNSCALED: return 1.0;
+    // As RecurrentGemma's released weights expect: 50.5, not 50.596, for width 2560.
+    case config::ModelConfig::SQRT_WIDTH:
+      return static_cast<float>(BFloat16(std::sqrt(static_cast<float>(config.width()))));
+    case config::ModelConfig::EXACT_SQRT_WIDTH:
+      return std::sqrt(static_cast<double>(config.width()));
+  }
+  ThrowFailure("unknown embedding_scale");
 }
 
 // For the trace.
@@ -38,7 +44,7 @@ Model::Model(const config::ModelConfig& config, int tensor_size, bool recompute)
                   .width = config.width(),
                   .scale = EmbeddingScale(config),
                   .soft_cap = config.logit_soft_cap()}),
-      norm_f_("norm_f", config.width(), config.norm_epsilon()) {
+      norm_f_("norm_f", config) {
   StashTable none;
   Declaration declare{params_, none, tensor_size, ""};
   embedding_.Declare(declare);
@@ -48,8 +54,7 @@ Model::Model(const config::ModelConfig& config, int tensor_size, bool recompute)
     for (const std::string& name : SplitPatternEntry(pattern)) {
       const MixerEntry* entry = FindMixer(name);
       EYRIE_CHECK(entry != nullptr, "unknown mixer ", name);
-      branches_.emplace_back(Norm(norm, config.width(), config.norm_epsilon()),
-                             entry->make(config));
+      branches_.emplace_back(Norm(norm, config), entry->make(config, block));
       declare.prefix = StrCat("blocks.", block, ".");
       first_params_.push_back(static_cast<ParamId>(params_.specs().size()));
       branches_.back().Declare(declare);
@@ -128,7 +133,10 @@ void Model::Forward(Run& run, const Batch& batch, const ModelState* before, Mode
 
 void Model::Backward(Run& run, const Batch& batch, Activations& saved, const ModelState* before,
                      const ModelState* grad_after, ModelState* grad_before) const {
-  GradsReady(run, first_params_.back());
+  // A last norm without a weight completes nothing.
+  if (first_params_.back() < static_cast<ParamId>(params_.specs().size())) {
+    GradsReady(run, first_params_.back());
+  }
   for (size_t i = branches_.size(); i-- > 0;) {
     ArenaScope scope(run.arena);
     const Carry carry = CarryOf(i, before, nullptr);

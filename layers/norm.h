@@ -1,16 +1,22 @@
-// RMSNorm with weight 1 + w, w replicated and starting at zero.
+// The norm before a branch and before the head: RMSNorm with weight 1 + w, w replicated and
+// starting at zero, or SimpleRMSNorm, without a weight.
 #pragma once
 
 #include <string>
 
+#include "configs/schema/config.pb.h"
 #include "layers/layer.h"
 
 namespace eyrie {
 
 class Norm {
  public:
-  Norm(std::string name, int64_t width, double epsilon)
-      : name_(std::move(name)), width_(width), epsilon_(epsilon) {}
+  // Of the kind, width and epsilon that `model` gives.
+  Norm(std::string name, const config::ModelConfig& model)
+      : name_(std::move(name)),
+        weighted_(model.norm() == config::ModelConfig::RMS_NORM),
+        width_(model.width()),
+        epsilon_(model.norm_epsilon()) {}
 
   void Declare(Declaration& declare);
   int64_t width() const { return width_; }
@@ -21,7 +27,11 @@ class Norm {
                 const Tensor& dresidual, const Tensor& dx) const;
 
  private:
+  // An absent tensor for a norm without a weight.
+  Tensor Weight(const Run& run) const { return weighted_ ? run.params.value(weight_) : Tensor{}; }
+
   std::string name_;
+  bool weighted_;
   int64_t width_;
   double epsilon_;
   ParamId weight_ = -1;

@@ -3,7 +3,8 @@
 #include <set>
 
 #include "layers/mixers/attention.h"
-#include "layers/mixers/geglu.h"
+#include "layers/mixers/glu.h"
+#include "layers/mixers/lightning.h"
 #include "layers/mixers/mamba.h"
 #include "layers/mixers/recurrent.h"
 
@@ -23,8 +24,13 @@ void ConfigErrors::RequireDivisible(const std::string& field, int64_t value,
 
 const std::vector<MixerEntry>& MixerRegistry() {
   static const std::vector<MixerEntry> registry = {
-      RecurrentMixerEntry(),      MambaMixerEntry(), GlobalAttentionMixerEntry(),
-      LocalAttentionMixerEntry(), GegluMixerEntry(),
+      RecurrentMixerEntry(),
+      MambaMixerEntry(),
+      GlobalAttentionMixerEntry(),
+      LocalAttentionMixerEntry(),
+      LightningAttentionMixerEntry(),
+      GegluMixerEntry(),
+      SgluMixerEntry(),
   };
   return registry;
 }

@@ -33,7 +33,8 @@ struct MixerEntry {
   std::string name;
   // Reports what in `model` would stop this mixer from being built on `tensor` ranks.
   void (*validate)(const config::ModelConfig& model, int64_t tensor, ConfigErrors& errors);
-  std::unique_ptr<Mixer> (*make)(const config::ModelConfig& model);
+  // Builds the mixer of block number `block`.
+  std::unique_ptr<Mixer> (*make)(const config::ModelConfig& model, int64_t block);
   // The fewest tokens that a rank of the sequence axis may hold.
   int64_t min_chunk = 1;
 };

@@ -116,11 +116,11 @@ void TailGrad(const Communicator& sequence, const Tensor& dafter, const Tensor& 
 
 CarryScan::CarryScan(Communicator& sequence, Arena& arena, const Args& args, Direction direction)
     : rank_(sequence.rank()), size_(sequence.size()), args_(args), direction_(direction) {
-  const int64_t n = args.entering.size();
-  const Tensor mine = arena.Allocate(args.entering.dtype, {2, n});
-  gathered_ = arena.Allocate(args.entering.dtype, {size_, 2, n});
-  Copy(args.decay.View({1, n}), mine.Rows(0, 1));
-  Copy(args.increment.View({1, n}), mine.Rows(1, 2));
+  const int64_t decays = args.decay.size(), map = decays + args.increment.size();
+  const Tensor mine = arena.Allocate(args.entering.dtype, {map});
+  gathered_ = arena.Allocate(args.entering.dtype, {size_, map});
+  Copy(args.decay.View({decays}), mine.Rows(0, decays));
+  Copy(args.increment.View({map - decays}), mine.Rows(decays, map));
   event_ = sequence.AllGather(mine, gathered_);
 }
 
@@ -130,9 +130,9 @@ void CarryScan::Wait() {
   const auto apply = [&](int begin, int end, const Tensor& state) {
     for (int place = begin; place < end; ++place) {
       const int rank = direction_ == Direction::kForward ? place : size_ - 1 - place;
-      const Tensor map = gathered_.Rows(rank, rank + 1);
-      const Tensor pair = map.View({2, state.size()});
-      MultiplyAdd(pair.Rows(0, 1), pair.Rows(1, 2), state);
+      const Tensor row = gathered_.Rows(rank, rank + 1), map = row.View({row.size()});
+      const int64_t decays = map.size() - state.size();
+      MultiplyAdd(map.Rows(0, decays), map.Rows(decays, map.size()), state);
     }
   };
   const int place = direction_ == Direction::kForward ? rank_ : size_ - 1 - rank_;

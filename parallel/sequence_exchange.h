@@ -94,7 +94,8 @@ class CarryScan {
     kForward,   // chunks compose in the order of time
     kBackward,  // gradients: against it
   };
-  // [n] elements each, in any shape.
+  // [n] elements each, in any shape; decay may be smaller, and then each of its elements is that of
+  // n / its size successive ones.
   struct Args {
     Tensor decay, increment;  // what this rank's chunk does
     Tensor first;             // enters the first chunk; absent: zeros
@@ -106,7 +107,7 @@ class CarryScan {
 
  private:
   int rank_, size_;
-  Tensor gathered_;  // [S, 2, n]
+  Tensor gathered_;  // [S, elements of decay + n]
   Args args_;
   Direction direction_;
   Event event_;

@@ -15,14 +15,11 @@ constexpr int kLanes = 64;   // threads along the channels of a block
 constexpr int kWalkers = 4;  // threads along time, each with a span of its own
 // Tokens that a thread loads before it computes; the backward pass needs the registers.
 constexpr int kForwardTokens = 8, kBackwardTokens = 4;
-// How far ahead rows are asked for: they then wait in the L2 cache, not in registers.
-constexpr int kAhead = 16;
 constexpr int kForwardSpan = 32, kBackwardSpan = 64;  // tokens of a thread, whole groups
 constexpr int kWidth = 4;  // channels of a thread, where rows are made of vectors
 
 struct Sizes {
-  int64_t batch, time, channels;
-  int taps;
+  int batch, time, channels, taps;
 };
 
 // Row j of the sequence [state; rows] for this thread's channels: rows [0, T), and the state's K-1
@@ -37,18 +34,25 @@ class Rows {
         time_(sizes.time),
         channels_(sizes.channels),
         history_(sizes.taps - 1) {}
-  __device__ __forceinline__ Vector<T, N> operator[](int64_t j) const {
+  __device__ __forceinline__ Vector<T, N> operator[](int j) const {
     if (j >= 0) return Token(j);
     const bool exists = j >= -history_ && state_ != nullptr;
-    return exists ? LoadVector<N>(state_ + j * channels_) : Zeros();
+    return exists ? LoadVector<N>(state_ + int64_t{j} * channels_) : Zeros();
   }
   // The same for j >= 0.
-  __device__ __forceinline__ Vector<T, N> Token(int64_t j) const {
-    return j < time_ ? LoadVector<N>(rows_ + j * channels_) : Zeros();
+  __device__ __forceinline__ Vector<T, N> Token(int j) const {
+    return j < time_ ? LoadVector<N>(rows_ + int64_t{j} * channels_) : Zeros();
   }
-  // Moves row j >= 0 towards this multiprocessor, if it comes before `end`.
-  __device__ __forceinline__ void Prefetch(int64_t j, int64_t end) const {
-    if (j < end) asm volatile("prefetch.global.L2 [%0];" ::"l"(rows_ + j * channels_));
+  // Rows [j, j + kCount), j in [0, T), into `to`; past the last row that one again. No branch comes
+  // between the loads, so all are under way at once.
+  template <int kCount>
+  __device__ __forceinline__ void Load(int j, Vector<T, N>* to) const {
+    const int last = time_ - 1 - j;
+    const T* rows = rows_ + int64_t{j} * channels_;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      to[i] = LoadVector<N>(rows + int64_t{min(i, last)} * channels_);
+    }
   }
 
  private:
@@ -60,19 +64,39 @@ class Rows {
   }
 
   const T *rows_, *state_;
-  int64_t time_, channels_;
-  int history_;
+  int time_, channels_, history_;
 };
 
 // How many tokens back each of the tokens [first, first + count) sees; -1 past the last token.
 // Called by the whole block.
 __device__ __forceinline__ void LoadLive(const Sizes& sizes, const int* positions, int64_t b,
-                                         int64_t first, int count, int* live) {
+                                         int first, int count, int* live) {
   for (int i = threadIdx.y * kLanes + threadIdx.x; i < count; i += kLanes * kWalkers) {
-    const int64_t t = first + i;
+    const int t = first + i;
     live[i] = t < sizes.time ? min(sizes.taps - 1, positions[b * sizes.time + t]) : -1;
   }
   __syncthreads();
+}
+
+// Whether the first kCount of `values` all are `value`.
+template <int kCount>
+__device__ __forceinline__ bool AllEqual(const int* values, int value) {
+  bool equal = true;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) equal &= values[i] == value;
+  return equal;
+}
+
+template <class T, int N>
+__device__ __forceinline__ Vector<T, N> Rounded(const float (&values)[N]) {
+  Vector<T, N> vector;
+  if constexpr (N == 1) {
+    vector.Set(0, values[0]);
+  } else {
+#pragma unroll
+    for (int v = 0; v < N; v += 2) vector.SetPair(v, values[v], values[v + 1]);
+  }
+  return vector;
 }
 
 // weights[s] multiplies the token s back; 0 beyond K.
@@ -98,17 +122,17 @@ struct ForwardTensors {
 };
 
 template <class T, int kTaps, int N>
-__global__ void __launch_bounds__(kLanes* kWalkers, kTaps == 4 && sizeof(T) == 2 ? 3 : 2)
+__global__ void __launch_bounds__(kLanes* kWalkers, 2)
     ForwardKernel(Sizes sizes, ForwardTensors<T> tensors) {
   __shared__ int live[kWalkers * kForwardSpan];
   constexpr int kHalo = kTaps - 1;
   const int64_t b = blockIdx.z, channels = sizes.channels;
-  const int64_t block_first = int64_t{blockIdx.y} * kWalkers * kForwardSpan;
+  const int block_first = blockIdx.y * kWalkers * kForwardSpan;
   LoadLive(sizes, tensors.positions, b, block_first, kWalkers * kForwardSpan, live);
   const int64_t c = (int64_t{blockIdx.x} * kLanes + threadIdx.x) * N;
-  const int64_t first = block_first + threadIdx.y * kForwardSpan;
+  const int first = block_first + threadIdx.y * kForwardSpan;
   if (c >= channels || first >= sizes.time) return;
-  const int64_t end = min(first + kForwardSpan, sizes.time);
+  const int end = min(first + kForwardSpan, sizes.time);
 
   float weights[kTaps][N];
   LoadWeights(sizes, tensors.weight, c, weights);
@@ -118,26 +142,24 @@ __global__ void __launch_bounds__(kLanes* kWalkers, kTaps == 4 && sizeof(T) == 2
 #pragma unroll
   for (int i = 0; i < kHalo; ++i) x[i] = x_rows[first - kHalo + i];
   T* y = tensors.y + (b * sizes.time + first) * channels + c;
-  for (int64_t t = first; t < end; t += kForwardTokens) {
+#pragma unroll 1
+  for (int t = first; t < end; t += kForwardTokens) {
+    x_rows.template Load<kForwardTokens>(t, x + kHalo);
+    const int* sees = live + (t - block_first);
+    WithConstant(AllEqual<kForwardTokens>(sees, kHalo), [&](auto constant) {
+      constexpr bool kAll = decltype(constant)::value;
 #pragma unroll
-    for (int i = 0; i < kForwardTokens; ++i) {
-      x_rows.Prefetch(t + kAhead + i, end);
-      x[kHalo + i] = x_rows.Token(t + i);
-    }
+      for (int i = 0; i < kForwardTokens; ++i, y += channels) {
+        float sum[N];
+        for (int v = 0; v < N; ++v) sum[v] = bias[v];
 #pragma unroll
-    for (int i = 0; i < kForwardTokens; ++i, y += channels) {
-      const int sees = live[t - block_first + i];
-      float sum[N];
-      for (int v = 0; v < N; ++v) sum[v] = bias[v];
-#pragma unroll
-      for (int s = 0; s < kTaps; ++s) {
-        if (s > sees) continue;
-        for (int v = 0; v < N; ++v) sum[v] = fmaf(weights[s][v], x[kHalo + i - s][v], sum[v]);
+        for (int s = 0; s < kTaps; ++s) {
+          if (!kAll && s > sees[i]) continue;
+          for (int v = 0; v < N; ++v) sum[v] = fmaf(weights[s][v], x[kHalo + i - s][v], sum[v]);
+        }
+        if (kAll || sees[i] >= 0) StoreVector(y, Rounded<T>(sum));
       }
-      Vector<T, N> row;
-      for (int v = 0; v < N; ++v) row.Set(v, sum[v]);
-      if (sees >= 0) StoreVector(y, row);
-    }
+    });
 #pragma unroll
     for (int i = 0; i < kHalo; ++i) x[i] = x[kForwardTokens + i];
   }
@@ -169,9 +191,9 @@ struct ParameterGrads {
 // Adds to `dx` what row j receives from x_last, which holds rows [T-K+1, T).
 template <class T, int N>
 __device__ __forceinline__ void AddHandedOn(const Sizes& sizes, const T* dx_last, int64_t b,
-                                            int64_t c, int64_t j, float (&dx)[N]) {
+                                            int64_t c, int j, float (&dx)[N]) {
   const int history = sizes.taps - 1;
-  const int64_t k = j - (sizes.time - history);
+  const int k = j - (sizes.time - history);
   if (dx_last == nullptr || k < 0) return;
   const auto row = LoadVector<N>(dx_last + (b * history + k) * sizes.channels + c);
   for (int v = 0; v < N; ++v) dx[v] += row[v];
@@ -181,8 +203,8 @@ __device__ __forceinline__ void AddHandedOn(const Sizes& sizes, const T* dx_last
 // is that of token `first`.
 template <class T, int kTaps, int N>
 __device__ __forceinline__ void WalkBack(const Sizes& sizes, const BackwardTensors<T>& tensors,
-                                         int64_t b, int64_t c, int64_t first, int64_t end,
-                                         const int* live, ParameterGrads<kTaps, N>& grads) {
+                                         int64_t b, int64_t c, int first, int end, const int* live,
+                                         ParameterGrads<kTaps, N>& grads) {
   constexpr int kHalo = kTaps - 1;
   const int64_t channels = sizes.channels;
   const T* no_state = nullptr;
@@ -200,7 +222,7 @@ __device__ __forceinline__ void WalkBack(const Sizes& sizes, const BackwardTenso
 
   const int history = sizes.taps - 1;
   if (first == 0 && tensors.dx0 != nullptr) {
-    for (int64_t j = -history; j < 0; ++j) {
+    for (int j = -history; j < 0; ++j) {
       float dx[N] = {};
 #pragma unroll
       for (int s = 1; s < kTaps; ++s) {
@@ -209,39 +231,38 @@ __device__ __forceinline__ void WalkBack(const Sizes& sizes, const BackwardTenso
         for (int v = 0; v < N; ++v) dx[v] = fmaf(weights[s][v], row[v], dx[v]);
       }
       AddHandedOn(sizes, tensors.dx_last, b, c, j, dx);
-      Vector<T, N> out;
-      for (int v = 0; v < N; ++v) out.Set(v, dx[v]);
-      StoreVector(tensors.dx0 + (b * history + history + j) * channels + c, out);
+      StoreVector(tensors.dx0 + (b * history + history + j) * channels + c, Rounded<T>(dx));
     }
   }
 
   T* out = tensors.dx + (b * sizes.time + first) * channels + c;
-  for (int64_t t = first; t < end; t += kBackwardTokens, live += kBackwardTokens) {
+#pragma unroll 1
+  for (int t = first; t < end; t += kBackwardTokens) {
+    x_rows.template Load<kBackwardTokens>(t, x + kHalo);
+    dy_rows.template Load<kBackwardTokens>(min(t + kHalo, sizes.time - 1), dy + kHalo);
+    // Tokens that see all of theirs, and are seen by all of theirs. The last ones are not.
+    WithConstant(AllEqual<kBackwardTokens + kHalo>(live, kHalo), [&](auto constant) {
+      constexpr bool kAll = decltype(constant)::value;
 #pragma unroll
-    for (int i = 0; i < kBackwardTokens; ++i) {
-      x_rows.Prefetch(t + kAhead + i, end);
-      dy_rows.Prefetch(t + kAhead + kHalo + i, end);
-      x[kHalo + i] = x_rows.Token(t + i);
-      dy[kHalo + i] = dy_rows.Token(t + kHalo + i);
-    }
+      for (int i = 0; i < kBackwardTokens; ++i, out += channels) {
+        if (!kAll && live[i] < 0) continue;
+        float dx[N] = {};
 #pragma unroll
-    for (int i = 0; i < kBackwardTokens; ++i, out += channels) {
-      float dx[N] = {};
-#pragma unroll
-      for (int s = 0; s < kTaps; ++s) {
-        const bool sees = s <= live[i], seen = s <= live[i + s];
-        for (int v = 0; v < N; ++v) {
-          if (seen) dx[v] = fmaf(weights[s][v], dy[i + s][v], dx[v]);
-          if (sees) grads.weights[s][v] = fmaf(x[kHalo + i - s][v], dy[i][v], grads.weights[s][v]);
+        for (int s = 0; s < kTaps; ++s) {
+          const bool sees = kAll || s <= live[i], seen = kAll || s <= live[i + s];
+          for (int v = 0; v < N; ++v) {
+            if (seen) dx[v] = fmaf(weights[s][v], dy[i + s][v], dx[v]);
+            if (sees) {
+              grads.weights[s][v] = fmaf(x[kHalo + i - s][v], dy[i][v], grads.weights[s][v]);
+            }
+          }
         }
+        for (int v = 0; v < N; ++v) grads.bias[v] += dy[i][v];
+        if (!kAll) AddHandedOn(sizes, tensors.dx_last, b, c, t + i, dx);
+        StoreVector(out, Rounded<T>(dx));
       }
-      for (int v = 0; v < N; ++v) grads.bias[v] += dy[i][v];
-      if (t + i >= end) continue;
-      AddHandedOn(sizes, tensors.dx_last, b, c, t + i, dx);
-      Vector<T, N> row;
-      for (int v = 0; v < N; ++v) row.Set(v, dx[v]);
-      StoreVector(out, row);
-    }
+    });
+    live += kBackwardTokens;
 #pragma unroll
     for (int i = 0; i < kHalo; ++i) {
       x[i] = x[kBackwardTokens + i];
@@ -257,10 +278,10 @@ __global__ void __launch_bounds__(kLanes* kWalkers, kTaps == 4 && sizeof(T) == 2
   __shared__ int live[kWalkers * kBackwardSpan + kTaps - 1];
   __shared__ float sums[kWalkers][kSums][kLanes];
   const int64_t b = blockIdx.z, channels = sizes.channels;
-  const int64_t block_first = int64_t{blockIdx.y} * kWalkers * kBackwardSpan;
+  const int block_first = blockIdx.y * kWalkers * kBackwardSpan;
   LoadLive(sizes, tensors.positions, b, block_first, kWalkers * kBackwardSpan + kTaps - 1, live);
   const int64_t c = (int64_t{blockIdx.x} * kLanes + threadIdx.x) * N;
-  const int64_t first = block_first + threadIdx.y * kBackwardSpan;
+  const int first = block_first + threadIdx.y * kBackwardSpan;
 
   ParameterGrads<kTaps, N> grads;
   if (c < channels && first < sizes.time) {
@@ -291,7 +312,8 @@ struct One {
 };
 
 Sizes SizesOf(const Tensor& x, const Tensor& weight) {
-  return {x.dim(0), x.dim(1), x.dim(2), static_cast<int>(weight.dim(0))};
+  return {static_cast<int>(x.dim(0)), static_cast<int>(x.dim(1)), static_cast<int>(x.dim(2)),
+          static_cast<int>(weight.dim(0))};
 }
 
 int64_t TimeBlocks(int64_t time, int span) { return CeilDiv(time, kWalkers * span); }
@@ -374,7 +396,7 @@ void CausalConv1dBackwardCuda(const CausalConv1dBackwardArgs& args) {
     });
   });
   const int64_t rows = sizes.batch * TimeBlocks(sizes.time, kBackwardSpan);
-  const int64_t weights = sizes.taps * sizes.channels, pitch = weights + sizes.channels;
+  const int64_t weights = int64_t{sizes.taps} * sizes.channels, pitch = weights + sizes.channels;
   AddRowSumCuda("CausalConv1dBackward", shares, rows, pitch, weights, args.dweight.data<float>(),
                 One{});
   AddRowSumCuda("CausalConv1dBackward", shares + weights, rows, pitch, sizes.channels,

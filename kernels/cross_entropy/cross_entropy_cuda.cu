@@ -6,7 +6,7 @@
 namespace eyrie {
 namespace {
 
-constexpr int kThreads = 512, kWidth = 4;
+constexpr int kThreads = 256, kWidth = 4;
 
 // Calls body(j, vector) for the vectors of kWidth of a row that this thread takes, j the first
 // column of each. Some are loaded together before the first is used.
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kThreads)
   float sum = 0;
   ForRow<kRowWidth>(row, columns, [&](int64_t, const Vector<float, kRowWidth>& z) {
 #pragma unroll
-    for (int i = 0; i < kRowWidth; ++i) sum += expf(z[i] - largest);
+    for (int i = 0; i < kRowWidth; ++i) sum += __expf(z[i] - largest);
   });
   sum = BlockSum(sum, shared);
   if (threadIdx.x != 0) return;

@@ -9,7 +9,6 @@ namespace {
 
 template <class Args>
 void CheckInputs(const char* kernel, const Args& args) {
-  EYRIE_CHECK(args.activation == Activation::kGeluTanh, kernel, ": unknown activation");
   CheckShape(kernel, "gate", args.gate, args.gate.shape);
   CheckShape(kernel, "value", args.value, args.gate.shape);
   CheckTypes(kernel, args.gate, args.gate.dtype, {args.value});

@@ -8,6 +8,7 @@ namespace eyrie {
 
 enum class Activation : uint8_t {
   kGeluTanh,  // 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
+  kNone,      // x: TransNormerLLM's SGLU (arXiv:2307.14995, equation 13)
 };
 
 struct GluForwardArgs {

@@ -21,32 +21,54 @@ struct GeluTanh {
   Real value, slope;
 };
 
-}  // namespace glu
-
 template <class Real>
-void GluForwardCpu(const GluForwardArgs& args) {
+struct None {
+  explicit None(Real x) : value(x) {}
+  Real value, slope = 1;
+};
+
+template <class Act, class Real>
+void Forward(const GluForwardArgs& args) {
   const Real *gate = args.gate.data<Real>(), *value = args.value.data<Real>();
   Real* out = args.out.data<Real>();
   ForElements(args.gate.size(), [&](int64_t begin, int64_t end) {
 #pragma omp simd
-    for (int64_t i = begin; i < end; ++i) out[i] = glu::GeluTanh<Real>(gate[i]).value * value[i];
+    for (int64_t i = begin; i < end; ++i) out[i] = Act(gate[i]).value * value[i];
   });
 }
 
-template <class Real>
-void GluBackwardCpu(const GluBackwardArgs& args) {
+template <class Act, class Real>
+void Backward(const GluBackwardArgs& args) {
   const Real *gate = args.gate.data<Real>(), *value = args.value.data<Real>();
   const Real* dout = args.dout.data<Real>();
   Real *dgate = args.dgate.data<Real>(), *dvalue = args.dvalue.data<Real>();
   ForElements(args.gate.size(), [&](int64_t begin, int64_t end) {
 #pragma omp simd
     for (int64_t i = begin; i < end; ++i) {
-      const glu::GeluTanh<Real> gelu(gate[i]);
+      const Act act(gate[i]);
       const Real d = dout[i];
-      dgate[i] = d * value[i] * gelu.slope;
-      dvalue[i] = d * gelu.value;
+      dgate[i] = d * value[i] * act.slope;
+      dvalue[i] = d * act.value;
     }
   });
+}
+
+}  // namespace glu
+
+template <class Real>
+void GluForwardCpu(const GluForwardArgs& args) {
+  switch (args.activation) {
+    case Activation::kGeluTanh: return glu::Forward<glu::GeluTanh<Real>, Real>(args);
+    case Activation::kNone: return glu::Forward<glu::None<Real>, Real>(args);
+  }
+}
+
+template <class Real>
+void GluBackwardCpu(const GluBackwardArgs& args) {
+  switch (args.activation) {
+    case Activation::kGeluTanh: return glu::Backward<glu::GeluTanh<Real>, Real>(args);
+    case Activation::kNone: return glu::Backward<glu::None<Real>, Real>(args);
+  }
 }
 
 }  // namespace eyrie

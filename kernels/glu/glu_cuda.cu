@@ -16,7 +16,12 @@ struct GeluTanh {
   float value, slope;
 };
 
-template <class T>
+struct None {
+  __device__ __forceinline__ explicit None(float x) : value(x) {}
+  float value, slope = 1.0f;
+};
+
+template <class T, class Act>
 struct ForwardOperation {
   const T *gate, *value;
   T* out;
@@ -26,12 +31,12 @@ struct ForwardOperation {
     const Vector<T, N> g = LoadVector<N>(gate + i), v = LoadVector<N>(value + i);
     Vector<T, N> result;
 #pragma unroll
-    for (int j = 0; j < N; ++j) result.Set(j, GeluTanh(g[j]).value * v[j]);
+    for (int j = 0; j < N; ++j) result.Set(j, Act(g[j]).value * v[j]);
     StoreVector(out + i, result);
   }
 };
 
-template <class T>
+template <class T, class Act>
 struct BackwardOperation {
   const T *gate, *value, *dout;
   T *dgate, *dvalue;
@@ -43,35 +48,53 @@ struct BackwardOperation {
     Vector<T, N> dg, dv;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
-      const GeluTanh gelu(g[j]);
-      dg.Set(j, d[j] * v[j] * gelu.slope);
-      dv.Set(j, d[j] * gelu.value);
+      const Act act(g[j]);
+      dg.Set(j, d[j] * v[j] * act.slope);
+      dv.Set(j, d[j] * act.value);
     }
     StoreVector(dgate + i, dg);
     StoreVector(dvalue + i, dv);
   }
 };
 
-}  // namespace
-
-void GluForwardCuda(const GluForwardArgs& args) {
+template <class Act>
+void Forward(const GluForwardArgs& args) {
   DispatchCuda("GluForward", args.gate, [&]<class T>(T) {
     constexpr int kWidth = kVectorWidth<T>;
-    const ForwardOperation<T> body{args.gate.data<T>(), args.value.data<T>(), args.out.data<T>()};
+    const ForwardOperation<T, Act> body{args.gate.data<T>(), args.value.data<T>(),
+                                        args.out.data<T>()};
     LaunchElementwise<kWidth>("GluForward", args.gate.size(),
                               Aligned<kWidth>(body.gate, body.value, body.out), body);
   });
 }
 
-void GluBackwardCuda(const GluBackwardArgs& args) {
+template <class Act>
+void Backward(const GluBackwardArgs& args) {
   DispatchCuda("GluBackward", args.gate, [&]<class T>(T) {
     constexpr int kWidth = kVectorWidth<T>;
-    const BackwardOperation<T> body{args.gate.data<T>(), args.value.data<T>(), args.dout.data<T>(),
-                                    args.dgate.data<T>(), args.dvalue.data<T>()};
+    const BackwardOperation<T, Act> body{args.gate.data<T>(), args.value.data<T>(),
+                                         args.dout.data<T>(), args.dgate.data<T>(),
+                                         args.dvalue.data<T>()};
     LaunchElementwise<kWidth>(
         "GluBackward", args.gate.size(),
         Aligned<kWidth>(body.gate, body.value, body.dout, body.dgate, body.dvalue), body);
   });
+}
+
+}  // namespace
+
+void GluForwardCuda(const GluForwardArgs& args) {
+  switch (args.activation) {
+    case Activation::kGeluTanh: return Forward<GeluTanh>(args);
+    case Activation::kNone: return Forward<None>(args);
+  }
+}
+
+void GluBackwardCuda(const GluBackwardArgs& args) {
+  switch (args.activation) {
+    case Activation::kGeluTanh: return Backward<GeluTanh>(args);
+    case Activation::kNone: return Backward<None>(args);
+  }
 }
 
 }  // namespace eyrie

@@ -13,7 +13,7 @@ void CheckInputs(const char* kernel, const Args& args) {
   EYRIE_CHECK(args.x.defined() && args.x.shape.rank() >= 1, kernel, ": x is absent");
   const int64_t width = args.x.dim(-1);
   EYRIE_CHECK(width > 0, kernel, ": x has shape ", args.x.shape.ToString());
-  CheckShape(kernel, "weight", args.weight, {width});
+  CheckOptional(kernel, "weight", args.weight, {width});
   EYRIE_CHECK(args.rstd.defined() && args.rstd.size() == args.x.size() / width, kernel,
               ": rstd has shape ", args.rstd.shape.ToString());
   CheckTypes(kernel, args.x, args.x.dtype, {args.weight});
@@ -41,10 +41,14 @@ void RmsNormBackward(const RmsNormBackwardArgs& args) {
   CheckShape(kernel, "dy", args.dy, args.x.shape);
   CheckOptional(kernel, "dresidual", args.dresidual, args.x.shape);
   CheckShape(kernel, "dx", args.dx, args.x.shape);
-  CheckShape(kernel, "dweight", args.dweight, args.weight.shape);
+  EYRIE_CHECK(args.dweight.defined() == args.weight.defined(), kernel,
+              ": weight and dweight come together");
+  CheckOptional(kernel, "dweight", args.dweight, args.weight.shape);
   CheckTypes(kernel, args.x, args.x.dtype, {args.dy, args.dresidual, args.dx});
   CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.dweight});
-  CheckWorkspace(kernel, args.x, args.workspace, RmsNormBackwardWorkspace(args.x));
+  if (args.weight.defined()) {
+    CheckWorkspace(kernel, args.x, args.workspace, RmsNormBackwardWorkspace(args.x));
+  }
   EYRIE_DISPATCH_CUDA(args.x, RmsNormBackwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { RmsNormBackwardCpu<decltype(real)>(args); });
 }

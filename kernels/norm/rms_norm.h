@@ -2,6 +2,8 @@
 //
 //   rstd = 1 / sqrt(mean(x^2) + epsilon)      y = x * rstd * (1 + weight)
 //
+// or without one: SimpleRMSNorm (Qin et al., "TransNormerLLM", arXiv:2307.14995, equation 14).
+//
 // N rows of width D. rstd and dweight have full precision, the others the activations' type:
 // float32, on the CPU also float64, on a GPU also bfloat16, where D is at most 16384.
 #pragma once
@@ -12,7 +14,7 @@ namespace eyrie {
 
 struct RmsNormForwardArgs {
   Tensor x;       // [..., D], N rows
-  Tensor weight;  // [D]
+  Tensor weight;  // [D], or absent for zeros
   double epsilon = 1e-6;
   Tensor y;     // like x, out
   Tensor rstd;  // [N] elements in any shape, out
@@ -28,11 +30,11 @@ struct RmsNormBackwardArgs {
   Tensor dy;               // like x
   Tensor dresidual;        // like x: gradient of the residual stream, added to dx; or absent
   Tensor dx;               // like x, out, overwritten (may be the same memory as dresidual)
-  Tensor dweight;          // [D] out, added to
-  Tensor workspace;        // RmsNormBackwardWorkspace(x) float32 elements
+  Tensor dweight;          // [D] out, added to; absent where the weight is
+  Tensor workspace;  // RmsNormBackwardWorkspace(x) float32 elements; absent where the weight is
 };
 void RmsNormBackward(const RmsNormBackwardArgs& args);
-// 0 on the CPU, where the workspace may be absent.
+// 0 on the CPU.
 int64_t RmsNormBackwardWorkspace(const Tensor& x);
 
 }  // namespace eyrie

@@ -9,11 +9,29 @@
 #include "kernels/partition.h"
 
 namespace eyrie {
+namespace rms_norm {
+
+// The norm's weight, or the zeros that an absent one stands for.
+template <class Real>
+class Weight {
+ public:
+  Weight(const Tensor& weight, int64_t width)
+      : zeros_(weight.defined() ? 0 : static_cast<size_t>(width)),
+        data_(weight.defined() ? weight.data<Real>() : zeros_.data()) {}
+  const Real* data() const { return data_; }
+
+ private:
+  std::vector<Real> zeros_;
+  const Real* data_;
+};
+
+}  // namespace rms_norm
 
 template <class Real>
 void RmsNormForwardCpu(const RmsNormForwardArgs& args) {
-  const int64_t width = args.weight.dim(0), rows = args.rstd.size();
-  const Real *x = args.x.data<Real>(), *weight = args.weight.data<Real>();
+  const int64_t width = args.x.dim(-1), rows = args.rstd.size();
+  const rms_norm::Weight<Real> weights(args.weight, width);
+  const Real *x = args.x.data<Real>(), *weight = weights.data();
   const Real* residual = args.residual.data<Real>();
   Real *y = args.y.data<Real>(), *rstd = args.rstd.data<Real>(), *sum = args.sum.data<Real>();
   const Real epsilon = static_cast<Real>(args.epsilon);
@@ -42,8 +60,9 @@ void RmsNormForwardCpu(const RmsNormForwardArgs& args) {
 
 template <class Real>
 void RmsNormBackwardCpu(const RmsNormBackwardArgs& args) {
-  const int64_t width = args.weight.dim(0), rows = args.rstd.size();
-  const Real *x = args.x.data<Real>(), *weight = args.weight.data<Real>();
+  const int64_t width = args.x.dim(-1), rows = args.rstd.size();
+  const rms_norm::Weight<Real> weights(args.weight, width);
+  const Real *x = args.x.data<Real>(), *weight = weights.data();
   const Real *rstd = args.rstd.data<Real>(), *dy = args.dy.data<Real>();
   const Real* dresidual = args.dresidual.data<Real>();
   Real* dx = args.dx.data<Real>();
@@ -77,6 +96,7 @@ void RmsNormBackwardCpu(const RmsNormBackwardArgs& args) {
       }
     }
   });
+  if (!args.dweight.defined()) return;
   AddRowSum(partial.data(), tiles.count, width, args.dweight.data<Real>());
 }
 

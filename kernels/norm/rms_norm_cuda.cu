@@ -16,6 +16,12 @@ unsigned BlockThreads(int64_t width, int each) { return 32 * Pieces(width, 32 * 
 // The most there can be.
 constexpr int MaxThreads(int each) { return static_cast<int>(kMaxNormWidthCuda) / each; }
 
+// Zeros for an absent weight.
+template <int kWidth, class T>
+__device__ __forceinline__ Vector<T, kWidth> LoadWeight(const T* weight, int at) {
+  return weight == nullptr ? Vector<T, kWidth>{} : LoadVector<kWidth>(weight + at);
+}
+
 template <class T, int kWidth, int kVectors, bool kResidual>
 __global__ void __launch_bounds__(MaxThreads(kWidth* kVectors))
     ForwardKernel(const T* x, const T* residual, const T* __restrict__ weight, T* y, float* rstd,
@@ -53,7 +59,7 @@ __global__ void __launch_bounds__(MaxThreads(kWidth* kVectors))
   for (int k = 0; k < kVectors; ++k) {
     const int at = first + k * step;
     if (at >= width) continue;
-    const Vector<T, kWidth> w = LoadVector<kWidth>(weight + at);
+    const Vector<T, kWidth> w = LoadWeight<kWidth>(weight, at);
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) values[k].Set(i, values[k][i] * r * (1.0f + w[i]));
     StoreVector(y + row + at, values[k]);
@@ -61,8 +67,9 @@ __global__ void __launch_bounds__(MaxThreads(kWidth* kVectors))
 }
 
 // A block takes rows blockIdx.x, blockIdx.x + gridDim.x, ... and keeps their share of dweight in
-// registers; partial [gridDim.x, D] := these shares. The weight is not declared __restrict__, so
-// that it is read again after the barrier (from the L1 cache) rather than spilled across it.
+// registers; partial [gridDim.x, D] := these shares, unless it is null. The weight is not declared
+// __restrict__, so that it is read again after the barrier (from the L1 cache) rather than spilled
+// across it.
 template <class T, int kWidth, int kVectors, bool kResidual>
 __global__ void __launch_bounds__(kVectors <= 2 ? 256 : MaxThreads(kWidth * kVectors),
                                   kVectors == 1 ? 4 : (kVectors == 2 ? 2 : 1))
@@ -93,7 +100,7 @@ __global__ void __launch_bounds__(kVectors <= 2 ? 256 : MaxThreads(kWidth * kVec
     for (int k = 0; k < kVectors; ++k) {
       const int at = first + k * step;
       if (at >= width) continue;
-      const Vector<T, kWidth> w = LoadVector<kWidth>(weight + at);
+      const Vector<T, kWidth> w = LoadWeight<kWidth>(weight, at);
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) dot += gradients[k][i] * (1.0f + w[i]) * values[k][i];
     }
@@ -102,7 +109,7 @@ __global__ void __launch_bounds__(kVectors <= 2 ? 256 : MaxThreads(kWidth * kVec
     for (int k = 0; k < kVectors; ++k) {
       const int at = first + k * step;
       if (at >= width) continue;
-      const Vector<T, kWidth> w = LoadVector<kWidth>(weight + at);
+      const Vector<T, kWidth> w = LoadWeight<kWidth>(weight, at);
       Vector<T, kWidth> out;
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) {
@@ -115,6 +122,7 @@ __global__ void __launch_bounds__(kVectors <= 2 ? 256 : MaxThreads(kWidth * kVec
       StoreVector(dx + row + at, out);
     }
   }
+  if (partial == nullptr) return;
 #pragma unroll
   for (int k = 0; k < kVectors; ++k) {
     const int at = first + k * step;
@@ -141,7 +149,7 @@ void CheckWidth(const char* kernel, int64_t width) {
 
 void RmsNormForwardCuda(const RmsNormForwardArgs& args) {
   const char* kernel = "RmsNormForward";
-  const int64_t width = args.weight.dim(0), rows = args.rstd.size();
+  const int64_t width = args.x.dim(-1), rows = args.rstd.size();
   CheckWidth(kernel, width);
   DispatchCuda(kernel, args.x, [&]<class T>(T) {
     constexpr int kWidth = kVectorWidth<T>, kVectors = 4;
@@ -171,11 +179,11 @@ int64_t RmsNormBackwardWorkspaceCuda(const Tensor& x) {
 
 void RmsNormBackwardCuda(const RmsNormBackwardArgs& args) {
   const char* kernel = "RmsNormBackward";
-  const int64_t width = args.weight.dim(0), rows = args.rstd.size();
+  const int64_t width = args.x.dim(-1), rows = args.rstd.size();
   CheckWidth(kernel, width);
   if (rows == 0) return;
   const unsigned blocks = BackwardBlocks(rows, width);
-  float* partial = args.workspace.data<float>();
+  float* partial = args.dweight.defined() ? args.workspace.data<float>() : nullptr;
   DispatchCuda(kernel, args.x, [&]<class T>(T) {
     constexpr int kWidth = kVectorWidth<T>;
     const T *x = args.x.data<T>(), *weight = args.weight.data<T>(), *dy = args.dy.data<T>();
@@ -199,6 +207,7 @@ void RmsNormBackwardCuda(const RmsNormBackwardArgs& args) {
     };
     dresidual != nullptr ? pick(std::true_type()) : pick(std::false_type());
   });
+  if (partial == nullptr) return;
   AddColumnSums(kernel, partial, blocks, width, args.dweight.data<float>());
 }
 

@@ -28,7 +28,7 @@ struct ForwardShared {
     TileFacts facts;
   } inputs[kForwardStages];
   Affine maps[kWarps][kColumns];
-  int numbers[kForwardStages];
+  Tile tiles[kForwardStages];
 };
 
 // Four blocks fit a multiprocessor in bfloat16: 64 registers a thread, 55 KiB a block.
@@ -39,48 +39,56 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 2)
   auto& shared = *reinterpret_cast<ForwardShared<T>*>(memory);
   const int warp = threadIdx.x / 32, c = 2 * (threadIdx.x % 32);
   Affine tokens[kSteps][2];
+  bool inside = false;  // a document, all the warp's tokens
 
-  const auto load = [&](int stage, int number, int loader) {
-    const Tile tile = Tile::Number<false>(plan, number);
+  const auto load = [&](int stage, const Tile& tile, int loader) {
     auto& in = shared.inputs[stage];
     LoadTile<kVectors>(plan, tile, loader, tile.t, tensors.zr, in.zr);
     LoadTile<kVectors>(plan, tile, loader, tile.t, tensors.zi, in.zi);
     LoadTile<kVectors>(plan, tile, loader, tile.t, tensors.u, in.u);
     LoadFacts(plan, tile, loader, tensors.lambda, tensors.positions, in.facts);
   };
-  const auto map = [&](int stage, int) {
+  const auto map = [&](int stage, const Tile&) {
     const auto& in = shared.inputs[stage];
     const auto rate = LoadVector<2>(&in.facts.rate[c]);
     Affine total[2];
+    inside = AllInside(in.facts, warp * kSteps);
+    WithConstant(inside, [&](auto constant) {
+      constexpr bool kInside = decltype(constant)::value;
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      const int row = warp * kSteps + step;
-      const auto u = LoadVector<2>(&in.u[row][c]);
-      const auto zi = LoadVector<2>(&in.zi[row][c]), zr = LoadVector<2>(&in.zr[row][c]);
+      for (int step = 0; step < kSteps; ++step) {
+        const int row = warp * kSteps + step, position = kInside ? 1 : in.facts.positions[row];
+        const auto u = LoadVector<2>(&in.u[row][c]);
+        const auto zi = LoadVector<2>(&in.zi[row][c]), zr = LoadVector<2>(&in.zr[row][c]);
 #pragma unroll
-      for (int v = 0; v < 2; ++v) {
-        tokens[step][v] = TokenMap(u[v], zi[v], zr[v], rate[v], in.facts.positions[row]);
-        total[v] = step == 0 ? tokens[step][v] : Then(total[v], tokens[step][v]);
+        for (int v = 0; v < 2; ++v) {
+          const Affine token = TokenMap<kInside>(u[v], zi[v], zr[v], rate[v], position);
+          total[v] = step == 0 ? token : Then<kInside>(total[v], token);
+          tokens[step][v] = token;
+        }
       }
-    }
+    });
     for (int v = 0; v < 2; ++v) shared.maps[warp][c + v] = total[v];
   };
-  const auto link = [&](int, int number) {
-    Link(plan, board, Tile::Number<false>(plan, number), shared.maps, tensors.h0, tensors.h_last);
+  const auto link = [&](int, const Tile& tile) {
+    Link(plan, board, tile, shared.maps, tensors.h0, tensors.h_last);
   };
-  const auto finish = [&](int, int number) {
-    const Tile tile = Tile::Number<false>(plan, number);
+  const auto finish = [&](int, const Tile& tile) {
     const int count = tile.count(plan), first = tile.t + warp * kSteps;
+    if (c >= count) return;
     T* h = tensors.h + tile.Offset(plan, first);
     float state[2] = {shared.maps[warp][c].x, shared.maps[warp][c + 1].x};
+    WithConstant(inside, [&](auto constant) {
+      constexpr bool kInside = decltype(constant)::value;
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      for (int v = 0; v < 2; ++v) state[v] = Apply(tokens[step][v], state[v]);
-      if (first + step < plan.time) StorePair<kVectors>(h, c, count, state);
-      h += plan.channels;
-    }
+      for (int step = 0; step < kSteps; ++step) {
+        for (int v = 0; v < 2; ++v) state[v] = Apply<kInside>(tokens[step][v], state[v]);
+        if (kInside || first + step < plan.time) StorePair<kVectors>(h, c, count, state);
+        h += plan.channels;
+      }
+    });
   };
-  ForTiles(plan, board, shared.numbers, load, map, link, finish);
+  ForTiles<false>(plan, board, shared.tiles, load, map, link, finish);
 }
 
 // ---- Backward: delta_t = dh_t + a_{t+1} delta_{t+1}, against time. ----
@@ -105,7 +113,7 @@ struct BackwardShared {
   T before[kRows][kColumns];  // h of the token before
   TileFacts facts;
   Affine maps[kWarps][kColumns];  // by order of the scan: warp 0 has the last tokens
-  int numbers[1];
+  Tile tiles[1];
 };
 
 // The gradients of one token.
@@ -117,7 +125,7 @@ __device__ __forceinline__ TokenGrads GradsAtStart(float delta, float u, float z
   const float i = GateSigmoid(zi);
   return {delta * i, delta * u * i * (1 - i), 0, 0};
 }
-// Inside a document; e = a - 1.
+// Inside a document; e = a - 1, and ln a = rate * r.
 __device__ __forceinline__ TokenGrads GradsInside(float delta, float u, float zi, float r, float e,
                                                   float rate, float before) {
   const float i = GateSigmoid(zi), a = 1 + e;
@@ -138,9 +146,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 3 : 2)
   const int warp = threadIdx.x / 32, c = 2 * (threadIdx.x % 32);
   const int last_row = kRows - 1 - warp * kSteps;  // the warp's first in the order of the scan
   float r[kSteps][2], e[kSteps][2];
+  bool inside = false;  // a document, all the warp's tokens
 
-  const auto load = [&](int, int number, int loader) {
-    const Tile tile = Tile::Number<true>(plan, number);
+  const auto load = [&](int, const Tile& tile, int loader) {
     LoadTile<kVectors>(plan, tile, loader, tile.t, tensors.zr, shared.zr);
     LoadTile<kVectors>(plan, tile, loader, tile.t, tensors.dh, shared.dh);
     LoadTile<kVectors>(plan, tile, loader, tile.t, tensors.u, shared.u);
@@ -148,65 +156,74 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 3 : 2)
     LoadTile<kVectors>(plan, tile, loader, tile.t - 1, tensors.h, shared.before);
     LoadFacts(plan, tile, loader, tensors.lambda, tensors.positions, shared.facts);
   };
-  const auto map = [&](int, int) {
+  const auto map = [&](int, const Tile&) {
     const auto rate = LoadVector<2>(&shared.facts.rate[c]);
     Affine total[2];
+    inside = AllInside(shared.facts, last_row - (kSteps - 1));
+    WithConstant(inside, [&](auto constant) {
+      constexpr bool kInside = decltype(constant)::value;
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      const int row = last_row - step;
-      const auto zr = LoadVector<2>(&shared.zr[row][c]), dh = LoadVector<2>(&shared.dh[row][c]);
+      for (int step = 0; step < kSteps; ++step) {
+        const int row = last_row - step, position = kInside ? 1 : shared.facts.positions[row];
+        const auto zr = LoadVector<2>(&shared.zr[row][c]), dh = LoadVector<2>(&shared.dh[row][c]);
 #pragma unroll
-      for (int v = 0; v < 2; ++v) {
-        r[step][v] = GateSigmoid(zr[v]);
-        e[step][v] = DecayMinusOne(rate[v] * r[step][v]);
-        const Affine token = TokenGradMap(dh[v], e[step][v], shared.facts.positions[row]);
-        total[v] = step == 0 ? token : Then(total[v], token);
+        for (int v = 0; v < 2; ++v) {
+          r[step][v] = GateSigmoid(zr[v]);
+          e[step][v] = DecayMinusOne(rate[v] * r[step][v]);
+          const Affine token = TokenGradMap<kInside>(dh[v], e[step][v], position);
+          total[v] = step == 0 ? token : Then<kInside>(total[v], token);
+        }
       }
-    }
+    });
     for (int v = 0; v < 2; ++v) shared.maps[warp][c + v] = total[v];
   };
-  const auto link = [&](int, int number) {
-    Link(plan, board, Tile::Number<true>(plan, number), shared.maps, tensors.dh_last, tensors.dh0);
+  const auto link = [&](int, const Tile& tile) {
+    Link(plan, board, tile, shared.maps, tensors.dh_last, tensors.dh0);
   };
-  const auto finish = [&](int, int number) {
-    const Tile tile = Tile::Number<true>(plan, number);
+  const auto finish = [&](int, const Tile& tile) {
     const int count = tile.count(plan);
-    const auto rate = LoadVector<2>(&shared.facts.rate[c]);
+    const float rate[2] = {kLn2 * shared.facts.rate[c], kLn2 * shared.facts.rate[c + 1]};
     float carry[2] = {shared.maps[warp][c].x, shared.maps[warp][c + 1].x};
     float sum[2] = {0, 0};
-    int64_t offset = tile.Offset(plan, tile.t + last_row);
+    const auto walk = [&](auto constant) {
+      constexpr bool kInside = decltype(constant)::value;
+      int64_t offset = tile.Offset(plan, tile.t + last_row);
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step, offset -= plan.channels) {
-      const int row = last_row - step, position = shared.facts.positions[row];
-      if (position < 0) continue;
-      const auto u = LoadVector<2>(&shared.u[row][c]), zi = LoadVector<2>(&shared.zi[row][c]);
-      const auto dh = LoadVector<2>(&shared.dh[row][c]);
-      const auto before = LoadVector<2>(&shared.before[row][c]);
-      float du[2], dzi[2], dzr[2];
+      for (int step = 0; step < kSteps; ++step, offset -= plan.channels) {
+        const int row = last_row - step, position = kInside ? 1 : shared.facts.positions[row];
+        if (position < 0) continue;
+        const auto u = LoadVector<2>(&shared.u[row][c]), zi = LoadVector<2>(&shared.zi[row][c]);
+        const auto dh = LoadVector<2>(&shared.dh[row][c]);
+        const auto before = LoadVector<2>(&shared.before[row][c]);
+        float du[2], dzi[2], dzr[2];
 #pragma unroll
-      for (int v = 0; v < 2; ++v) {
-        const float delta = dh[v] + carry[v];
-        TokenGrads grads;
-        if (position == 0) {
-          grads = GradsAtStart(delta, u[v], zi[v]);
-          carry[v] = 0;
-        } else {
-          float h_before = before[v];
-          if (tile.t + row == 0 && tensors.h0 != nullptr && c + v < count) {
-            h_before = tensors.h0[int64_t{tile.b} * plan.channels + tile.channel + c + v];
+        for (int v = 0; v < 2; ++v) {
+          const float delta = dh[v] + carry[v];
+          TokenGrads grads;
+          if (position == 0) {
+            grads = GradsAtStart(delta, u[v], zi[v]);
+            carry[v] = 0;
+          } else {
+            float h_before = before[v];
+            if (!kInside && tile.t + row == 0 && tensors.h0 != nullptr && c + v < count) {
+              h_before = tensors.h0[int64_t{tile.b} * plan.channels + tile.channel + c + v];
+            }
+            grads = GradsInside(delta, u[v], zi[v], r[step][v], e[step][v], rate[v], h_before);
+            carry[v] = (1 + e[step][v]) * delta;
           }
-          grads = GradsInside(delta, u[v], zi[v], r[step][v], e[step][v], rate[v], h_before);
-          carry[v] = (1 + e[step][v]) * delta;
+          du[v] = grads.du;
+          dzi[v] = grads.dzi;
+          dzr[v] = grads.dzr;
+          sum[v] += grads.decay;
         }
-        du[v] = grads.du;
-        dzi[v] = grads.dzi;
-        dzr[v] = grads.dzr;
-        sum[v] += grads.decay;
+        StorePair<kVectors>(tensors.du + offset, c, count, du);
+        StorePair<kVectors>(tensors.dzi + offset, c, count, dzi);
+        StorePair<kVectors>(tensors.dzr + offset, c, count, dzr);
       }
-      StorePair<kVectors>(tensors.du + offset, c, count, du);
-      StorePair<kVectors>(tensors.dzi + offset, c, count, dzi);
-      StorePair<kVectors>(tensors.dzr + offset, c, count, dzr);
-    }
+    };
+    // The state before a sequence's first token is not in `before`.
+    const bool at_start = tile.t == 0 && warp == kWarps - 1;
+    WithConstant(inside && !at_start, walk);
     // Each thread has read its own two entries, which now carry its sums.
     for (int v = 0; v < 2; ++v) shared.maps[warp][c + v].x = sum[v];
     __syncthreads();
@@ -216,7 +233,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 3 : 2)
       tensors.decay_sums[tile.order * plan.columns() + tile.column + threadIdx.x] = decay_sum;
     }
   };
-  ForTiles(plan, board, shared.numbers, load, map, link, finish);
+  ForTiles<true>(plan, board, shared.tiles, load, map, link, finish);
 }
 
 // d rate / d lambda.

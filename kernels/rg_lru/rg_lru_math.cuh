@@ -29,50 +29,59 @@ __device__ __forceinline__ float GateSigmoid(float x) {
   return Reciprocal(1.0f + Exp2(-kLog2E * x));
 }
 
-// exp(l) - 1 for l <= 0 with a small relative error: its Taylor series near zero, where the
-// difference would cancel. Of the series, what is left out is below 6e-8 of the result.
+// 2^l - 1 for l <= 0 with a small relative error: its Taylor series near zero, where the difference
+// would cancel. Of the series, what is left out is below 6e-8 of the result.
 __device__ __forceinline__ float DecayMinusOne(float l) {
-  const float series =
-      l * (1 + l * (1.0f / 2 + l * (1.0f / 6 + l * (1.0f / 24 + l * (1.0f / 120 + l / 720)))));
-  const float difference = Exp2(kLog2E * l) - 1;
-  return l > -0.25f ? series : difference;
+  constexpr double k1 = 0.6931471805599453, k2 = k1 * k1 / 2, k3 = k2 * k1 / 3, k4 = k3 * k1 / 4,
+                   k5 = k4 * k1 / 5, k6 = k5 * k1 / 6;
+  constexpr float c1 = k1, c2 = k2, c3 = k3, c4 = k4, c5 = k5, c6 = k6;
+  const float series = l * (c1 + l * (c2 + l * (c3 + l * (c4 + l * (c5 + l * c6)))));
+  const float difference = Exp2(l) - 1;
+  return l > -0.36f ? series : difference;
 }
 
 // 1 - a^2 of e = a - 1, without cancellation.
-__device__ __forceinline__ float OneMinusSquare(float e) { return -e * (2 + e); }
+__device__ __forceinline__ float OneMinusSquare(float e) { return fmaf(-e, 1 + e, -e); }
 
 // s -> a s + x. A document start has a = 0: it takes nothing of what came before, not even a NaN.
+// With kInside no map is a document start.
 struct alignas(8) Affine {
   float a, x;
 };
+template <bool kInside = false>
 __device__ __forceinline__ float Apply(Affine map, float s) {
-  return map.a == 0 ? map.x : fmaf(map.a, s, map.x);
+  return !kInside && map.a == 0 ? map.x : fmaf(map.a, s, map.x);
 }
 // The map that applies `first`, then `second`.
+template <bool kInside = false>
 __device__ __forceinline__ Affine Then(Affine first, Affine second) {
-  return {second.a == 0 ? 0 : second.a * first.a, Apply(second, first.x)};
+  return {!kInside && second.a == 0 ? 0 : second.a * first.a, Apply<kInside>(second, first.x)};
 }
 
 // What a token with these pre-activations does to the state. A position above 0 is inside a
-// document, 0 starts one; below 0 is no token: u is 0 there and the state stays.
+// document, 0 starts one; below 0 is no token: u is 0 there and the state stays. With kInside the
+// position is known to be above 0.
+template <bool kInside>
 __device__ __forceinline__ Affine TokenMap(float u, float zi, float zr, float rate, int position) {
   const float e = DecayMinusOne(rate * GateSigmoid(zr));
   const float x = GateSigmoid(zi) * u;
-  if (position > 0) return {1 + e, SquareRoot(OneMinusSquare(e)) * x};
+  if (kInside || position > 0) return {1 + e, SquareRoot(OneMinusSquare(e)) * x};
   return {position == 0 ? 0.0f : 1.0f, x};
 }
 
 // What it does to the carried gradient a_{t+1} delta_{t+1} on the way back, given e = a - 1. Where
 // there is no token, dh is 0.
+template <bool kInside>
 __device__ __forceinline__ Affine TokenGradMap(float dh, float e, int position) {
+  if (kInside) return {1 + e, (1 + e) * dh};
   const float a = position > 0 ? 1 + e : (position == 0 ? 0.0f : 1.0f);
   return {a, position == 0 ? 0 : a * dh};
 }
 
-// l = rate * r.
+// l = rate * r, the binary logarithm of the decay.
 template <class T>
 __device__ __forceinline__ float Rate(const T* lambda, int channel) {
-  return -8 * Softplus(ToFloat(lambda[channel]));
+  return -8 * kLog2E * Softplus(ToFloat(lambda[channel]));
 }
 
 }  // namespace eyrie::rg_lru

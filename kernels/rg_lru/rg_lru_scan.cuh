@@ -12,9 +12,8 @@
 // Merrill and Garland, "Single-pass Parallel Prefix Scan with Decoupled Look-back", NVIDIA
 // NVR-2016-002. That algorithm takes whatever predecessors have published, so its rounding differs
 // from run to run. Here the order is fixed: tiles of one column form groups of kGroup; a tile
-// composes the maps of all tiles before it in its group, then applies them to the state that the
-// group before handed on. Only the hand-over from group to group is serial: one wait in 1024
-// tokens.
+// applies the maps of all tiles before it in its group to the state that the group before handed
+// on. Only the hand-over from group to group is serial: one wait in 512 tokens.
 //
 // Tiles are numbered with time slowest, and blocks draw numbers from a counter, in rising order: a
 // tile waits for lower numbers alone, and the lowest unfinished one waits for nobody. So the scan
@@ -37,8 +36,7 @@ inline constexpr int kColumns = 64;            // channels of a tile, two a lane
 inline constexpr int kStrip = 32;              // channels that one warp links
 inline constexpr int kLinkWarps = kColumns / kStrip;
 inline constexpr int kLoaders = kThreads - 32 * kLinkWarps;  // the other warps load
-inline constexpr int kGroup = 16;                            // tiles of a group, at most 32
-inline constexpr int kBatch = 8;                             // maps that a lane loads at once
+inline constexpr int kGroup = 8;                             // tiles of a group
 
 // The cut of a [B, T, R] tensor. `order` counts the tiles of one column in the order of the scan:
 // along time, or against it on the way back.
@@ -66,8 +64,10 @@ struct Tile {
     const int place = number % (plan.batch * plan.blocks);
     const int chunk = kReverse ? plan.orders - 1 - order : order;
     return {place / plan.blocks, chunk * kRows, place % plan.blocks * kColumns, order,
-            int64_t{place} * kColumns};
+            place * kColumns};
   }
+  // False of a number beyond the last tile's.
+  __device__ bool exists(const Plan& plan) const { return order < plan.orders; }
   // Channels of the tile that exist.
   __device__ int count(const Plan& plan) const {
     const int left = plan.channels - channel;
@@ -78,117 +78,108 @@ struct Tile {
     return (int64_t{b} * plan.time + t) * plan.channels + channel;
   }
 
-  int b;           // sequence
-  int t;           // first token
-  int channel;     // first channel
-  int order;       // in the scan
-  int64_t column;  // first of all sequences' channels
+  int b;        // sequence
+  int t;        // first token
+  int channel;  // first channel
+  int order;    // in the scan
+  int column;   // first of all sequences' channels
 };
 
-// What tiles tell one another, in global memory. `tickets` and `flags` are 0 at the start.
+// What tiles tell one another, in global memory. At the start all its bits are set: the last ticket
+// was -1, and every map's `a` is a NaN that no arithmetic gives, which says "not there yet". A map
+// is written and read as one, so it needs no flag beside it.
 struct Board {
-  int* tickets;  // the next tile's number
-  int* flags;    // [orders, columns / 32], 1 when the entries of `maps` can be read
-  Affine* maps;  // [orders, columns] of a tile; of a group's last tile: .x, the state after it
+  static constexpr int kHead = 32;  // elements before `maps`
+  static constexpr unsigned kAbsent = 0xffffffffu, kNaN = 0x7fffffffu;
+  int* ticket;  // the number of the tile drawn last
+  Affine*
+      maps;  // [orders, columns] of a tile; of a group's last tile: constant, the state after it
 
-  // Float32 elements of a workspace; tickets and flags come first.
-  static int64_t Head(const Plan& plan) {
-    return 32 + CeilDiv(plan.orders * (plan.columns() / kStrip), 32) * 32;
-  }
-  static int64_t Size(const Plan& plan) { return Head(plan) + 2 * plan.orders * plan.columns(); }
+  // Float32 elements of a workspace.
+  static int64_t Size(const Plan& plan) { return kHead + 2 * plan.orders * plan.columns(); }
   Board(const Plan& plan, float* workspace)
-      : tickets(reinterpret_cast<int*>(workspace)),
-        flags(tickets + 32),
-        maps(reinterpret_cast<Affine*>(workspace + Head(plan))) {}
+      : ticket(reinterpret_cast<int*>(workspace)),
+        maps(reinterpret_cast<Affine*>(workspace + kHead)) {}
   void Clear(const Plan& plan) const {
-    EYRIE_CUDA_CHECK(cudaMemsetAsync(tickets, 0, static_cast<size_t>(Head(plan)) * sizeof(int),
+    EYRIE_CUDA_CHECK(cudaMemsetAsync(ticket, 0xff, static_cast<size_t>(Size(plan)) * sizeof(float),
                                      ComputeStream()));
   }
+  template <bool kReverse>
+  __device__ Tile Draw(const Plan& plan) const {
+    return Tile::Number<kReverse>(plan, atomicAdd(ticket, 1) + 1);
+  }
 };
 
-// One lane's view of the board: the column of one channel. All lanes of a warp call together, with
-// neighbouring columns.
+// One lane's view of the board: the column of one channel.
 class BoardColumn {
  public:
-  __device__ BoardColumn(const Plan& plan, const Board& board, int64_t column)
-      : flags_(board.flags + column / kStrip),
-        maps_(board.maps + column),
-        columns_(plan.columns()),
-        lane_(threadIdx.x % 32) {}
+  __device__ BoardColumn(const Plan& plan, const Board& board, int column)
+      : maps_(board.maps + column), columns_(plan.columns()) {}
 
-  // Lane 0's release covers what the other lanes wrote before the barrier.
   __device__ void Publish(int order, Affine map) const {
-    __stcg(reinterpret_cast<float2*>(maps_ + order * columns_), make_float2(map.a, map.x));
-    __syncwarp();
-    if (lane_ == 0) Flag(order).store(1, cuda::memory_order_release);
-  }
-  // Waits for tiles [order, order + count), at most 32: a lane watches one.
-  __device__ void Wait(int order, int count) const {
-    while (!__all_sync(
-        ~0u, lane_ >= count || Flag(order + lane_).load(cuda::memory_order_acquire) != 0)) {
-    }
-    __syncwarp();
+    const unsigned a = isnan(map.a) ? Board::kNaN : __float_as_uint(map.a);
+    Entry(order).store(uint64_t{__float_as_uint(map.x)} << 32 | a, cuda::memory_order_relaxed);
   }
   __device__ Affine Read(int order) const {
-    const float2 map = __ldcg(reinterpret_cast<const float2*>(maps_ + order * columns_));
-    return {map.x, map.y};
+    const uint64_t entry = Entry(order).load(cuda::memory_order_relaxed);
+    return {__uint_as_float(static_cast<unsigned>(entry)),
+            __uint_as_float(static_cast<unsigned>(entry >> 32))};
   }
+  __device__ static bool Absent(Affine map) { return __float_as_uint(map.a) == Board::kAbsent; }
 
  private:
-  __device__ cuda::atomic_ref<int, cuda::thread_scope_device> Flag(int order) const {
-    return cuda::atomic_ref<int, cuda::thread_scope_device>(flags_[order * (columns_ / kStrip)]);
+  using EntryRef = cuda::atomic_ref<uint64_t, cuda::thread_scope_device>;
+  __device__ EntryRef Entry(int order) const {
+    return EntryRef(*reinterpret_cast<uint64_t*>(maps_ + order * columns_));
   }
-  int* flags_;
   Affine* maps_;
   int64_t columns_;
-  int lane_;
 };
 
-// The state before tile `order` of this lane's column, whose own map is `own`. Tells the tiles
-// after it what they need as early as possible.
-__device__ __forceinline__ float StateBefore(const BoardColumn& column, int order, int orders,
-                                             Affine own, float initial) {
-  const int member = order % kGroup, group = order - member;
-  const bool hands_on = member == kGroup - 1;
-  const bool awaited = order + 1 < orders;
-  if (awaited && !hands_on) column.Publish(order, own);
-
-  Affine before{1, 0};
-  column.Wait(group, member);
-  for (int first = 0; first < member; first += kBatch) {
-    Affine maps[kBatch];
+// What a lane reads on the board to learn the state before tile `order` of its column: entry 0 is
+// what the group before handed on, then come the maps of the group's tiles before this one.
+struct LookBack {
+  __device__ LookBack(const BoardColumn& column, int order)
+      : member(order % kGroup), first(order - member - 1) {
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      maps[i] = first + i < member ? column.Read(group + first + i) : Affine{1, 0};
+    for (int i = 0; i < kGroup; ++i) {
+      maps[i] = i <= member && first + i >= 0 ? column.Read(first + i) : Affine{1, 0};
     }
+  }
+  // Reads again what was not there yet, until it is.
+  __device__ float State(const BoardColumn& column, float initial) {
+    float state = initial;
 #pragma unroll
-    for (int i = 0; i < kBatch; ++i) before = Then(before, maps[i]);
+    for (int i = 0; i < kGroup; ++i) {
+      while (BoardColumn::Absent(maps[i])) maps[i] = column.Read(first + i);
+      state = Apply(maps[i], state);
+    }
+    return state;
   }
-  float state = initial;
-  if (group > 0) {
-    column.Wait(group - 1, 1);
-    state = column.Read(group - 1).x;
-  }
-  state = Apply(before, state);
-  if (awaited && hands_on) column.Publish(order, {0, Apply(own, state)});
-  return state;
-}
+
+  int member, first;
+  Affine maps[kGroup];
+};
 
 // Called by the link warps. Turns `maps`, those of the tile's warps in the order of the scan, into
 // the states that the warps start from (.x). `first` [B, R], optional, is the state before the
-// first tile; `last` [B, R], optional, receives the one after the last.
+// first tile; `last` [B, R], optional, receives the one after the last. Publishes what the tiles
+// after it need as early as possible.
 __device__ __forceinline__ void Link(const Plan& plan, const Board& board, const Tile& tile,
                                      Affine (*maps)[kColumns], const float* first, float* last) {
   const int c = threadIdx.x, channel = tile.channel + c;
   const int64_t state_index = int64_t{tile.b} * plan.channels + channel;
-  const bool exists = channel < plan.channels;
+  const bool exists = channel < plan.channels, awaited = tile.order + 1 < plan.orders;
+  const bool hands_on = tile.order % kGroup == kGroup - 1;
 
+  const BoardColumn column(plan, board, tile.column + c);
+  LookBack look_back(column, tile.order);
   Affine own = maps[0][c];
 #pragma unroll 2
   for (int w = 1; w < kWarps; ++w) own = Then(own, maps[w][c]);
-  const float initial = first != nullptr && exists ? first[state_index] : 0;
-  float state =
-      StateBefore(BoardColumn(plan, board, tile.column + c), tile.order, plan.orders, own, initial);
+  if (awaited && !hands_on) column.Publish(tile.order, own);
+  float state = look_back.State(column, first != nullptr && exists ? first[state_index] : 0);
+  if (awaited && hands_on) column.Publish(tile.order, {0, Apply(own, state)});
 #pragma unroll 2
   for (int w = 0; w < kWarps; ++w) {
     const Affine map = maps[w][c];
@@ -200,7 +191,7 @@ __device__ __forceinline__ void Link(const Plan& plan, const Board& board, const
 
 // What a tile's inputs need beside the tensors of [B, T, R].
 struct TileFacts {
-  float rate[kColumns];  // l = rate * r; 0 where there is no channel
+  float rate[kColumns];  // l = rate * r, see Rate; 0 where there is no channel
   int positions[kRows];  // -1 where there is no token
 };
 
@@ -211,13 +202,18 @@ template <bool kVectors, class T>
 __device__ __forceinline__ void LoadTile(const Plan& plan, const Tile& tile, int loader, int t,
                                          const T* tensor, T (*to)[kColumns]) {
   constexpr int kWidth = kVectors ? kVectorWidth<T> : 1;
-  constexpr int kPieces = kColumns / kWidth;  // of a row
-  const T* from = tensor + tile.Offset(plan, t);
-  const int count = tile.count(plan);
-  for (int i = loader; i < kRows * kPieces; i += kLoaders) {
-    const int row = i / kPieces, c = i % kPieces * kWidth;
-    const bool exists = t + row >= 0 && t + row < plan.time && c < count;
-    const T* source = exists ? from + int64_t{row} * plan.channels + c : tensor;
+  constexpr int kPieces = kColumns / kWidth;   // of a row
+  constexpr int kStride = kLoaders / kPieces;  // rows that are loaded at once
+  static_assert(kLoaders % kPieces == 0);
+  const int c = loader % kPieces * kWidth, first = loader / kPieces;
+  const T* from = tensor + tile.Offset(plan, t + first) + c;
+  const bool column_exists = c < tile.count(plan);
+#pragma unroll(kVectors ? 4 : 1)
+  for (int i = 0; i < kRows; i += kStride, from += int64_t{kStride} * plan.channels) {
+    const int row = first + i;
+    if (row >= kRows) break;
+    const bool exists = column_exists && t + row >= 0 && t + row < plan.time;
+    const T* source = exists ? from : tensor;
     if constexpr (kVectors) {
       __pipeline_memcpy_async(&to[row][c], source, 16, exists ? 0 : 16);
     } else {
@@ -249,8 +245,7 @@ __device__ __forceinline__ void StorePair(T* row, int c, int count, const float 
   if constexpr (kVectors) {
     if (c >= count) return;
     Vector<T, 2> vector;
-    vector.Set(0, pair[0]);
-    vector.Set(1, pair[1]);
+    vector.SetPair(0, pair[0], pair[1]);
     StoreVector(row + c, vector);
   } else {
     if (c < count) row[c] = FromFloat<T>(pair[0]);
@@ -258,40 +253,47 @@ __device__ __forceinline__ void StorePair(T* row, int c, int count, const float 
   }
 }
 
-// Takes a block through its tiles, by the phases above; each is called as phase(stage, number) by
+// Whether all tokens of a warp, its rows [first, first + kSteps) of a tile, are inside a document.
+__device__ __forceinline__ bool AllInside(const TileFacts& facts, int first) {
+  return __all_sync(~0u, facts.positions[first + threadIdx.x % kSteps] > 0);
+}
+
+// Takes a block through its tiles, by the phases above; each is called as phase(stage, tile) by
 // the warps that it concerns. With two stages of inputs a tile is loaded during the one before it,
-// and `finish` must not read the inputs. `numbers` is shared memory.
-template <int kStages, class Load, class Map, class LinkPhase, class Finish>
+// and `finish` must not read the inputs. `tiles` is shared memory.
+template <bool kReverse, int kStages, class Load, class Map, class LinkPhase, class Finish>
 __device__ __forceinline__ void ForTiles(const Plan& plan, const Board& board,
-                                         int (&numbers)[kStages], const Load& load, const Map& map,
+                                         Tile (&tiles)[kStages], const Load& load, const Map& map,
                                          const LinkPhase& link, const Finish& finish) {
   static_assert(kStages == 1 || kStages == 2);
   const int loader = static_cast<int>(threadIdx.x) - 32 * kLinkWarps;
-  const int tiles = plan.tiles();
   const auto start_loading = [&](int stage) {
-    if (loader >= 0 && numbers[stage] < tiles) load(stage, numbers[stage], loader);
+    const Tile tile = tiles[stage];
+    if (loader >= 0 && tile.exists(plan)) load(stage, tile, loader);
     __pipeline_commit();
   };
-  if (threadIdx.x == 0) {
-    for (int& number : numbers) number = atomicAdd(board.tickets, 1);
+  if (loader == 0) {
+    for (Tile& tile : tiles) tile = board.Draw<kReverse>(plan);
   }
   __syncthreads();
+#pragma unroll 1
   for (int stage = 0; stage < kStages; ++stage) start_loading(stage);
 
+#pragma unroll 1
   for (int stage = 0;; stage = (stage + 1) % kStages) {
-    const int number = numbers[stage];
-    if (number >= tiles) return;
-    int next = 0;
-    if (threadIdx.x == 0) next = atomicAdd(board.tickets, 1);
+    const Tile tile = tiles[stage];
+    if (!tile.exists(plan)) return;
     __pipeline_wait_prior(kStages - 1);
     __syncthreads();
-    map(stage, number);
-    if (threadIdx.x == 0) numbers[stage] = next;
+    Tile next;
+    if (loader == 0) next = board.Draw<kReverse>(plan);
+    map(stage, tile);
+    if (loader == 0) tiles[stage] = next;
     __syncthreads();
     if constexpr (kStages == 2) start_loading(stage);
-    if (loader < 0) link(stage, number);
+    if (loader < 0) link(stage, tile);
     __syncthreads();
-    finish(stage, number);
+    finish(stage, tile);
     if constexpr (kStages == 1) {
       __syncthreads();
       start_loading(stage);

@@ -33,11 +33,10 @@ struct SummaryTensors {
   Affine* pieces;  // [pieces, columns]
 };
 
+// Channels c and c + 1 of a row, as far as they exist; with kVectors, both must.
 template <bool kVectors, class T>
 __device__ __forceinline__ Vector<T, 2> LoadPair(const T* row, int c, int count) {
-  if constexpr (kVectors) {
-    if (c < count) return LoadVector<2>(row + c);
-  }
+  if constexpr (kVectors) return LoadVector<2>(row + c);
   Vector<T, 2> pair;
   pair.Set(0, c < count ? ToFloat(row[c]) : 0);
   pair.Set(1, c + 1 < count ? ToFloat(row[c + 1]) : 0);
@@ -48,9 +47,11 @@ template <class T, bool kBackward, bool kVectors>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 2)
     PieceKernel(Plan plan, int tokens, SummaryTensors<T> tensors) {
   __shared__ Affine maps[kWarps][kColumns];
-  const int warp = threadIdx.x / 32, c = 2 * (threadIdx.x % 32);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, c = 2 * lane;
   const Tile tile = Tile::Number<false>(plan, blockIdx.x);
   const int count = tile.count(plan);
+  // A lane without channels takes the tile's first two, and its result is not used.
+  const int from = kVectors && c >= count ? 0 : c;
   float rate[2];
   for (int v = 0; v < 2; ++v) {
     rate[v] = c + v < count ? Rate(tensors.lambda, tile.channel + c + v) : 0;
@@ -59,39 +60,48 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 2)
   // This warp's tokens in scan order.
   const int begin = blockIdx.y * tokens + warp * (tokens / kWarps);
   const int end = min(plan.time, begin + tokens / kWarps);
+  const int* positions = tensors.positions + int64_t{tile.b} * plan.time;
+  constexpr int kDirection = kBackward ? -1 : 1;
   Affine total[2] = {{1, 0}, {1, 0}};
+#pragma unroll 1
   for (int first = begin; first < end; first += kSteps) {
     Vector<T, 2> u[kSteps], zi[kSteps], zr[kSteps], dh[kSteps];
-    int positions[kSteps];
+    const int t = kBackward ? plan.time - 1 - first : first;
+    const int64_t offset = tile.Offset(plan, t);
+    // Past the end the last token is read again, and not used.
+    const int last = end - 1 - first;
+    const int own = lane % kSteps;  // this lane watches one position
+    const int position = own <= last ? positions[t + kDirection * own] : -1;
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      // Past the end the last token is read again, and not used.
-      const int order = min(first + step, plan.time - 1);
-      const int t = kBackward ? plan.time - 1 - order : order;
-      const int64_t row = tile.Offset(plan, t);
-      positions[step] = tensors.positions[int64_t{tile.b} * plan.time + t];
-      zr[step] = LoadPair<kVectors>(tensors.zr + row, c, count);
+      const int64_t row = offset + kDirection * min(step, last) * plan.channels;
+      zr[step] = LoadPair<kVectors>(tensors.zr + row, from, count);
       if constexpr (kBackward) {
-        dh[step] = LoadPair<kVectors>(tensors.dh + row, c, count);
+        dh[step] = LoadPair<kVectors>(tensors.dh + row, from, count);
       } else {
-        u[step] = LoadPair<kVectors>(tensors.u + row, c, count);
-        zi[step] = LoadPair<kVectors>(tensors.zi + row, c, count);
+        u[step] = LoadPair<kVectors>(tensors.u + row, from, count);
+        zi[step] = LoadPair<kVectors>(tensors.zi + row, from, count);
       }
     }
+    WithConstant(__all_sync(~0u, position > 0), [&](auto constant) {
+      constexpr bool kInside = decltype(constant)::value;
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      if (first + step >= end) break;
+      for (int step = 0; step < kSteps; ++step) {
+        const int at = kInside ? 1 : __shfl_sync(~0u, position, step);
+        if (!kInside && step > last) break;
 #pragma unroll
-      for (int v = 0; v < 2; ++v) {
-        if constexpr (kBackward) {
-          const float e = DecayMinusOne(rate[v] * GateSigmoid(zr[step][v]));
-          total[v] = Then(total[v], TokenGradMap(dh[step][v], e, positions[step]));
-        } else {
-          total[v] = Then(total[v],
-                          TokenMap(u[step][v], zi[step][v], zr[step][v], rate[v], positions[step]));
+        for (int v = 0; v < 2; ++v) {
+          Affine token;
+          if constexpr (kBackward) {
+            const float e = DecayMinusOne(rate[v] * GateSigmoid(zr[step][v]));
+            token = TokenGradMap<kInside>(dh[step][v], e, at);
+          } else {
+            token = TokenMap<kInside>(u[step][v], zi[step][v], zr[step][v], rate[v], at);
+          }
+          total[v] = Then<kInside>(total[v], token);
         }
       }
-    }
+    });
   }
   for (int v = 0; v < 2; ++v) maps[warp][c + v] = total[v];
   __syncthreads();

@@ -23,7 +23,6 @@ namespace eyrie::selective_scan {
 inline constexpr int kColumns = 32;      // channels of a block
 inline constexpr int kThreadStates = 4;  // states of a thread
 inline constexpr int kTile = 16;         // tokens between barriers
-inline constexpr float kLn2 = 0.6931471805599453f;
 
 // The cut of a problem. N states are padded to 4 a warp.
 struct Plan {

@@ -241,7 +241,8 @@ void Validate(const config::ModelConfig& model, int64_t tensor, ConfigErrors& er
 }  // namespace
 
 MixerEntry GlobalAttentionMixerEntry() {
-  return {"attention", Validate, [](const config::ModelConfig& model) -> std::unique_ptr<Mixer> {
+  return {"attention", Validate,
+          [](const config::ModelConfig& model, int64_t) -> std::unique_ptr<Mixer> {
             return std::make_unique<AttentionMixer>(model, 0);
           }};
 }
@@ -252,7 +253,7 @@ MixerEntry LocalAttentionMixerEntry() {
             Validate(model, tensor, errors);
             errors.RequirePositive("model.attention.window", model.attention().window());
           },
-          [](const config::ModelConfig& model) -> std::unique_ptr<Mixer> {
+          [](const config::ModelConfig& model, int64_t) -> std::unique_ptr<Mixer> {
             return std::make_unique<AttentionMixer>(model, model.attention().window());
           }};
 }

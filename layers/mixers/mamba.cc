@@ -404,7 +404,7 @@ MixerEntry MambaMixerEntry() {
             }
             if (own.dt_rank() < 0) errors.Add("model.mamba.dt_rank must not be negative");
           },
-          [](const config::ModelConfig& model) -> std::unique_ptr<Mixer> {
+          [](const config::ModelConfig& model, int64_t) -> std::unique_ptr<Mixer> {
             return std::make_unique<MambaMixer>(model);
           },
           /*min_chunk=*/kTaps - 1};

@@ -340,7 +340,7 @@ MixerEntry RecurrentMixerEntry() {
             errors.RequireDivisible("model.recurrent.gate_blocks", own.gate_blocks(),
                                     "parallel.tensor", tensor);
           },
-          [](const config::ModelConfig& model) -> std::unique_ptr<Mixer> {
+          [](const config::ModelConfig& model, int64_t) -> std::unique_ptr<Mixer> {
             return std::make_unique<RecurrentMixer>(model);
           },
           /*min_chunk=*/kTaps - 1};

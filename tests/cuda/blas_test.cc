@@ -88,6 +88,13 @@ TEST(CudaTensorMath, AgreesWithTheCpu) {
   EXPECT_LT(RelativeError(ToHost(there.tensor).tensor, Cast(state.tensor, DType::kF64).tensor),
             1e-6);
 
+  // A factor for each 91 elements.
+  const OwnedTensor few = RandomTensor(DType::kF32, {11}, random);
+  MultiplyAdd(ToCuda(few.tensor).tensor, ToCuda(addend.tensor).tensor, there.tensor);
+  MultiplyAdd(few.tensor, addend.tensor, state.tensor);
+  EXPECT_LT(RelativeError(ToHost(there.tensor).tensor, Cast(state.tensor, DType::kF64).tensor),
+            1e-6);
+
   const OwnedTensor rounded = ZeroCuda(DType::kBF16, {1001}), host(DType::kBF16, {1001});
   Convert(ToCuda(factor.tensor).tensor, rounded.tensor);
   Convert(factor.tensor, host.tensor);

@@ -12,16 +12,22 @@ struct Outputs {
 
 TEST(CudaGlu, MatchesTheCpu) {
   TestRandom random;
-  for (DType dtype : kCudaTypes) {
+  for (const auto& [dtype, activation] : {std::pair{DType::kF32, Activation::kGeluTanh},
+                                          {DType::kBF16, Activation::kGeluTanh},
+                                          {DType::kF32, Activation::kNone},
+                                          {DType::kBF16, Activation::kNone}}) {
     for (int64_t size : {1, 7, 33, 2048, 100003}) {
-      SCOPED_TRACE(StrCat(Name(dtype), " size ", size));
+      SCOPED_TRACE(
+          StrCat(Name(dtype), " activation ", static_cast<int>(activation), " size ", size));
       const OwnedTensor gate = RandomTensor(DType::kF32, {size}, random, 2);
       const OwnedTensor value = RandomTensor(DType::kF32, {size}, random);
       const OwnedTensor dout = RandomTensor(DType::kF32, {size}, random);
       const auto run = [&](const OwnedTensor& g, const OwnedTensor& v, const OwnedTensor& d,
                            Outputs& to) {
-        GluForward({.gate = g.tensor, .value = v.tensor, .out = to.out.tensor});
-        GluBackward({.gate = g.tensor,
+        GluForward(
+            {.activation = activation, .gate = g.tensor, .value = v.tensor, .out = to.out.tensor});
+        GluBackward({.activation = activation,
+                     .gate = g.tensor,
                      .value = v.tensor,
                      .dout = d.tensor,
                      .dgate = to.dgate.tensor,
@@ -43,7 +49,8 @@ TEST(CudaGlu, MatchesTheCpu) {
       EXPECT_LT(RelativeError(dvalue.tensor, expected.dvalue.tensor), tolerance);
 
       // In place of dout, the same bits.
-      GluBackward({.gate = g.tensor,
+      GluBackward({.activation = activation,
+                   .gate = g.tensor,
                    .value = v.tensor,
                    .dout = d.tensor,
                    .dgate = there.dgate.tensor,

@@ -23,13 +23,17 @@ config::ModelConfig MediumModel(const std::vector<std::string>& pattern, int64_t
   model.mutable_attention()->set_heads(3);
   model.mutable_attention()->set_head_width(64);
   model.mutable_attention()->set_window(17);
+  model.mutable_lightning_attention()->set_heads(4);
+  model.mutable_lightning_attention()->set_head_width(32);
   model.mutable_mlp()->set_width(128);
   return model;
 }
 
 std::vector<config::ModelConfig> Models() {
+  config::ModelConfig transnormer = MediumModel({"lightning_attention+sglu"}, 2);
+  transnormer.set_norm(config::ModelConfig::SIMPLE_RMS_NORM);
   return {MediumModel({"recurrent+geglu", "recurrent+geglu", "local_attention+geglu"}, 3),
-          MediumModel({"attention+geglu"}, 2), MediumModel({"mamba"}, 2)};
+          MediumModel({"attention+geglu"}, 2), MediumModel({"mamba"}, 2), transnormer};
 }
 
 struct Data {

@@ -262,6 +262,8 @@ TEST(CudaRgLru, DocumentStartForgetsEverything) {
   for (int64_t t = 0; t < kTime; ++t) {
     c.positions.tensor.data<int32_t>()[t] = static_cast<int32_t>(t < kStart ? t + 1 : t - kStart);
   }
+  // A slow decay, which does not vanish before the document ends.
+  Set(c.lambda.tensor, 0, -5);
   const Results clean = c.Cuda(true);
   Poison(c.h0.tensor);
   for (int64_t i = 0; i < 20 * kChannels; ++i) {

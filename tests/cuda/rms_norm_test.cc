@@ -132,6 +132,38 @@ TEST_P(CudaRmsNorm, InputGradientMayReplaceTheResidual) {
   EXPECT_TRUE(BitwiseEqual(ToHost(dx.tensor).tensor, ToHost(d.tensor).tensor));
 }
 
+TEST_P(CudaRmsNorm, WithoutAWeightIsThatOfZeros) {
+  const DType dtype = GetParam();
+  for (const int64_t width : {33, 136, 5120}) {
+    const Shape shape{37, width};
+    const auto random = [&] { return ToCuda(RandomTensor(dtype, shape, random_).tensor); };
+    const OwnedTensor x = random(), dy = random(), d = random();
+    const OwnedTensor zeros = ZeroCuda(dtype, {width}), dweight = ZeroCuda(DType::kF32, {width});
+    const OwnedTensor workspace = PoisonedCuda(DType::kF32, {RmsNormBackwardWorkspace(x.tensor)});
+    std::vector<OwnedTensor> results;
+    for (const bool weighted : {true, false}) {
+      const auto given = [&](const OwnedTensor& tensor) {
+        return weighted ? tensor.tensor : Tensor{};
+      };
+      const OwnedTensor y = PoisonedCuda(dtype, shape), dx = PoisonedCuda(dtype, shape);
+      const OwnedTensor rstd = PoisonedCuda(DType::kF32, {37});
+      RmsNormForward({.x = x.tensor, .weight = given(zeros), .y = y.tensor, .rstd = rstd.tensor});
+      RmsNormBackward({.x = x.tensor,
+                       .weight = given(zeros),
+                       .rstd = rstd.tensor,
+                       .dy = dy.tensor,
+                       .dresidual = d.tensor,
+                       .dx = dx.tensor,
+                       .dweight = given(dweight),
+                       .workspace = given(workspace)});
+      results.push_back(ToHost(y.tensor));
+      results.push_back(ToHost(dx.tensor));
+    }
+    EXPECT_TRUE(BitwiseEqual(results[0].tensor, results[2].tensor));
+    EXPECT_TRUE(BitwiseEqual(results[1].tensor, results[3].tensor));
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Types, CudaRmsNorm, testing::ValuesIn(kCudaTypes));
 
 TEST(CudaRmsNormArguments, AreRefused) {

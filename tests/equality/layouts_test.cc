@@ -62,6 +62,26 @@ TEST_F(LayoutsTest, MambaEqualsOneRankToo) {
              one, 1e-5, "all");
 }
 
+// Its norm spans the heads of all tensor ranks.
+TEST_F(LayoutsTest, TransNormerEqualsOneRank) {
+  const auto train = [&](const std::string& name, const Layout& layout,
+                         std::vector<std::string> settings) {
+    settings.insert(settings.end(),
+                    {"model.pattern=lightning_attention+sglu", "model.norm=SIMPLE_RMS_NORM"});
+    return Train(name, layout, settings);
+  };
+  const auto one = train("one", kOne, {});
+  ASSERT_EQ(one.size(), 20u);
+  EXPECT_LT(one.back()["loss"].get<double>(), 0.9 * one.front()["loss"].get<double>());
+  for (const Layout& layout : {kT4, kT2D2, Layout{"s4", 1, 1, 4, 4}, Layout{"t2s2", 2, 1, 4, 2}}) {
+    ExpectSame(train(layout.name, layout, {}), one, 1e-5, layout.name);
+  }
+  ExpectSame(train("slices-chunks-t2s2", Layout{"t2s2", 2, 1, 4, 2},
+                   {"train.batch_slices=2", "train.chunk_length=4", "train.recompute=BLOCKS",
+                    "parallel.zero=OPTIMIZER_STATE", "parallel.bucket_bytes=2048"}),
+             one, 1e-5, "slices chunks t2s2");
+}
+
 TEST_F(LayoutsTest, TheSameLayoutTwiceIsBitwiseEqual) {
   for (const Layout& layout : {kOne, kT2D2}) ExpectBitwise("a", "b", layout);
   ExpectBitwise("sliced-a", "sliced-b", Layout{"t2s2", 2, 1, 4, 2}, {"train.batch_slices=2"});

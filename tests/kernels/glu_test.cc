@@ -119,6 +119,22 @@ TEST(Glu, SameBitsWithAnyNumberOfThreads) {
   EXPECT_TRUE(BitwiseEqual(one.dvalue.tensor, two.dvalue.tensor));
 }
 
+TEST(Glu, WithoutAnActivationIsAProduct) {
+  TestRandom random;
+  Case c(DType::kF32, {3, 33}, random);
+  GluForward({Activation::kNone, c.gate.tensor, c.value.tensor, c.out.tensor});
+  GluBackward({Activation::kNone, c.gate.tensor, c.value.tensor, c.dout.tensor, c.dgate.tensor,
+               c.dvalue.tensor});
+  const auto product = [&](const OwnedTensor& a, const OwnedTensor& b, int64_t i) {
+    return static_cast<double>(a.tensor.data<float>()[i] * b.tensor.data<float>()[i]);
+  };
+  for (int64_t i = 0; i < c.out.tensor.size(); ++i) {
+    EXPECT_EQ(Get(c.out.tensor, i), product(c.gate, c.value, i));
+    EXPECT_EQ(Get(c.dgate.tensor, i), product(c.dout, c.value, i));
+    EXPECT_EQ(Get(c.dvalue.tensor, i), product(c.dout, c.gate, i));
+  }
+}
+
 TEST(Glu, RejectsWrongShapes) {
   TestRandom random;
   Case c(DType::kF32, {3, 5}, random);

@@ -171,6 +171,23 @@ TEST(RmsNorm, SameBitsWithAnyNumberOfThreads) {
   EXPECT_TRUE(BitwiseEqual(one.dweight.tensor, two.dweight.tensor));
 }
 
+TEST(RmsNorm, WithoutAWeightIsThatOfZeros) {
+  TestRandom random;
+  Case zeros(DType::kF32, {7, 3, 65}, random), absent(zeros, DType::kF32);
+  FillZero(zeros.weight.tensor);
+  absent.weight = {};
+  absent.dweight = {};
+  for (Case* c : {&zeros, &absent}) {
+    c->Forward();
+    c->Backward(true);
+  }
+  EXPECT_TRUE(BitwiseEqual(absent.y.tensor, zeros.y.tensor));
+  EXPECT_TRUE(BitwiseEqual(absent.rstd.tensor, zeros.rstd.tensor));
+  EXPECT_TRUE(BitwiseEqual(absent.dx.tensor, zeros.dx.tensor));
+  absent.dweight = OwnedTensor(DType::kF32, {65});
+  EXPECT_THROW(absent.Backward(true), Error);
+}
+
 TEST(RmsNorm, RejectsWrongShapes) {
   TestRandom random;
   Case c(DType::kF32, {3, 5}, random);

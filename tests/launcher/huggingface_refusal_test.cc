@@ -212,6 +212,7 @@ TEST(HuggingFaceFamilyTest, SaysWhatAModelLacks) {
   EXPECT_EQ(obstacle({"model.pattern=recurrent"}), "model.pattern has \"recurrent\"");
   EXPECT_EQ(obstacle({"model.embedding_scale=UNSCALED"}),
             "model.embedding_scale is not SQRT_WIDTH");
+  EXPECT_EQ(obstacle({"model.norm=SIMPLE_RMS_NORM"}), "model.norm is not RMS_NORM");
   EXPECT_EQ(obstacle({"model.logit_soft_cap=0"}), "model.logit_soft_cap is 0");
   ExpectParts(obstacle({"model.attention.head_width=16"}), {"head_width = 64 is not"});
   ExpectParts(obstacle({"model.recurrent.gate_blocks=16"}), {"model.recurrent.gate_blocks = 16"});

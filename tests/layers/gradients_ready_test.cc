@@ -47,9 +47,11 @@ OwnedTensor Gradients(const config::ModelConfig& config, bool recompute, bool ar
 }
 
 TEST(GradientsReady, EveryBucketLeavesCompleteDuringBackward) {
-  for (const bool recompute : {false, true}) {
-    const OwnedTensor armed = Gradients(SmallGriffin(), recompute, true);
-    EXPECT_TRUE(BitwiseEqual(armed.tensor, Gradients(SmallGriffin(), recompute, false).tensor));
+  for (const config::ModelConfig& config : {SmallGriffin(), SmallTransNormer()}) {
+    for (const bool recompute : {false, true}) {
+      const OwnedTensor armed = Gradients(config, recompute, true);
+      EXPECT_TRUE(BitwiseEqual(armed.tensor, Gradients(config, recompute, false).tensor));
+    }
   }
 }
 

@@ -25,12 +25,22 @@ inline config::ModelConfig SmallModel(const std::vector<std::string>& pattern, i
   model.mutable_attention()->set_heads(3);
   model.mutable_attention()->set_head_width(8);
   model.mutable_attention()->set_window(5);
+  model.mutable_lightning_attention()->set_heads(3);
+  model.mutable_lightning_attention()->set_head_width(5);
   model.mutable_mlp()->set_width(20);
   return model;
 }
 
 inline config::ModelConfig SmallGriffin() {
   return SmallModel({"recurrent+geglu", "recurrent+geglu", "local_attention+geglu"}, 3);
+}
+
+// No norm has a weight.
+inline config::ModelConfig SmallTransNormer() {
+  config::ModelConfig model = SmallModel({"lightning_attention+sglu"}, 2);
+  model.set_norm(config::ModelConfig::SIMPLE_RMS_NORM);
+  model.set_embedding_scale(config::ModelConfig::EXACT_SQRT_WIDTH);
+  return model;
 }
 
 // A float64 store with every parameter random, so that none hides behind a zero start.

@@ -1,5 +1,6 @@
-// Every mixer of the registry, alone: gradients against finite differences, and any split of a
-// sequence into chunks against the whole. A new mixer is tested by being registered.
+// Every mixer of the registry, alone, in the first block and in a later one: gradients against
+// finite differences, and any split of a sequence into chunks against the whole. A new mixer is
+// tested by being registered.
 #include <gtest/gtest.h>
 
 #include <memory>
@@ -11,9 +12,16 @@ namespace {
 
 constexpr int64_t kBatch = 2, kTokens = 19, kCapacity = 40;
 
-class MixerTest : public testing::TestWithParam<std::string> {
+struct Place {
+  std::string mixer;
+  int64_t block;
+};
+
+class MixerTest : public testing::TestWithParam<Place> {
  protected:
-  MixerTest() : config_(SmallModel({GetParam()}, 2)), mixer_(FindMixer(GetParam())->make(config_)) {
+  MixerTest()
+      : config_(SmallModel({GetParam().mixer}, 3)),
+        mixer_(FindMixer(GetParam().mixer)->make(config_, GetParam().block)) {
     Declaration declare{params_, stash_, 1, "m."};
     mixer_->Declare(declare);
     StateTable table(kCapacity);
@@ -172,13 +180,16 @@ TEST_P(MixerTest, RecomputedStashIsTheSame) {
   }
 }
 
-std::vector<std::string> AllMixers() {
-  std::vector<std::string> names;
-  for (const MixerEntry& entry : MixerRegistry()) names.push_back(entry.name);
-  return names;
+std::vector<Place> AllPlaces() {
+  std::vector<Place> places;
+  for (const MixerEntry& entry : MixerRegistry()) {
+    for (const int64_t block : {0, 1}) places.push_back({entry.name, block});
+  }
+  return places;
 }
-INSTANTIATE_TEST_SUITE_P(Registry, MixerTest, testing::ValuesIn(AllMixers()),
-                         [](const auto& test) { return test.param; });
+INSTANTIATE_TEST_SUITE_P(Registry, MixerTest, testing::ValuesIn(AllPlaces()), [](const auto& test) {
+  return StrCat(test.param.mixer, "_block_", test.param.block);
+});
 
 }  // namespace
 }  // namespace eyrie

@@ -56,9 +56,9 @@ config::ModelConfig CappedGriffin() {
   return config;
 }
 
-TEST(ModelTest, GradientsOfAThreeBlockGriffinMatchFiniteDifferences) {
+TEST(ModelTest, GradientsMatchFiniteDifferences) {
   TestRandom random;
-  for (const auto& config : {SmallGriffin(), CappedGriffin()}) {
+  for (const auto& config : {SmallGriffin(), CappedGriffin(), SmallTransNormer()}) {
     Fixture f(config, false, random);
     const Data data(config.vocab_size(), random);
     f.Train(data.batch(), data.positions.tensor);
@@ -145,7 +145,8 @@ TEST(ModelTest, AnySplitIntoChunksEqualsTheWhole) {
 // Prefill in chunks, then one token at a time, against the training forward's own logits.
 TEST(ModelTest, DecodingGivesTheLogitsOfTheWholeSequence) {
   TestRandom random;
-  for (const auto& config : {SmallGriffin(), CappedGriffin(), SmallModel({"attention+geglu"}, 2)}) {
+  for (const auto& config :
+       {SmallGriffin(), CappedGriffin(), SmallModel({"attention+geglu"}, 2), SmallTransNormer()}) {
     Fixture f(config, false, random);
     const OwnedTensor tokens = RandomTokens(kBatch, kTokens, config.vocab_size(), random);
     OwnedTensor positions(DType::kI32, {kBatch, kTokens});

@@ -56,6 +56,12 @@ int64_t HawkElements(const config::ModelConfig& model) {
 int64_t TransformerElements(const config::ModelConfig& model) {
   return CommonElements(model) + model.depth() * AttentionElements(model);
 }
+// No norm has a weight and nothing a bias. N times q, k, v, gate and out [D, D] and an MLP of gate,
+// up and down [F, D]; theta [D] in the first block; the tied table [V, D].
+int64_t TransNormerElements(const config::ModelConfig& model) {
+  const int64_t d = model.width(), f = model.mlp().width();
+  return model.depth() * (5 * d * d + 3 * d * f) + d + model.vocab_size() * d;
+}
 
 // N times a norm [D], in [2, E, D], conv [4, E] and [E], xp [K + 2 S, E], dt [E, K] and [E],
 // A_log [E, S], D [E], out [D, E]; the tied table and the last norm.
@@ -74,6 +80,7 @@ Formula FormulaOf(const std::string& name) {
                                                           {"hawk", HawkElements},
                                                           {"mamba", MambaElements},
                                                           {"transformer", TransformerElements},
+                                                          {"transnormer", TransNormerElements},
                                                           {"quickstart", GriffinElements}};
   const auto found = formulas.find(name.substr(0, name.find('/')));
   return found == formulas.end() ? nullptr : found->second;
@@ -142,6 +149,10 @@ TEST(ParameterCounts, EqualThePublishedPresets) {
       {"transformer/14b", 11588817920},
       {"hawk/14b", 14811223040},
       {"griffin/14b", 13763941376},
+      {"transnormer/385m", 333448192},
+      {"transnormer/1b", 889194496},
+      {"transnormer/7b", 6574575616},
+      {"transnormer/15b", 14423168000},
       {"griffin/recurrentgemma-2b", 2027502080},
       {"griffin/recurrentgemma-9b", 7531401216},
       {"mamba/130m", 90520320},
@@ -222,7 +233,11 @@ TEST(ParameterCounts, TensorSizesFollowHeadsAndGateBlocks) {
     EXPECT_EQ(allowed("mamba/" + size), (Sizes{1, 2, 4, 8})) << size;
   }
   EXPECT_EQ(allowed("griffin/recurrentgemma-9b"), (Sizes{1, 2, 4, 8}));
-  for (const std::string name : {"griffin/tiny", "hawk/tiny", "transformer/tiny"}) {
+  for (const std::string size : {"385m", "1b", "7b", "15b"}) {
+    EXPECT_EQ(allowed("transnormer/" + size), (Sizes{1, 2, 4, 8})) << size;
+  }
+  for (const std::string name :
+       {"griffin/tiny", "hawk/tiny", "transformer/tiny", "transnormer/tiny"}) {
     EXPECT_EQ(allowed(name), (Sizes{1, 2, 4})) << name;
   }
   EXPECT_EQ(allowed("quickstart"), (Sizes{1, 2, 4}));

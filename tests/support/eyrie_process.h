@@ -151,6 +151,7 @@ inline std::string SmallTrainingConfig(const std::filesystem::path& data,
       pattern: ["recurrent+geglu", "recurrent+geglu", "local_attention+geglu"]
       recurrent { width: 48 gate_blocks: 4 }
       attention { heads: 4 head_width: 8 window: 12 }
+      lightning_attention { heads: 4 head_width: 12 }
       mlp { width: 64 }
       mamba { width: 96 states: 4 }
     }
