@@ -147,7 +147,8 @@ TEST(CudaModel, TwentyStepsAgreeWithTheCpu) {
     last_mixed = mixed.Step(step);
   }
   EXPECT_LT(last, 0.9 * first);
-  EXPECT_NEAR(last_mixed, last, 0.05 * last);
+  // Rounding takes its own way down; both have learnt the batch by heart.
+  EXPECT_NEAR(last_mixed, last, 0.01 * first);
 }
 
 TEST(CudaModel, StepsRepeatBitByBit) {
