@@ -61,7 +61,7 @@ TEST(Bench, KernelsTableHoldsEveryKernel) {
   const std::set<std::string> names = {
       "adamw",     "attention",  "causal_conv1d", "cross_entropy",       "elementwise",
       "embedding", "gated_norm", "glu",           "lightning_attention", "lrpe",
-      "rg_lru",    "rms_norm",   "rotary"};
+      "rg_lru",    "rms_norm",   "rotary",        "selective_scan"};
   EXPECT_EQ(directions.size(), names.size());
   for (const auto& entry :
        std::filesystem::directory_iterator(std::filesystem::path(EYRIE_SOURCE_DIR) / "kernels")) {
@@ -69,8 +69,9 @@ TEST(Bench, KernelsTableHoldsEveryKernel) {
     const std::string folder = entry.path().filename();
     EXPECT_TRUE(directions.contains(folder == "norm" ? "rms_norm" : folder)) << folder;
   }
-  for (const char* name : {"attention", "causal_conv1d", "cross_entropy", "embedding", "gated_norm",
-                           "glu", "lightning_attention", "lrpe", "rg_lru", "rms_norm", "rotary"}) {
+  for (const char* name :
+       {"attention", "causal_conv1d", "cross_entropy", "embedding", "gated_norm", "glu",
+        "lightning_attention", "lrpe", "rg_lru", "rms_norm", "rotary", "selective_scan"}) {
     EXPECT_TRUE(directions[name].contains("backward")) << name;
   }
 }
@@ -99,7 +100,7 @@ TEST(Bench, KernelsPrintAnAlignedTable) {
   for (std::string line; std::getline(in, line);) {
     if (!rows.empty() || line.rfind("kernel ", 0) == 0) rows.push_back(line);
   }
-  ASSERT_EQ(rows.size(), 1u + 4u + 2u) << result.out;
+  ASSERT_EQ(rows.size(), 1u + 6u + 2u) << result.out;
   const size_t column = rows[0].find("direction");
   for (const std::string& row : rows) {
     EXPECT_EQ(row.find_first_not_of(' ', row.find(' ')), column) << result.out;
