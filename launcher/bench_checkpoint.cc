@@ -149,7 +149,10 @@ class CheckpointBench {
   // The bytes of the checkpoint, shared out evenly.
   size_t ShareOfBytes() {
     total_ = 0;
-    for (const auto& entry : fs::directory_iterator(checkpoint_)) total_ += entry.file_size();
+    // Together: the root removes the checkpoint later.
+    Collectively(mesh_.world(), [&] {
+      for (const auto& entry : fs::directory_iterator(checkpoint_)) total_ += entry.file_size();
+    });
     return total_ / static_cast<size_t>(mesh_.world().size());
   }
   fs::path PlainPath() const { return directory_ / StrCat("plain-", mesh_.world().rank()); }
