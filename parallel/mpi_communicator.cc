@@ -113,15 +113,17 @@ class MpiCommunicator final : public Communicator {
 
   Event Exchange(const std::vector<Message>& sent, const std::vector<Message>& received) override {
     std::vector<MPI_Request> requests;
-    for (const auto& [tensor, from] : received) {
-      InPieces(tensor, requests, [&](void* data, int count, MPI_Request* request) {
-        Check(MPI_Irecv(data, count, Convert(tensor.dtype), from, /*tag=*/0, comm_, request),
+    for (const Message& message : received) {
+      InPieces(message.tensor, requests, [&](void* data, int count, MPI_Request* request) {
+        Check(MPI_Irecv(data, count, Convert(message.tensor.dtype), message.peer, /*tag=*/0, comm_,
+                        request),
               "MPI_Irecv");
       });
     }
-    for (const auto& [tensor, to] : sent) {
-      InPieces(tensor, requests, [&](void* data, int count, MPI_Request* request) {
-        Check(MPI_Isend(data, count, Convert(tensor.dtype), to, /*tag=*/0, comm_, request),
+    for (const Message& message : sent) {
+      InPieces(message.tensor, requests, [&](void* data, int count, MPI_Request* request) {
+        Check(MPI_Isend(data, count, Convert(message.tensor.dtype), message.peer, /*tag=*/0, comm_,
+                        request),
               "MPI_Isend");
       });
     }
