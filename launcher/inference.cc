@@ -55,9 +55,7 @@ Inference::Inference(const InferenceOptions& options, Layout layout, Job& job) {
     RequireSameModel(manifest.config().model(), config_.model(), checkpoint.string());
   });
   Build(job);
-  Collectively(job.world(), [&] {
-    LoadCheckpoint(checkpoint, manifest, *params_, {{"", params_->flat_values()}});
-  });
+  Collectively(job.world(), [&] { LoadParameters(checkpoint, manifest, *params_); });
 }
 
 Inference::Inference(const config::Config& config, Job& job) : config_(config) {

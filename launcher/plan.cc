@@ -74,9 +74,10 @@ void CountWork(const config::Config& config, const Precision& precision, Plan& p
   const auto per_owner = [&](DType dtype) {
     return static_cast<double>(elements.local) * static_cast<double>(SizeOf(dtype)) / owners;
   };
-  const double update = 2.0 * per_owner(precision.gradients) + 2.0 * per_owner(precision.masters) +
-                        2.0 * static_cast<double>(memory.moments) +
-                        (precision.has_masters() ? per_owner(precision.values) : 0.0);
+  const double update =
+      2.0 * per_owner(precision.gradients) + 2.0 * per_owner(precision.masters) +
+      2.0 * static_cast<double>(memory.moments) +
+      (precision.has_masters() ? static_cast<double>(memory.parameters) / owners : 0.0);
   plan.memory_traffic = passes * saved + update + static_cast<double>(memory.gradients);
 }
 

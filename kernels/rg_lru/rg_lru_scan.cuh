@@ -221,9 +221,9 @@ __device__ __forceinline__ void LoadTile(const Plan& plan, const Tile& tile, int
     }
   }
 }
-template <class T>
 __device__ __forceinline__ void LoadFacts(const Plan& plan, const Tile& tile, int loader,
-                                          const T* lambda, const int* positions, TileFacts& to) {
+                                          const float* lambda, const int* positions,
+                                          TileFacts& to) {
   static_assert(kLoaders >= kRows + kColumns);
   if (loader < kRows) {
     const int t = tile.t + loader;

@@ -27,7 +27,8 @@ struct Pieces {
 template <class T>
 struct SummaryTensors {
   const T *u, *zi;  // forward only
-  const T *zr, *lambda;
+  const T* zr;
+  const float* lambda;
   const int* positions;
   const T* dh;     // backward only
   Affine* pieces;  // [pieces, columns]
@@ -161,7 +162,7 @@ void RgLruSummaryCuda(const RgLruSummaryArgs& args) {
                         {.u = args.u.data<T>(),
                          .zi = args.zi.data<T>(),
                          .zr = args.zr.data<T>(),
-                         .lambda = args.lambda.data<T>(),
+                         .lambda = args.lambda.data<float>(),
                          .positions = args.positions.data<int>(),
                          .dh = nullptr,
                          .pieces = reinterpret_cast<Affine*>(args.workspace.data<float>())},
@@ -176,7 +177,7 @@ void RgLruGradSummaryCuda(const RgLruGradSummaryArgs& args) {
                        {.u = nullptr,
                         .zi = nullptr,
                         .zr = args.zr.data<T>(),
-                        .lambda = args.lambda.data<T>(),
+                        .lambda = args.lambda.data<float>(),
                         .positions = args.positions.data<int>(),
                         .dh = args.dh.data<T>(),
                         .pieces = reinterpret_cast<Affine*>(args.workspace.data<float>())},

@@ -26,7 +26,8 @@ Shape CheckInputs(const char* kernel, const Args& args, const Tensor& main) {
   CheckShape(kernel, "a_log", args.a_log, {channels, states});
   CheckShape(kernel, "dt_bias", args.dt_bias, {channels});
   CheckShape(kernel, "positions", args.positions, {batch, time});
-  CheckTypes(kernel, main, main.dtype, {main, args.dt, args.bc, args.a_log, args.dt_bias});
+  CheckTypes(kernel, main, main.dtype, {main, args.dt, args.bc});
+  CheckTypes(kernel, main, FullPrecision(main.dtype), {args.a_log, args.dt_bias});
   CheckTypes(kernel, main, DType::kI32, {args.positions});
   return {batch, channels, states};
 }
@@ -39,8 +40,8 @@ Shape CheckPass(const char* kernel, const Args& args) {
   CheckShape(kernel, "z", args.z, args.x.shape);
   CheckShape(kernel, "skip", args.skip, {args.x.dim(2)});
   CheckOptional(kernel, "h0", args.h0, state);
-  CheckTypes(kernel, args.x, args.x.dtype, {args.z, args.skip});
-  CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.h0});
+  CheckTypes(kernel, args.x, args.x.dtype, {args.z});
+  CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.skip, args.h0});
   return state;
 }
 

@@ -21,7 +21,7 @@ Plan ForwardPlan(const Shape& x, int64_t states) {
 template <class T>
 struct ForwardTensors {
   Inputs<T> in;
-  const T* skip;
+  const float* skip;
   const float* first;  // what each chunk starts from, [B, chunks, E, N]; null: zeros
   T* out;
   float* h_last;  // of the last chunk; optional
@@ -37,8 +37,8 @@ __global__ void __launch_bounds__(32 * kWarps)
   const Inputs<T>& in = tensors.in;
   const Place place(plan, blockIdx.z, blockIdx.x);
   const int begin = blockIdx.y * plan.chunk, end = min(plan.time, begin + plan.chunk);
-  const float bias = place.exists ? ToFloat(in.dt_bias[place.channel]) : 0;
-  const float skip = place.exists ? ToFloat(tensors.skip[place.channel]) : 0;
+  const float bias = place.exists ? in.dt_bias[place.channel] : 0;
+  const float skip = place.exists ? tensors.skip[place.channel] : 0;
   float rates[kThreadStates], h[kThreadStates] = {};
   LoadRates(plan, place, in.a_log, rates);
   const int64_t index = int64_t{place.b} * plan.chunks + blockIdx.y;
@@ -150,7 +150,7 @@ void SelectiveScanForwardCuda(const SelectiveScanForwardArgs& args) {
       LinkChunks<false>(name, plan, in.a_log, sums, states, first, nullptr, nullptr);
       first = states;
     }
-    const ForwardTensors<T> tensors{in, args.skip.data<T>(), first, args.out.data<T>(),
+    const ForwardTensors<T> tensors{in, args.skip.data<float>(), first, args.out.data<T>(),
                                     args.h_last.data<float>()};
     const dim3 grid(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.chunks),
                     static_cast<unsigned>(plan.batch));

@@ -54,11 +54,13 @@ void RecurrentMixer::Declare(Declaration& declare) {
 
   in_y_.Declare(declare);
   in_x_.Declare(declare);
-  const auto add = [&](const char* name, Shape shape, int axis, bool decay, InitFn init) {
+  const auto add = [&](const char* name, Shape shape, int axis, bool decay, InitFn init,
+                       bool full_precision = false) {
     return declare.params.Add({.name = declare.prefix + "rec." + name,
                                .shape = shape,
                                .shard_axis = axis,
                                .weight_decay = decay,
+                               .full_precision = full_precision,
                                .init = std::move(init)});
   };
   conv_w_ = add("conv.w", {kTaps, r}, 1, true, InitNormal(std::sqrt(0.01 / kTaps)));
@@ -68,7 +70,7 @@ void RecurrentMixer::Declare(Declaration& declare) {
   gate_i_b_ = add("gate_i.b", {g, block}, 0, false, InitConstant(0.0));
   gate_r_w_ = add("gate_r.w", {g, block, block}, 0, true, gate_init);
   gate_r_b_ = add("gate_r.b", {g, block}, 0, false, InitConstant(0.0));
-  lambda_ = add("lambda", {r}, 0, false, DrawLambda);
+  lambda_ = add("lambda", {r}, 0, false, DrawLambda, /*full_precision=*/true);
   out_.Declare(declare);
 
   conv_halo_ = declare.stash.AddKept("conv_halo", width_, [](int64_t tokens, int64_t chunk) {
