@@ -24,6 +24,8 @@ void ApplySettings(const std::vector<std::string>& settings, config::Config& con
 // parallel.data. Throws kBadInput, in one line, with everything that is wrong with the model and
 // the layout.
 void Resolve(config::Config& config, int ranks);
+// The same for a job elsewhere, on `device`.
+void Resolve(config::Config& config, int ranks, Device device);
 // Likewise for the fields that only training needs. Call after Resolve.
 void ValidateForTraining(const config::Config& config);
 

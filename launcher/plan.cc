@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "launcher/config.h"
+#include "launcher/device.h"
 #include "launcher/hardware.h"
 #include "layers/model.h"
 
@@ -109,7 +110,8 @@ void PredictTime(const config::Hardware& hardware, Plan& plan) {
 }  // namespace
 
 Plan MakePlan(const config::Config& config, const config::Hardware& hardware) {
-  const Precision precision = PrecisionOf(hardware.device());
+  const Device device = DeviceOf(hardware);
+  const Precision precision = PrecisionOf(config, device);
   Plan plan;
   plan.shape = MeshShapeOf(config.parallel());
   plan.microbatches = Rounds(config);
@@ -117,7 +119,7 @@ Plan MakePlan(const config::Config& config, const config::Hardware& hardware) {
   // Ranks differ in how much they get from those of earlier chunks.
   for (int chunk = 0; chunk < plan.shape.sequence; ++chunk) {
     const int rank = chunk * plan.shape.tensor;
-    const StepMeasure measure = MeasureStep(config, precision, rank);
+    const StepMeasure measure = MeasureStep(config, precision, device, rank);
     if (measure.memory.total() <= plan.memory.total()) continue;
     plan.rank = rank;
     plan.memory = measure.memory;
@@ -126,7 +128,7 @@ Plan MakePlan(const config::Config& config, const config::Hardware& hardware) {
   const auto activations = [&](config::TrainConfig::Recompute recompute) {
     config::Config other = config;
     other.mutable_train()->set_recompute(recompute);
-    return MeasureStep(other, precision, plan.rank).memory.activations;
+    return MeasureStep(other, precision, device, plan.rank).memory.activations;
   };
   plan.activations_kept = activations(config::TrainConfig::NOTHING);
   plan.activations_recomputed = activations(config::TrainConfig::BLOCKS);

@@ -8,6 +8,7 @@
 
 #include "launcher/commands.h"
 #include "launcher/config.h"
+#include "launcher/device.h"
 #include "launcher/hardware.h"
 #include "launcher/plan.h"
 
@@ -48,7 +49,7 @@ config::Config LoadForPlan(const PlanOptions& options, const config::Hardware& h
   }
   if (ranks > std::numeric_limits<int>::max())
     ThrowBadInput("parallel: ", ranks, " are too many ranks");
-  Resolve(config, static_cast<int>(ranks));
+  Resolve(config, static_cast<int>(ranks), DeviceOf(hardware));
   ConfigErrors errors;
   ValidateStep(config, errors);
   ThrowIfAny(errors);
@@ -140,7 +141,7 @@ std::string Seconds(double seconds) {
 
 void Print(const Plan& plan, const config::Config& config, const config::Hardware& hardware) {
   const auto& train = config.train();
-  const Precision precision = PrecisionOf(hardware.device());
+  const Precision precision = PrecisionOf(config, DeviceOf(hardware));
   const auto row = [](const char* name, const std::string& value, const std::string& remark) {
     std::printf("  %-16s%14s%s%s\n", name, value.c_str(), remark.empty() ? "" : "  ",
                 remark.c_str());

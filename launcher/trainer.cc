@@ -10,6 +10,7 @@
 #include <fstream>
 #include <optional>
 
+#include "core/blas.h"
 #include "launcher/agree.h"
 #include "launcher/bucket_options.h"
 #include "launcher/config.h"
@@ -144,7 +145,8 @@ MemoryUse Trainer::memory() const {
           .masters = bytes(params_.master_bytes()),
           .moments = bytes(optimizer_.moment_bytes()),
           .activations = bytes(arena_.peak_bytes() + slices_.peak_bytes()),
-          .buffers = reader(train_) + reader(validation_)};
+          .buffers = bytes(optimizer_.workspace_bytes() + GemmWorkspaceBytes(params_.device())) +
+                     reader(train_) + reader(validation_)};
 }
 
 int64_t Trainer::LastStep() const {

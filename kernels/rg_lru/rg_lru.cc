@@ -3,6 +3,7 @@
 #include "kernels/dispatch.h"
 #include "kernels/rg_lru/rg_lru_cpu.h"
 #include "kernels/rg_lru/rg_lru_cuda.h"
+#include "kernels/rg_lru/rg_lru_plan.h"
 
 namespace eyrie {
 namespace {
@@ -43,16 +44,13 @@ void CheckSummary(const char* kernel, const Args& args, const Tensor& main) {
 }  // namespace
 
 int64_t RgLruForwardWorkspace(const Tensor& u) {
-  EYRIE_DISPATCH_CUDA(u, RgLruForwardWorkspaceCuda(u.shape));
-  return 0;
+  return IsGpu(u.device) ? rg_lru::ForwardWorkspace(u.shape) : 0;
 }
 int64_t RgLruBackwardWorkspace(const Tensor& u) {
-  EYRIE_DISPATCH_CUDA(u, RgLruBackwardWorkspaceCuda(u.shape));
-  return 0;
+  return IsGpu(u.device) ? rg_lru::BackwardWorkspace(u.shape) : 0;
 }
 int64_t RgLruSummaryWorkspace(const Tensor& u) {
-  EYRIE_DISPATCH_CUDA(u, RgLruSummaryWorkspaceCuda(u.shape));
-  return 0;
+  return IsGpu(u.device) ? rg_lru::SummaryWorkspace(u.shape) : 0;
 }
 
 void RgLruForward(const RgLruForwardArgs& args) {

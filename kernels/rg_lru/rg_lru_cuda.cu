@@ -254,8 +254,6 @@ void LaunchScan(const char* name, const Plan& plan, const Board& board, const Te
 }  // namespace
 }  // namespace rg_lru
 
-int64_t RgLruForwardWorkspaceCuda(const Shape& u) { return rg_lru::Board::Size(rg_lru::Plan(u)); }
-
 void RgLruForwardCuda(const RgLruForwardArgs& args) {
   using namespace rg_lru;
   const Plan plan(args.u.shape);
@@ -275,11 +273,6 @@ void RgLruForwardCuda(const RgLruForwardArgs& args) {
   });
 }
 
-int64_t RgLruBackwardWorkspaceCuda(const Shape& u) {
-  const rg_lru::Plan plan(u);
-  return rg_lru::Board::Size(plan) + plan.orders * plan.columns();
-}
-
 void RgLruBackwardCuda(const RgLruBackwardArgs& args) {
   using namespace rg_lru;
   const Plan plan(args.u.shape);
@@ -288,13 +281,12 @@ void RgLruBackwardCuda(const RgLruBackwardArgs& args) {
   const Board board(plan, workspace);
   board.Clear(plan);
   DispatchCuda("RgLruBackward", args.u, [&]<class T>(T) {
-    const BackwardTensors<T> tensors{args.u.data<T>(),           args.zi.data<T>(),
-                                     args.zr.data<T>(),          args.lambda.data<float>(),
-                                     args.positions.data<int>(), args.h0.data<float>(),
-                                     args.h.data<T>(),           args.dh.data<T>(),
-                                     args.dh_last.data<float>(), args.du.data<T>(),
-                                     args.dzi.data<T>(),         args.dzr.data<T>(),
-                                     args.dh0.data<float>(),     workspace + Board::Size(plan)};
+    const BackwardTensors<T> tensors{
+        args.u.data<T>(),          args.zi.data<T>(),          args.zr.data<T>(),
+        args.lambda.data<float>(), args.positions.data<int>(), args.h0.data<float>(),
+        args.h.data<T>(),          args.dh.data<T>(),          args.dh_last.data<float>(),
+        args.du.data<T>(),         args.dzi.data<T>(),         args.dzr.data<T>(),
+        args.dh0.data<float>(),    workspace + BoardSize(plan)};
     if (AllFitVectors<T>(plan.channels, {tensors.u, tensors.zi, tensors.zr, tensors.h, tensors.dh,
                                          tensors.du, tensors.dzi, tensors.dzr})) {
       LaunchScan<BackwardKernel<T, true>, BackwardShared<T>>("RgLruBackward", plan, board, tensors);

@@ -3,6 +3,7 @@
 #include "kernels/dispatch.h"
 #include "kernels/selective_scan/selective_scan_cpu.h"
 #include "kernels/selective_scan/selective_scan_cuda.h"
+#include "kernels/selective_scan/selective_scan_plan.h"
 
 namespace eyrie {
 namespace {
@@ -56,17 +57,14 @@ void CheckSummary(const char* kernel, const Args& args, const Tensor& main) {
 
 }  // namespace
 
-int64_t SelectiveScanForwardWorkspace(const Tensor& x, [[maybe_unused]] int64_t states) {
-  EYRIE_DISPATCH_CUDA(x, SelectiveScanForwardWorkspaceCuda(x.shape, states));
-  return 0;
+int64_t SelectiveScanForwardWorkspace(const Tensor& x, int64_t states) {
+  return IsGpu(x.device) ? selective_scan::ForwardWorkspace(x.shape, states) : 0;
 }
-int64_t SelectiveScanBackwardWorkspace(const Tensor& x, [[maybe_unused]] int64_t states) {
-  EYRIE_DISPATCH_CUDA(x, SelectiveScanBackwardWorkspaceCuda(x.shape, states));
-  return 0;
+int64_t SelectiveScanBackwardWorkspace(const Tensor& x, int64_t states) {
+  return IsGpu(x.device) ? selective_scan::BackwardWorkspace(x.shape, states) : 0;
 }
-int64_t SelectiveScanSummaryWorkspace(const Tensor& x, [[maybe_unused]] int64_t states) {
-  EYRIE_DISPATCH_CUDA(x, SelectiveScanSummaryWorkspaceCuda(x.shape, states));
-  return 0;
+int64_t SelectiveScanSummaryWorkspace(const Tensor& x, int64_t states) {
+  return IsGpu(x.device) ? selective_scan::SummaryWorkspace(x.shape, states) : 0;
 }
 
 void SelectiveScanForward(const SelectiveScanForwardArgs& args) {

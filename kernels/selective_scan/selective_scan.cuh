@@ -16,34 +16,11 @@
 #include <type_traits>
 
 #include "kernels/cuda_math.cuh"
-#include "kernels/partition.h"
+#include "kernels/selective_scan/selective_scan_plan.h"
 
 namespace eyrie::selective_scan {
 
-inline constexpr int kColumns = 32;      // channels of a block
 inline constexpr int kThreadStates = 4;  // states of a thread
-inline constexpr int kTile = 16;         // tokens between barriers
-
-// The cut of a problem. N states are padded to 4 a warp.
-struct Plan {
-  Plan(const Shape& x, int64_t state_count, int64_t chunk_tokens)
-      : batch(static_cast<int>(x[0])),
-        time(static_cast<int>(x[1])),
-        channels(static_cast<int>(x[2])),
-        states(static_cast<int>(state_count)),
-        chunk(static_cast<int>(chunk_tokens)),
-        blocks(static_cast<int>(CeilDiv(x[2], kColumns))),
-        chunks(static_cast<int>(CeilDiv(x[1], chunk_tokens))) {}
-  // Elements of a state, and of all chunks' states.
-  __host__ __device__ int64_t state_size() const { return int64_t{channels} * states; }
-  int64_t all_states() const { return int64_t{batch} * chunks * state_size(); }
-  int64_t all_sums() const { return int64_t{batch} * chunks * channels; }
-
-  int batch, time, channels, states;
-  int chunk;   // tokens, a multiple of kTile
-  int blocks;  // of channels
-  int chunks;
-};
 
 // Calls body(w) with w, an integral constant, the number of warps that hold N states.
 template <class Body>

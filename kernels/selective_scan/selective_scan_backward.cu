@@ -16,19 +16,9 @@ namespace eyrie {
 namespace selective_scan {
 namespace {
 
-constexpr int kChunk = 64;  // tokens
-constexpr int kRun = 8;     // tokens whose states a thread has at once
+constexpr int kChunk = BackwardPlan::kChunk;  // tokens
+constexpr int kRun = 8;                       // tokens whose states a thread has at once
 constexpr int kRuns = kChunk / kRun;
-constexpr int64_t kMostSlabs = 16;  // parts of dB and dC in memory: each of some of the channels
-
-struct BackwardPlan : Plan {
-  BackwardPlan(const Shape& x, int64_t state_count)
-      : Plan(x, state_count, kChunk),
-        slabs(static_cast<int>(std::min<int64_t>(kMostSlabs, blocks))) {}
-  // Elements of a slab.
-  __host__ __device__ int64_t slab_size() const { return int64_t{batch} * time * 2 * states; }
-  int slabs;
-};
 
 template <class T>
 struct BackwardTensors {
@@ -329,19 +319,11 @@ struct Workspace {
         dskip(sums + plan.all_sums()),
         ddt_bias(dskip + plan.all_sums()),
         slabs(ddt_bias + plan.all_sums()) {}
-  static int64_t Size(const BackwardPlan& plan) {
-    return 2 * plan.all_states() + 3 * plan.all_sums() + plan.slabs * plan.slab_size();
-  }
   float *states, *gradients, *sums, *dskip, *ddt_bias, *slabs;
 };
 
 }  // namespace
 }  // namespace selective_scan
-
-int64_t SelectiveScanBackwardWorkspaceCuda(const Shape& x, int64_t states) {
-  using namespace selective_scan;
-  return Workspace::Size(BackwardPlan(x, states));
-}
 
 void SelectiveScanBackwardCuda(const SelectiveScanBackwardArgs& args) {
   using namespace selective_scan;

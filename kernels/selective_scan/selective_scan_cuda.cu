@@ -7,17 +7,6 @@ namespace eyrie {
 namespace selective_scan {
 namespace {
 
-// With at least so many blocks of channels, one chunk is enough: each of an H100's processors then
-// has several. Otherwise chunks make them twice as many, if they are long enough to be worth it.
-constexpr int64_t kEnoughBlocks = 512;
-constexpr int64_t kLeastChunk = 64;
-
-Plan ForwardPlan(const Shape& x, int64_t states) {
-  const int64_t blocks = std::max<int64_t>(1, x[0] * CeilDiv(x[2], kColumns));
-  const int64_t chunks = blocks >= kEnoughBlocks ? 1 : CeilDiv(2 * kEnoughBlocks, blocks);
-  return {x, states, std::max(kLeastChunk, CeilDiv(CeilDiv(x[1], chunks), kTile) * kTile)};
-}
-
 template <class T>
 struct ForwardTensors {
   Inputs<T> in;
@@ -129,11 +118,6 @@ void Summarize(const char* name, const Plan& plan, const Inputs<T>& in, float* w
 }  // namespace
 }  // namespace selective_scan
 
-int64_t SelectiveScanForwardWorkspaceCuda(const Shape& x, int64_t states) {
-  const auto plan = selective_scan::ForwardPlan(x, states);
-  return plan.chunks > 1 ? plan.all_states() + plan.all_sums() : 0;
-}
-
 void SelectiveScanForwardCuda(const SelectiveScanForwardArgs& args) {
   using namespace selective_scan;
   const char* name = "SelectiveScanForward";
@@ -158,11 +142,6 @@ void SelectiveScanForwardCuda(const SelectiveScanForwardArgs& args) {
       Launch(name, ForwardKernel<T, warps()>, grid, dim3(32 * warps()), 0, plan, tensors);
     });
   });
-}
-
-int64_t SelectiveScanSummaryWorkspaceCuda(const Shape& x, int64_t states) {
-  const auto plan = selective_scan::ForwardPlan(x, states);
-  return plan.all_states() + plan.all_sums();
 }
 
 void SelectiveScanSummaryCuda(const SelectiveScanSummaryArgs& args) {

@@ -124,7 +124,7 @@ Tensor LightningAttentionMixer::Rates(const Run& run) {
   const Tensor& kept = local_rates_.tensor;
   if (kept.defined() && kept.dtype == type && kept.device == device) return kept;
   local_rates_ = OwnedTensor(type, {heads_}, device);
-  if (device == Device::kMeta) return kept;
+  if (IsMeta(device)) return kept;
   const OwnedTensor host(DType::kF64, {heads_}), rounded(type, {heads_});
   const auto first = rates_.begin() + run.mesh.tensor().rank() * heads_;
   std::copy(first, first + heads_, host.tensor.data<double>());

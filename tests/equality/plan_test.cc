@@ -50,7 +50,7 @@ class PlanEqualityTest : public LayoutsTest {
     const std::vector<RankRun> one = Run(config, 1), three = Run(config, 3);
     for (int rank = 0; rank < ranks; ++rank) {
       SCOPED_TRACE("rank " + std::to_string(rank));
-      const StepMeasure measured = MeasureStep(config, DType::kF32, rank);
+      const StepMeasure measured = MeasureStep(config, DType::kF32, Device::kCpu, rank);
       const auto& [memory, traffic] = three[static_cast<size_t>(rank)];
       EXPECT_EQ(measured.memory.parameters, memory.parameters);
       EXPECT_EQ(measured.memory.gradients, memory.gradients);

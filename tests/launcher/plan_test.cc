@@ -3,9 +3,12 @@
 
 #include <gtest/gtest.h>
 
+#include "core/blas.h"
+#include "kernels/selective_scan/selective_scan.h"
 #include "launcher/config.h"
 #include "launcher/hardware.h"
 #include "tests/launcher/temp_folder.h"
+#include "tests/layers/layer_test_util.h"
 
 namespace eyrie {
 namespace {
@@ -14,17 +17,19 @@ config::Hardware HardwareFile(const std::string& name) {
   return LoadHardware(std::string(EYRIE_SOURCE_DIR) + "/configs/hardware/" + name + ".textproto");
 }
 
-config::Config Load(const std::string& name, int ranks, const std::vector<std::string>& settings) {
+config::Config Load(const std::string& name, int ranks, const std::vector<std::string>& settings,
+                    Device device = Device::kCpu) {
   config::Config config =
       LoadConfig(std::string(EYRIE_SOURCE_DIR) + "/configs/" + name + ".textproto");
   ApplySettings(settings, config);
-  Resolve(config, ranks);
+  Resolve(config, ranks, device);
   return config;
 }
 
 Plan PlanOf(const std::string& name, int ranks, const std::vector<std::string>& settings,
             const std::string& hardware) {
-  return MakePlan(Load(name, ranks, settings), HardwareFile(hardware));
+  const config::Hardware file = HardwareFile(hardware);
+  return MakePlan(Load(name, ranks, settings, DeviceOf(file)), file);
 }
 
 // At least as many bytes, and at most 1 % more, for what is aligned.
@@ -51,6 +56,47 @@ TEST(Plan, MemoryFollowsFromParametersAndPrecision) {
   EXPECT_EQ(gpu.memory.masters, cpu.memory.parameters);
   EXPECT_EQ(gpu.memory.moments, cpu.memory.moments);
   EXPECT_LT(gpu.memory.activations, cpu.memory.activations);
+}
+
+// What kernels ask for as their workspace on a GPU is known without one, and counted.
+TEST(Plan, GpusTakeWorkspaces) {
+  const config::Config config =
+      Load("mamba/tiny", 1, {"train.validation_interval=0", "model.vocab_size=8"});
+  const auto& train = config.train();
+  const auto measure = [&](Device device) {
+    return MeasureStep(config, Precision::Mixed(), device, 0).memory;
+  };
+  const MemoryUse cpu = measure(Device::kCpu), gpu = measure(Device::kCuda);
+  EXPECT_EQ(gpu.parameters, cpu.parameters);
+  EXPECT_EQ(gpu.gradients, cpu.gradients);
+  EXPECT_EQ(gpu.moments, cpu.moments);
+  // Where memory is highest, in the backward pass of a block, its scan's workspace is taken.
+  const Tensor x = OwnedTensor(DType::kBF16,
+                               {train.micro_batch_size(), train.sequence_length(),
+                                config.model().mamba().width()},
+                               Device::kMetaCuda)
+                       .tensor;
+  const int64_t scan = SelectiveScanBackwardWorkspace(x, config.model().mamba().states());
+  EXPECT_GT(scan, 0);
+  EXPECT_GE(gpu.activations, cpu.activations + 4 * scan);
+  EXPECT_GE(gpu.buffers, cpu.buffers + static_cast<int64_t>(kGemmWorkspaceCuda));
+  // Every mixer's kernels check that they are given what they ask for.
+  for (const MixerEntry& entry : MixerRegistry()) {
+    SCOPED_TRACE(entry.name);
+    config::Config small = config;
+    *small.mutable_model() = SmallModel({entry.name}, 2);
+    EXPECT_GT(MeasureStep(small, Precision::Mixed(), Device::kCuda, 0).memory.activations,
+              MeasureStep(small, Precision::Mixed(), Device::kCpu, 0).memory.activations);
+  }
+}
+
+TEST(Plan, PrecisionFollowsTheConfiguration) {
+  const Plan usual = PlanOf("griffin/tiny", 1, {}, "h100");
+  const Plan rounded = PlanOf("griffin/tiny", 1, {"optimizer.moments=BFLOAT16"}, "h100");
+  EXPECT_EQ(2 * rounded.memory.moments, usual.memory.moments);
+  const Plan full = PlanOf("griffin/tiny", 1, {"train.precision=FLOAT32"}, "h100");
+  EXPECT_EQ(full.memory.masters, 0);
+  EXPECT_GT(full.memory.activations, usual.memory.activations);
 }
 
 TEST(Plan, ZeroSharesOutMastersAndMoments) {
