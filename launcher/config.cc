@@ -319,6 +319,15 @@ void ThrowIfAny(const ConfigErrors& errors) {
   throw Error(ExitCode::kBadInput, line);
 }
 
+Recompute RecomputeOf(const config::TrainConfig& train) {
+  switch (train.recompute()) {
+    case config::TrainConfig::NOTHING: return Recompute::kNothing;
+    case config::TrainConfig::SELECTIVE: return Recompute::kSelective;
+    case config::TrainConfig::BLOCKS: return Recompute::kBlocks;
+  }
+  ThrowFailure("unknown train.recompute");
+}
+
 MeshShape MeshShapeOf(const config::ParallelConfig& parallel) {
   return {parallel.data(), parallel.sequence(), parallel.tensor()};
 }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "configs/schema/config.pb.h"
+#include "core/stash.h"
 #include "layers/registry.h"
 #include "parallel/mesh.h"
 
@@ -37,6 +38,7 @@ int64_t Rounds(const config::Config& config);
 // Throws kBadInput with all of them in one line, if there are any.
 void ThrowIfAny(const ConfigErrors& errors);
 
+Recompute RecomputeOf(const config::TrainConfig& train);
 MeshShape MeshShapeOf(const config::ParallelConfig& parallel);
 
 // Throws kBadInput naming the first field in which the models differ; `checkpoint` is where `saved`

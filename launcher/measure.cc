@@ -16,7 +16,7 @@ StepMeasure MeasureStep(const config::Config& config, const Precision& precision
   const MeshShape shape = MeshShapeOf(config.parallel());
   MeshTraffic sent;
   const Mesh mesh(shape, CountingGroups(AbsentGroups(shape, rank), sent));
-  const Model model(config.model(), shape.tensor, train.recompute() == config::TrainConfig::BLOCKS);
+  const Model model(config.model(), shape.tensor, RecomputeOf(train));
   ParamStore params(model.params(), mesh, precision, /*with_gradients=*/true,
                     BucketOptionsOf(config.parallel()), meta);
   Optimizer optimizer(config.optimizer(), params, mesh);

@@ -1,5 +1,5 @@
-// How the RG-LRU's CUDA bodies cut their work, and the scratch that takes (rg_lru_scan.cuh says what
-// for): host code of every build, so that a run on GPUs can be planned without one.
+// How the RG-LRU's CUDA bodies cut their work, and the scratch that takes (rg_lru_scan.cuh says
+// what for): host code of every build, so that a run on GPUs can be planned without one.
 #pragma once
 
 #include "core/tensor.h"

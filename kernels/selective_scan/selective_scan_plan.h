@@ -1,6 +1,6 @@
 // How the selective scan's CUDA bodies cut their work, and the scratch that takes
-// (selective_scan.cuh says what for): host code of every build, so that a run on GPUs can be planned
-// without one.
+// (selective_scan.cuh says what for): host code of every build, so that a run on GPUs can be
+// planned without one.
 #pragma once
 
 #include "core/tensor.h"

@@ -94,7 +94,7 @@ void LightningAttentionMixer::Declare(Declaration& declare) {
   v_out_ = declare.stash.Add("v", width);
   gate_out_ = declare.stash.Add("gate", width);
   o_ = declare.stash.Add("o", width);
-  product_ = declare.stash.Add("product", width);
+  product_ = declare.stash.AddCheap("product", width);
 }
 
 void LightningAttentionMixer::DeclareState(StateTable& table) const {
@@ -164,6 +164,15 @@ Tensor LightningAttentionMixer::InitialState(const Run& run, const Stash& stash,
   return carry.before == nullptr ? Tensor{} : (*carry.before)[kState].View(StateShape(run));
 }
 
+void LightningAttentionMixer::Refill(Run&, const Tensor&, Stash& stash, const Carry&) const {
+  GatedNormForward({.x = stash[o_],
+                    .gate = stash[gate_out_],
+                    .squares = stash[squares_],
+                    .width = global_heads_ * head_width_,
+                    .epsilon = epsilon_,
+                    .out = stash[product_]});
+}
+
 void LightningAttentionMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
                                       const Carry& carry) {
   ArenaScope scope(run.arena);
@@ -221,12 +230,7 @@ void LightningAttentionMixer::Forward(Run& run, const Tensor& x, const Tensor& y
   }
   gate_.Forward(run, x, stash[gate_out_]);
   summed.Wait();
-  GatedNormForward({.x = stash[o_],
-                    .gate = stash[gate_out_],
-                    .squares = stash[squares_],
-                    .width = global_heads_ * head_width_,
-                    .epsilon = epsilon_,
-                    .out = stash[product_]});
+  Refill(run, x, stash, carry);
   if (recompute) return;
   out_.Forward(run, stash[product_], y);
   out_.Reduce(run, y);

@@ -87,7 +87,7 @@ void MambaMixer::Declare(Declaration& declare) {
   projected_ = declare.stash.AddKept("projected", project_.local_out(),
                                      [](int64_t tokens, int64_t) { return tokens; });
   conv_in_ = declare.stash.Add("conv_in", width_);
-  v_ = declare.stash.Add("v", width_);
+  v_ = declare.stash.AddCheap("v", width_);
   z_ = declare.stash.Add("z", width_);
   product_ = declare.stash.Add("product", width_);
 }
@@ -190,6 +190,11 @@ void MambaMixer::Convolve(Run& run, const Stash& stash, const Carry& carry, cons
                        .x0 = ConvBefore(run, stash, carry),
                        .y = y,
                        .x_last = x_last});
+}
+
+void MambaMixer::Refill(Run& run, const Tensor&, Stash& stash, const Carry& carry) const {
+  Convolve(run, stash, carry, stash[v_], /*x_last=*/{});
+  Silu(stash[v_], stash[v_]);
 }
 
 void MambaMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,

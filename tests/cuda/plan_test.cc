@@ -13,12 +13,12 @@ TEST(CudaPlan, MeasuresWhatARunTakes) {
   WriteTokenFile((directory / "data").string(), 200, 64, 1);
   int runs = 0;
   for (const MixerEntry& entry : MixerRegistry()) {
-    for (const char* recompute : {"NOTHING", "BLOCKS"}) {
+    for (const char* recompute : {"NOTHING", "SELECTIVE", "BLOCKS"}) {
       for (const char* precision : {"MIXED", "FLOAT32"}) {
         SCOPED_TRACE(StrCat(entry.name, " ", recompute, " ", precision));
         const std::filesystem::path run = directory / std::to_string(++runs);
-        config::Config config = LoadConfig(WriteText(
-            directory / "plan.textproto", SmallTrainingConfig(directory / "data", run)));
+        config::Config config = LoadConfig(
+            WriteText(directory / "plan.textproto", SmallTrainingConfig(directory / "data", run)));
         ApplySettings({StrCat("model.pattern=", entry.name), StrCat("train.recompute=", recompute),
                        StrCat("train.precision=", precision), "train.sequence_length=256",
                        "train.stop_after=2", "run.device=cuda"},
@@ -29,8 +29,7 @@ TEST(CudaPlan, MeasuresWhatARunTakes) {
         Trainer trainer(config, mesh);
         EXPECT_EQ(trainer.Run(), ExitCode::kOk);
         const MemoryUse taken = trainer.memory();
-        const MemoryUse planned =
-            MeasureStep(config, PrecisionOf(config), Device::kCuda, 0).memory;
+        const MemoryUse planned = MeasureStep(config, PrecisionOf(config), Device::kCuda, 0).memory;
         EXPECT_EQ(planned.parameters, taken.parameters);
         EXPECT_EQ(planned.gradients, taken.gradients);
         EXPECT_EQ(planned.masters, taken.masters);

@@ -169,7 +169,7 @@ class CheckpointCommandTest : public CheckpointTest {
     model.mutable_attention()->set_head_width(4);
     model.mutable_mlp()->set_width(16);
     Resolve(config_, 4);
-    const Model made(model, 2, false);
+    const Model made(model, 2);
     const Outcome outcome = OnMesh({2, 1, 2}, [&](const Mesh& mesh) {
       TestRank rank(made.params(), mesh);
       rank.Fill(1);

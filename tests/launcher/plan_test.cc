@@ -119,13 +119,20 @@ TEST(Plan, ZeroSharesOutMastersAndMoments) {
 
 TEST(Plan, RecomputationAndChunksSaveActivations) {
   const Plan kept = PlanOf("griffin/tiny", 1, {}, "laptop");
-  EXPECT_EQ(kept.memory.activations, kept.activations_kept);
+  EXPECT_EQ(kept.memory.activations, kept.activations_nothing);
   const Plan again = PlanOf("griffin/tiny", 1, {"train.recompute=BLOCKS"}, "laptop");
-  EXPECT_EQ(again.memory.activations, again.activations_recomputed);
-  EXPECT_EQ(again.activations_kept, kept.activations_kept);
-  EXPECT_LT(again.activations_recomputed, kept.activations_kept);
+  EXPECT_EQ(again.memory.activations, again.activations_blocks);
+  EXPECT_EQ(again.activations_nothing, kept.activations_nothing);
+  EXPECT_LT(again.activations_blocks, kept.activations_nothing);
   EXPECT_GT(again.flops, kept.flops);
   EXPECT_EQ(again.model_flops, kept.model_flops);
+  const Plan selective = PlanOf("griffin/tiny", 1, {"train.recompute=SELECTIVE"}, "laptop");
+  EXPECT_EQ(selective.memory.activations, kept.activations_selective);
+  EXPECT_LT(again.activations_blocks, kept.activations_selective);
+  EXPECT_LT(kept.activations_selective, kept.activations_nothing);
+  EXPECT_EQ(selective.flops, kept.flops);
+  EXPECT_GT(selective.memory_traffic, kept.memory_traffic);
+  EXPECT_LT(selective.memory_traffic, again.memory_traffic);
   const Plan chunked = PlanOf("griffin/tiny", 1, {"train.chunk_length=16"}, "laptop");
   EXPECT_LT(chunked.memory.activations, kept.memory.activations);
   EXPECT_GT(chunked.flops, kept.flops);
