@@ -6,7 +6,7 @@
 
 namespace eyrie {
 
-thread_local KernelTimes* KernelTimes::current_ = nullptr;
+constinit thread_local KernelTimes* KernelTimes::current_ = nullptr;
 
 KernelTimes::KernelTimes(Device device) : device_(device) {
   EYRIE_CHECK(current_ == nullptr, "kernels are being timed already");

@@ -37,7 +37,7 @@ class KernelTimes {
   // Waits for the device, and adds the time since the last call to the innermost open scope.
   void Account();
 
-  static thread_local KernelTimes* current_;
+  static constinit thread_local KernelTimes* current_;
 
   Device device_;
   std::map<std::string, Entry> entries_;

@@ -1,6 +1,6 @@
 // Picks a kernel's body: by device, then by element type, after a KernelScope that names the
-// kernel's folder. An unknown case is an error, never a fallback. Meta tensors need no body: arguments have been checked, and there is nothing to
-// compute.
+// kernel's folder. An unknown case is an error, never a fallback. Meta tensors need no body:
+// arguments have been checked, and there is nothing to compute.
 #pragma once
 
 #include "core/device.h"
