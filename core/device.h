@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -72,6 +73,9 @@ double SecondsOf(const std::function<void()>& body);
 void* RecordGraph(const std::function<void()>& body);
 void LaunchGraph(void* graph);
 void DropGraph(void* graph);
+// A named range on the timeline of a profiler (NVTX), and the end of one.
+uint64_t StartRange(const std::string& name);
+void EndRange(uint64_t range);
 std::unique_ptr<Region> ReserveRegion();
 }  // namespace cuda
 

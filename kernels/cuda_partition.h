@@ -20,10 +20,11 @@ namespace eyrie {
 inline constexpr int64_t kPlannedMultiprocessors = 132;
 
 // Rows that the first stage of a sum over the rows of a matrix adds up in one block
-// (kernels/column_sum.cuh): so many that about 1000 blocks keep the GPU busy, and at least 32.
+// (kernels/column_sum.cuh): so many that about 512 blocks, as many as an H100 runs at once,
+// share them, and at least 32.
 inline int64_t ColumnSumChunk(int64_t rows, int64_t width) {
   const int64_t tiles = CeilDiv(width, 256);
-  return std::max<int64_t>(32, CeilDiv(rows, std::max<int64_t>(1, 1024 / tiles)));
+  return std::max<int64_t>(32, CeilDiv(rows, std::max<int64_t>(1, 512 / tiles)));
 }
 
 }  // namespace eyrie

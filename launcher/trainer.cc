@@ -178,6 +178,7 @@ void Trainer::RunMicrobatch(int64_t first_sample, bool completes_step) {
 }
 
 StepMetrics Trainer::Step() {
+  const ProfilerRange range(StrCat("step ", position_.step + 1));
   const auto start = Clock::now();
   const auto& train = config_.train();
   const int64_t tokens = train.global_batch_size() * train.sequence_length();

@@ -43,6 +43,7 @@ void CausalConv1dForward(const CausalConv1dForwardArgs& args) {
   CheckShape(kernel, "y", args.y, args.x.shape);
   CheckOptional(kernel, "x_last", args.x_last, state);
   CheckTypes(kernel, args.x, args.x.dtype, {args.bias, args.y, args.x_last});
+  const KernelScope timed("causal_conv1d");
   EYRIE_DISPATCH_CUDA(args.x, CausalConv1dForwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { CausalConv1dForwardCpu<decltype(real)>(args); });
 }
@@ -60,6 +61,7 @@ void CausalConv1dBackward(const CausalConv1dBackwardArgs& args) {
   CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.dweight, args.dbias});
   CheckWorkspace(kernel, args.x, args.workspace,
                  CausalConv1dBackwardWorkspace(args.x, args.weight.dim(0)));
+  const KernelScope timed("causal_conv1d");
   EYRIE_DISPATCH_CUDA(args.x, CausalConv1dBackwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { CausalConv1dBackwardCpu<decltype(real)>(args); });
 }

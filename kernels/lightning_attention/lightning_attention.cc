@@ -29,6 +29,7 @@ Shape StateShape(const Tensor& keys, const Tensor& values) {
 
 // The decays of whole chunks: exp(-rate T), or 0 where a document starts.
 void ChunkDecays(const Tensor& rate, const Tensor& positions, const Tensor& decay) {
+  const KernelScope timed("lightning_attention");
   EYRIE_DISPATCH_CUDA(rate, LightningDecaysCuda(rate, positions, decay));
   DispatchCpu("LightningAttentionSummary", rate,
               [&](auto real) { LightningDecaysCpu<decltype(real)>(rate, positions, decay); });
@@ -43,6 +44,7 @@ void CheckSummary(const char* kernel, const Args& args, const Tensor& keys, cons
 }
 
 void RunPass(const LightningPass& pass, const Tensor& workspace) {
+  const KernelScope timed("lightning_attention");
   EYRIE_DISPATCH_CUDA(pass.k, LightningPassCuda(pass, workspace));
   DispatchCpu("LightningAttention", pass.k,
               [&](auto real) { LightningPassCpu<decltype(real)>(pass); });

@@ -31,6 +31,7 @@ void RmsNormForward(const RmsNormForwardArgs& args) {
   EYRIE_CHECK(args.residual.defined() == args.sum.defined(), kernel,
               ": residual and sum come together");
   CheckTypes(kernel, args.x, args.x.dtype, {args.y, args.residual, args.sum});
+  const KernelScope timed("norm");
   EYRIE_DISPATCH_CUDA(args.x, RmsNormForwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { RmsNormForwardCpu<decltype(real)>(args); });
 }
@@ -49,6 +50,7 @@ void RmsNormBackward(const RmsNormBackwardArgs& args) {
   if (args.weight.defined()) {
     CheckWorkspace(kernel, args.x, args.workspace, RmsNormBackwardWorkspace(args.x));
   }
+  const KernelScope timed("norm");
   EYRIE_DISPATCH_CUDA(args.x, RmsNormBackwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { RmsNormBackwardCpu<decltype(real)>(args); });
 }

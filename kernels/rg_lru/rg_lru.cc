@@ -59,6 +59,7 @@ void RgLruForward(const RgLruForwardArgs& args) {
   CheckOptional(kernel, "h_last", args.h_last, {args.u.dim(0), args.u.dim(2)});
   CheckTypes(kernel, args.u, FullPrecision(args.u.dtype), {args.h_last});
   CheckWorkspace(kernel, args.u, args.workspace, RgLruForwardWorkspace(args.u));
+  const KernelScope timed("rg_lru");
   EYRIE_DISPATCH_CUDA(args.u, RgLruForwardCuda(args));
   DispatchCpu(kernel, args.u, [&](auto real) { RgLruForwardCpu<decltype(real)>(args); });
 }
@@ -78,6 +79,7 @@ void RgLruBackward(const RgLruBackwardArgs& args) {
   CheckTypes(kernel, args.u, args.u.dtype, {args.dh, args.du, args.dzi, args.dzr});
   CheckTypes(kernel, args.u, FullPrecision(args.u.dtype), {args.dh_last, args.dh0, args.dlambda});
   CheckWorkspace(kernel, args.u, args.workspace, RgLruBackwardWorkspace(args.u));
+  const KernelScope timed("rg_lru");
   EYRIE_DISPATCH_CUDA(args.u, RgLruBackwardCuda(args));
   DispatchCpu(kernel, args.u, [&](auto real) { RgLruBackwardCpu<decltype(real)>(args); });
 }
@@ -91,6 +93,7 @@ void RgLruSummary(const RgLruSummaryArgs& args) {
   CheckShape(kernel, "zr", args.zr, full);
   CheckTypes(kernel, args.u, args.u.dtype, {args.zi});
   CheckSummary(kernel, args, args.u);
+  const KernelScope timed("rg_lru");
   EYRIE_DISPATCH_CUDA(args.u, RgLruSummaryCuda(args));
   DispatchCpu(kernel, args.u, [&](auto real) { RgLruSummaryCpu<decltype(real)>(args); });
 }
@@ -102,6 +105,7 @@ void RgLruGradSummary(const RgLruGradSummaryArgs& args) {
   CheckShape(kernel, "zr", args.zr, full);
   CheckShape(kernel, "dh", args.dh, full);
   CheckSummary(kernel, args, args.dh);
+  const KernelScope timed("rg_lru");
   EYRIE_DISPATCH_CUDA(args.dh, RgLruGradSummaryCuda(args));
   DispatchCpu(kernel, args.dh, [&](auto real) { RgLruGradSummaryCpu<decltype(real)>(args); });
 }

@@ -29,7 +29,7 @@ struct ForwardShared {
     TileFacts facts;
   } inputs[kForwardStages];
   Affine maps[kWarps][kColumns];
-  Tile tiles[kForwardStages];
+  Tile tiles[kForwardStages + 1];
 };
 
 // Four blocks fit a multiprocessor in bfloat16: 64 registers a thread, 55 KiB a block.
@@ -115,7 +115,7 @@ struct BackwardShared {
   T before[kRows][kColumns];  // h of the token before
   TileFacts facts;
   Affine maps[kWarps][kColumns];  // by order of the scan: warp 0 has the last tokens
-  Tile tiles[1];
+  Tile tiles[2];
 };
 
 // The gradients of one token.

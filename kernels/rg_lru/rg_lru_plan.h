@@ -25,14 +25,16 @@ struct Plan {
   int orders;  // tiles along time
 
   // Channels of all sequences, each sequence rounded up to whole tiles.
-  EYRIE_HOST_DEVICE int64_t columns() const { return int64_t{batch} * blocks * kColumns; }
+  EYRIE_HOST_DEVICE int columns() const { return batch * blocks * kColumns; }
   EYRIE_HOST_DEVICE int tiles() const { return batch * blocks * orders; }
 };
 
 // Float32 elements of the board on which tiles tell one another their maps: what lies before the
 // maps, and all.
 inline constexpr int kBoardHead = 32;
-inline int64_t BoardSize(const Plan& plan) { return kBoardHead + 2 * plan.orders * plan.columns(); }
+inline int64_t BoardSize(const Plan& plan) {
+  return kBoardHead + int64_t{2} * plan.orders * plan.columns();
+}
 
 // Of the summaries: each sequence's tokens, in scan order, are cut into pieces of equally many
 // tiles.
@@ -55,11 +57,11 @@ struct SummaryPieces {
 inline int64_t ForwardWorkspace(const Shape& u) { return BoardSize(Plan(u)); }
 inline int64_t BackwardWorkspace(const Shape& u) {
   const Plan plan(u);
-  return BoardSize(plan) + plan.orders * plan.columns();
+  return BoardSize(plan) + int64_t{plan.orders} * plan.columns();
 }
 inline int64_t SummaryWorkspace(const Shape& u) {
   const Plan plan(u);
-  return 2 * SummaryPieces(plan).count * plan.columns();
+  return int64_t{2} * SummaryPieces(plan).count * plan.columns();
 }
 
 }  // namespace eyrie::rg_lru

@@ -75,6 +75,7 @@ void SelectiveScanForward(const SelectiveScanForwardArgs& args) {
   CheckTypes(kernel, args.x, args.x.dtype, {args.out});
   CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.h_last});
   CheckWorkspace(kernel, args.x, args.workspace, SelectiveScanForwardWorkspace(args.x, state[2]));
+  const KernelScope timed("selective_scan");
   EYRIE_DISPATCH_CUDA(args.x, SelectiveScanForwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { SelectiveScanForwardCpu<decltype(real)>(args); });
 }
@@ -96,6 +97,7 @@ void SelectiveScanBackward(const SelectiveScanBackwardArgs& args) {
   CheckTypes(kernel, args.x, FullPrecision(args.x.dtype),
              {args.dh_last, args.dh0, args.da_log, args.dskip, args.ddt_bias});
   CheckWorkspace(kernel, args.x, args.workspace, SelectiveScanBackwardWorkspace(args.x, state[2]));
+  const KernelScope timed("selective_scan");
   EYRIE_DISPATCH_CUDA(args.x, SelectiveScanBackwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { SelectiveScanBackwardCpu<decltype(real)>(args); });
 }
@@ -103,6 +105,7 @@ void SelectiveScanBackward(const SelectiveScanBackwardArgs& args) {
 void SelectiveScanSummary(const SelectiveScanSummaryArgs& args) {
   const char* kernel = "SelectiveScanSummary";
   CheckSummary(kernel, args, args.x);
+  const KernelScope timed("selective_scan");
   EYRIE_DISPATCH_CUDA(args.x, SelectiveScanSummaryCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { SelectiveScanSummaryCpu<decltype(real)>(args); });
 }
@@ -112,6 +115,7 @@ void SelectiveScanGradSummary(const SelectiveScanGradSummaryArgs& args) {
   CheckSummary(kernel, args, args.dout);
   CheckShape(kernel, "z", args.z, args.dout.shape);
   CheckTypes(kernel, args.dout, args.dout.dtype, {args.z});
+  const KernelScope timed("selective_scan");
   EYRIE_DISPATCH_CUDA(args.dout, SelectiveScanGradSummaryCuda(args));
   DispatchCpu(kernel, args.dout,
               [&](auto real) { SelectiveScanGradSummaryCpu<decltype(real)>(args); });
