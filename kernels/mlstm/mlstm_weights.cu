@@ -83,7 +83,10 @@ __global__ void __launch_bounds__(kThreads)
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int head = static_cast<int>(blockIdx.x);
   const double scale = rsqrt(static_cast<double>(sizes.keys));
-  const float before_m = gates.before_m != nullptr ? gates.before_m[head] : kMlstmEmpty;
+  float before_m = 0.0f;
+  if (gates.stabilised) {
+    before_m = gates.before_m != nullptr ? gates.before_m[head] : static_cast<float>(kMlstmEmpty);
+  }
   double m = before_m, total = 0.0;
   for (int round = 0; round < sizes.tiles; round += kWarps) {
     const int tile = round + warp, begin = tile * kMlstmTile;
@@ -116,7 +119,8 @@ __global__ void __launch_bounds__(kThreads)
       m_before = tile == 0 || !exists ? before_m : m_at(begin - 1);
       m_after = exists ? m_at(end - 1) : 0.0f;
     }
-    if (tile == sizes.tiles - 1 && gates.after_m != nullptr) m_after = gates.after_m[head];
+    const bool ends = gates.stabilised && tile == sizes.tiles - 1;
+    if (ends && gates.after_m != nullptr) m_after = gates.after_m[head];
     float m_token[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -181,8 +185,8 @@ __global__ void __launch_bounds__(kThreads)
   }
   if (gates.total_log_f != nullptr) gates.total_log_f[head] = static_cast<float>(total);
   if (gates.total_decay != nullptr) {
-    gates.total_decay[head] =
-        expf(static_cast<float>(total + (static_cast<double>(before_m) - gates.after_m[head])));
+    const double after_m = gates.stabilised ? gates.after_m[head] : 0.0;
+    gates.total_decay[head] = expf(static_cast<float>(total + (before_m - after_m)));
   }
 }
 
