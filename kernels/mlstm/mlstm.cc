@@ -83,11 +83,10 @@ void MlstmBackward(const MlstmBackwardArgs& args) {
   for (const Tensor& tensor : {args.h, args.dh, args.dv}) {
     CheckShape(kernel, "h, dh or dv", tensor, args.v.shape);
   }
-  CheckTypes(kernel, args.k, args.k.dtype,
-             {args.q, args.h, args.dh, args.dq, args.dk, args.dv});
-  CheckOverTokens(kernel, args.k,
-                  {args.log_i, args.log_f, args.maximum, args.normaliser, args.dlog_i,
-                   args.dlog_f});
+  CheckTypes(kernel, args.k, args.k.dtype, {args.q, args.h, args.dh, args.dq, args.dk, args.dv});
+  CheckOverTokens(
+      kernel, args.k,
+      {args.log_i, args.log_f, args.maximum, args.normaliser, args.dlog_i, args.dlog_f});
   CheckState(kernel, args.k, args.v, args.before);
   CheckState(kernel, args.k, args.v, args.dafter, false);
   CheckState(kernel, args.k, args.v, args.dbefore, false);
