@@ -29,7 +29,7 @@ int64_t ChunkTiles(const Tensor& q, const Tensor& v, const MlstmOptions& options
   return PiecesOf(tiles, count);
 }
 
-MlstmSizes SizesOf(const Tensor& q, const Tensor& v, const int32_t* positions,
+MlstmLayout SizesOf(const Tensor& q, const Tensor& v, const int32_t* positions,
                    const MlstmOptions& options) {
   const int64_t tiles = PiecesOf(q.dim(1), kMlstmTile);
   const int64_t chunk_tiles = ChunkTiles(q, v, options);
@@ -46,7 +46,7 @@ MlstmSizes SizesOf(const Tensor& q, const Tensor& v, const int32_t* positions,
 
 // Where a call keeps what in its workspace.
 struct Scratch {
-  Scratch(const MlstmSizes& sizes, bool tensor_cores, float* base) : next_(base) {
+  Scratch(const MlstmLayout& sizes, bool tensor_cores, float* base) : next_(base) {
     const int64_t heads = sizes.all_heads(), tokens = heads * sizes.padded();
     const int64_t width = sizes.keys, state = width * sizes.values;
     for (float** vector :
@@ -94,7 +94,7 @@ template <class T>
 constexpr bool kTensorCores = std::is_same_v<T, Bf16>;
 
 template <class T>
-void CheckRows(const char* kernel, const MlstmSizes& sizes, std::initializer_list<Tensor> tensors) {
+void CheckRows(const char* kernel, const MlstmLayout& sizes, std::initializer_list<Tensor> tensors) {
   EYRIE_CHECK(sizes.keys <= kMaxMlstmWidth && sizes.values <= kMaxMlstmWidth, kernel,
               ": heads of ", sizes.keys, " keys and ", sizes.values, " values, at most ",
               kMaxMlstmWidth);
@@ -110,7 +110,7 @@ void CheckRows(const char* kernel, const MlstmSizes& sizes, std::initializer_lis
 
 // Takes a state through all chunks: `pass` has what enters the first and leaves the last of them.
 template <class T>
-void RunPass(const MlstmSizes& sizes, const Scratch& scratch, MlstmPass<T> pass) {
+void RunPass(const MlstmLayout& sizes, const Scratch& scratch, MlstmPass<T> pass) {
   pass.log_decay = scratch.vectors.log_decay;
   pass.loss = scratch.vectors.row;
   const auto run = [&](const MlstmPass<T>& part) {
@@ -153,17 +153,17 @@ void RunPass(const MlstmSizes& sizes, const Scratch& scratch, MlstmPass<T> pass)
 // The passes that go from keys to values or their gradients, but for what enters and leaves: a
 // state lies in memory as [dk, dv].
 template <class T>
-MlstmPass<T> PassOverKeys(const MlstmSizes& sizes) {
+MlstmPass<T> PassOverKeys(const MlstmLayout& sizes) {
   return {.keys = sizes.keys, .values = sizes.values, .key_stride = sizes.values, .value_stride = 1};
 }
 // Those from values to keys, with the normaliser as a further value.
 template <class T>
-MlstmPass<T> PassOverValues(const MlstmSizes& sizes) {
+MlstmPass<T> PassOverValues(const MlstmLayout& sizes) {
   return {.keys = sizes.values, .values = sizes.keys, .key_stride = 1, .value_stride = sizes.values};
 }
 
 template <class T>
-void RunStep(const MlstmForwardArgs& args, const MlstmSizes& sizes, const Scratch& scratch) {
+void RunStep(const MlstmForwardArgs& args, const MlstmLayout& sizes, const Scratch& scratch) {
   MlstmStepCuda<T>(sizes, {.q = args.q.data<T>(),
                            .k = args.k.data<T>(),
                            .v = args.v.data<T>(),
@@ -186,7 +186,7 @@ void RunStep(const MlstmForwardArgs& args, const MlstmSizes& sizes, const Scratc
 
 template <class T>
 void RunForward(const MlstmForwardArgs& args) {
-  const MlstmSizes sizes = SizesOf(args.q, args.v, args.positions.data<int32_t>(), args.options);
+  const MlstmLayout sizes = SizesOf(args.q, args.v, args.positions.data<int32_t>(), args.options);
   CheckRows<T>("MlstmForward", sizes, {args.q, args.k, args.v, args.h});
   const Scratch scratch(sizes, kTensorCores<T>, args.workspace.data<float>());
   if (sizes.tokens == 1) return RunStep<T>(args, sizes, scratch);
@@ -255,7 +255,7 @@ void RunForward(const MlstmForwardArgs& args) {
 
 // Of arguments of either backward function.
 template <class T, class Args>
-void ComputeGradientDenominators(const MlstmSizes& sizes, const Args& args,
+void ComputeGradientDenominators(const MlstmLayout& sizes, const Args& args,
                                  const MlstmVectors& vectors) {
   ComputeDenominators<T>(sizes,
                          {.normaliser = args.normaliser.template data<float>(),
@@ -270,7 +270,7 @@ void ComputeGradientDenominators(const MlstmSizes& sizes, const Args& args,
 
 template <class T>
 void RunBackward(const MlstmBackwardArgs& args) {
-  const MlstmSizes sizes = SizesOf(args.q, args.v, args.positions.data<int32_t>(), args.options);
+  const MlstmLayout sizes = SizesOf(args.q, args.v, args.positions.data<int32_t>(), args.options);
   CheckRows<T>("MlstmBackward", sizes,
                {args.q, args.k, args.v, args.h, args.dh, args.dq, args.dk, args.dv});
   const Scratch scratch(sizes, kTensorCores<T>, args.workspace.data<float>());
@@ -354,7 +354,7 @@ void RunBackward(const MlstmBackwardArgs& args) {
 
 template <class T>
 void RunSummary(const MlstmSummaryArgs& args) {
-  const MlstmSizes sizes = SizesOf(args.k, args.v, args.positions.data<int32_t>(), args.options);
+  const MlstmLayout sizes = SizesOf(args.k, args.v, args.positions.data<int32_t>(), args.options);
   CheckRows<T>("MlstmSummary", sizes, {args.k, args.v});
   const Scratch scratch(sizes, kTensorCores<T>, args.workspace.data<float>());
   MlstmWeights(sizes,
@@ -377,7 +377,7 @@ void RunSummary(const MlstmSummaryArgs& args) {
 
 template <class T>
 void RunGradSummary(const MlstmGradSummaryArgs& args) {
-  const MlstmSizes sizes = SizesOf(args.q, args.h, args.positions.data<int32_t>(), args.options);
+  const MlstmLayout sizes = SizesOf(args.q, args.h, args.positions.data<int32_t>(), args.options);
   CheckRows<T>("MlstmGradSummary", sizes, {args.q, args.h, args.dh});
   const Scratch scratch(sizes, kTensorCores<T>, args.workspace.data<float>());
   ComputeGradientDenominators<T>(sizes, args, scratch.vectors);

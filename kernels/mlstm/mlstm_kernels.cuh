@@ -31,7 +31,7 @@ inline constexpr int kMlstmTile = 64;
 inline constexpr int kMaxMlstmWidth = 512;
 
 // Tokens, heads and where their rows lie.
-struct MlstmSizes {
+struct MlstmLayout {
   int sequences, tokens, heads, keys, values;  // keys: dk, values: dv
   int tiles;                                   // ceil(tokens / kMlstmTile)
   int chunk_tiles, chunks;                     // tiles of a chunk; how many chunks there are
@@ -75,7 +75,7 @@ struct MlstmGateInputs {
   bool tokenwise;  // tokens go one by one
   bool backward;   // 1 / b and the normaliser's gradient are there
 };
-void MlstmWeights(const MlstmSizes& sizes, const MlstmGateInputs& gates, const MlstmVectors& out);
+void MlstmWeights(const MlstmLayout& sizes, const MlstmGateInputs& gates, const MlstmVectors& out);
 
 template <class T>
 struct MlstmPass {
@@ -98,8 +98,8 @@ struct MlstmPass {
 };
 
 // On the tensor cores: keys and values divide by 16, rows are aligned to 16 bytes.
-void MlstmPassMma(const MlstmSizes& sizes, const MlstmPass<__nv_bfloat16>& pass);
-void MlstmPassPlain(const MlstmSizes& sizes, const MlstmPass<float>& pass);
+void MlstmPassMma(const MlstmLayout& sizes, const MlstmPass<__nv_bfloat16>& pass);
+void MlstmPassPlain(const MlstmLayout& sizes, const MlstmPass<float>& pass);
 
 // All tiles' scores: W, with row sums and each tile's sum of w_s k_s for the normaliser; or, with
 // dh, W / b and P.
@@ -109,7 +109,7 @@ struct MlstmScores {
   float* row_sums;       // [B, T, H] without dh
   float* increments;     // [B, H, tiles, dk] without dh
 };
-void MlstmTileScores(const MlstmSizes& sizes, const MlstmVectors& vectors,
+void MlstmTileScores(const MlstmLayout& sizes, const MlstmVectors& vectors,
                      const MlstmScores& scores);
 
 // b_t and the gradient of n_t . q_t, from what forward saved; without dh b_t alone.
@@ -121,11 +121,11 @@ struct MlstmDenominators {
   float epsilon;
 };
 template <class T>
-void ComputeDenominators(const MlstmSizes& sizes, const MlstmDenominators<T>& in, float* inverse_b,
+void ComputeDenominators(const MlstmLayout& sizes, const MlstmDenominators<T>& in, float* inverse_b,
                          float* dnormaliser);
 
 // normaliser [B, T, H] += before q . n, where states [B, H, tiles, dk] are n before each tile.
-void AddStatesToNormalisers(const MlstmSizes& sizes, const __nv_bfloat16* q, const float* states,
+void AddStatesToNormalisers(const MlstmLayout& sizes, const __nv_bfloat16* q, const float* states,
                             const float* before, float* normaliser);
 
 // Makes of the increments of pieces of `tiles` tiles what enters each of them.
@@ -136,10 +136,10 @@ struct MlstmScan {
   float* leaving;         // after the last one; or null. May be `entering`.
   bool reverse;
 };
-void ScanStates(const MlstmSizes& sizes, const MlstmScan& scan, const float* log_decay);
+void ScanStates(const MlstmLayout& sizes, const MlstmScan& scan, const float* log_decay);
 
 // product [B, H] = <c, dc> + <n, dn>
-void MultiplyStates(const MlstmSizes& sizes, const float* c, const float* dc, const float* n,
+void MultiplyStates(const MlstmLayout& sizes, const float* c, const float* dc, const float* n,
                     const float* dn, float* product);
 
 // dlog_i and dlog_f, given the product of what leaves after the last token with its gradient, or
@@ -150,7 +150,7 @@ struct MlstmGateGradients {
   float *dlog_i, *dlog_f;
 };
 template <class T>
-void ComputeGateGradients(const MlstmSizes& sizes, const MlstmGateGradients<T>& in,
+void ComputeGateGradients(const MlstmLayout& sizes, const MlstmGateGradients<T>& in,
                           const float* boundary, float* excess);
 
 // One token: a step of the recurrence.
@@ -167,7 +167,7 @@ struct MlstmStep {
   float epsilon;
 };
 template <class T>
-void MlstmStepCuda(const MlstmSizes& sizes, const MlstmStep<T>& step);
+void MlstmStepCuda(const MlstmLayout& sizes, const MlstmStep<T>& step);
 
 // The values per block of the tensor cores' pass.
 constexpr int MlstmBlockValues(int keys) { return keys > 256 ? 64 : 128; }

@@ -35,7 +35,7 @@ using Outputs = float[2][4];
 
 template <class S, bool kReverse>
 __global__ void __launch_bounds__(kThreads, 1)
-    MlstmPassKernel(const MlstmSizes sizes, const MlstmPass<Bf16> pass) {
+    MlstmPassKernel(const MlstmLayout sizes, const MlstmPass<Bf16> pass) {
   constexpr int kKeys = S::kKeys, kValues = S::kValues, kWarpKeys = S::kWarpKeys;
   extern __shared__ __align__(128) unsigned char shared[];
   const uint32_t base = SharedAddress(shared);
@@ -318,7 +318,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <int kKeys>
-void LaunchPass(const MlstmSizes& sizes, const MlstmPass<Bf16>& pass) {
+void LaunchPass(const MlstmLayout& sizes, const MlstmPass<Bf16>& pass) {
   using S = PassShape<kKeys>;
   const dim3 grid(static_cast<unsigned>(sizes.all_heads()), static_cast<unsigned>(sizes.chunks),
                   Pieces(pass.values, S::kValues));
@@ -331,7 +331,7 @@ void LaunchPass(const MlstmSizes& sizes, const MlstmPass<Bf16>& pass) {
 
 }  // namespace
 
-void MlstmPassMma(const MlstmSizes& sizes, const MlstmPass<Bf16>& pass) {
+void MlstmPassMma(const MlstmLayout& sizes, const MlstmPass<Bf16>& pass) {
   if (pass.keys <= 64) {
     LaunchPass<64>(sizes, pass);
   } else if (pass.keys <= 128) {

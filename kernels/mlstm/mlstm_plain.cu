@@ -11,7 +11,7 @@ constexpr int kWarps = 8, kThreads = 32 * kWarps, kColumns = 4, kBlockValues = k
 // kRows: keys that a lane has, lane + 32 i.
 template <int kRows>
 __global__ void __launch_bounds__(kThreads)
-    MlstmPlainKernel(const MlstmSizes sizes, const MlstmPass<float> pass) {
+    MlstmPlainKernel(const MlstmLayout sizes, const MlstmPass<float> pass) {
   constexpr int kKeys = 32 * kRows, kStaged = kRows > 8 ? 8 : 16;  // tokens in shared memory
   __shared__ float q[kStaged][kKeys], k[kStaged][kKeys], v[kStaged][kBlockValues];
   __shared__ float sees[kStaged], seen[kStaged], extra_sees[kStaged], extra_seen[kStaged];
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void MlstmPassPlain(const MlstmSizes& sizes, const MlstmPass<float>& pass) {
+void MlstmPassPlain(const MlstmLayout& sizes, const MlstmPass<float>& pass) {
   const dim3 grid(static_cast<unsigned>(sizes.all_heads()), static_cast<unsigned>(sizes.chunks),
                   Pieces(pass.values, kBlockValues));
   const auto launch = [&](auto kernel) {

@@ -25,7 +25,7 @@ struct WarpRow {
   int64_t row, at;
   bool exists;
 };
-__device__ __forceinline__ WarpRow RowOfWarp(const MlstmSizes& sizes) {
+__device__ __forceinline__ WarpRow RowOfWarp(const MlstmLayout& sizes) {
   const int64_t row =
       static_cast<int64_t>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / 32;
   const int64_t time = row / sizes.heads;
@@ -36,7 +36,7 @@ __device__ __forceinline__ WarpRow RowOfWarp(const MlstmSizes& sizes) {
 
 template <class T, int N>
 __global__ void __launch_bounds__(kThreads)
-    DenominatorKernel(const MlstmSizes sizes, const MlstmDenominators<T> in, float* inverse_b,
+    DenominatorKernel(const MlstmLayout sizes, const MlstmDenominators<T> in, float* inverse_b,
                       float* dnormaliser) {
   const WarpRow warp = RowOfWarp(sizes);
   if (!warp.exists) return;
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Adds what the state before each tile gives to its tokens' normalisers.
 __global__ void __launch_bounds__(kThreads)
-    NormaliserKernel(const MlstmSizes sizes, const __nv_bfloat16* q, const float* states,
+    NormaliserKernel(const MlstmLayout sizes, const __nv_bfloat16* q, const float* states,
                      const float* before, float* normaliser) {
   const WarpRow warp = RowOfWarp(sizes);
   if (!warp.exists) return;
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreads)
 // Increments [B, H, pieces, size] become what enters each piece, of `tiles` tiles; `leaving`,
 // unless null, is what leaves the last one.
 __global__ void __launch_bounds__(kThreads)
-    ScanKernel(const MlstmSizes sizes, const MlstmScan scan, const float* log_decay) {
+    ScanKernel(const MlstmLayout sizes, const MlstmScan scan, const float* log_decay) {
   constexpr int kBatch = 8;  // loads in flight
   const int i = static_cast<int>(blockIdx.y * kThreads + threadIdx.x);
   if (i >= scan.size) return;
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(1024)
 // k . dk, and by how much q . dq exceeds it.
 template <class T, int N>
 __global__ void __launch_bounds__(kThreads)
-    ProductsKernel(const MlstmSizes sizes, const MlstmGateGradients<T> in, float* excess) {
+    ProductsKernel(const MlstmLayout sizes, const MlstmGateGradients<T> in, float* excess) {
   const WarpRow warp = RowOfWarp(sizes);
   if (!warp.exists) return;
   const int64_t first = warp.row * sizes.keys;
@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kThreads)
 // A gate's decay lies between all earlier and all later tokens of its document: its gradient is the
 // sum of the excess over the token and those after it, and what leaves with the state after all.
 __global__ void __launch_bounds__(1024)
-    ForgetGradientKernel(const MlstmSizes sizes, const float* excess, const float* boundary,
+    ForgetGradientKernel(const MlstmLayout sizes, const float* excess, const float* boundary,
                          float* dlog_f) {
   __shared__ double sums[32];
   __shared__ int ends[32];
@@ -184,7 +184,7 @@ __global__ void __launch_bounds__(1024)
   }
 }
 
-unsigned RowBlocks(const MlstmSizes& sizes) {
+unsigned RowBlocks(const MlstmLayout& sizes) {
   return Pieces(static_cast<int64_t>(sizes.all_heads()) * sizes.tokens, kWarps);
 }
 
@@ -201,38 +201,38 @@ void WithVectors(int width, std::initializer_list<const T*> rows, const Body& bo
 }  // namespace
 
 template <class T>
-void ComputeDenominators(const MlstmSizes& sizes, const MlstmDenominators<T>& in, float* inverse_b,
+void ComputeDenominators(const MlstmLayout& sizes, const MlstmDenominators<T>& in, float* inverse_b,
                          float* dnormaliser) {
   WithVectors<T>(sizes.values, {in.h, in.dh}, [&](auto n) {
     Launch("mlstm denominators", DenominatorKernel<T, n>, RowBlocks(sizes), kThreads, 0, sizes, in,
            inverse_b, dnormaliser);
   });
 }
-template void ComputeDenominators<float>(const MlstmSizes&, const MlstmDenominators<float>&, float*,
+template void ComputeDenominators<float>(const MlstmLayout&, const MlstmDenominators<float>&, float*,
                                          float*);
-template void ComputeDenominators<__nv_bfloat16>(const MlstmSizes&,
+template void ComputeDenominators<__nv_bfloat16>(const MlstmLayout&,
                                                  const MlstmDenominators<__nv_bfloat16>&, float*,
                                                  float*);
 
-void AddStatesToNormalisers(const MlstmSizes& sizes, const __nv_bfloat16* q, const float* states,
+void AddStatesToNormalisers(const MlstmLayout& sizes, const __nv_bfloat16* q, const float* states,
                             const float* before, float* normaliser) {
   Launch("mlstm normalisers", NormaliserKernel, RowBlocks(sizes), kThreads, 0, sizes, q, states,
          before, normaliser);
 }
 
-void ScanStates(const MlstmSizes& sizes, const MlstmScan& scan, const float* log_decay) {
+void ScanStates(const MlstmLayout& sizes, const MlstmScan& scan, const float* log_decay) {
   const dim3 grid(static_cast<unsigned>(sizes.all_heads()), Pieces(scan.size, kThreads));
   Launch("mlstm states", ScanKernel, grid, dim3(kThreads), 0, sizes, scan, log_decay);
 }
 
-void MultiplyStates(const MlstmSizes& sizes, const float* c, const float* dc, const float* n,
+void MultiplyStates(const MlstmLayout& sizes, const float* c, const float* dc, const float* n,
                     const float* dn, float* product) {
   Launch("mlstm state product", StateProductKernel, static_cast<unsigned>(sizes.all_heads()), 1024,
          0, c, dc, sizes.keys * sizes.values, n, dn, sizes.keys, product);
 }
 
 template <class T>
-void ComputeGateGradients(const MlstmSizes& sizes, const MlstmGateGradients<T>& in,
+void ComputeGateGradients(const MlstmLayout& sizes, const MlstmGateGradients<T>& in,
                           const float* boundary, float* excess) {
   WithVectors<T>(sizes.keys, {in.q, in.k, in.dq, in.dk}, [&](auto n) {
     Launch("mlstm gate products", ProductsKernel<T, n>, RowBlocks(sizes), kThreads, 0, sizes, in,
@@ -241,9 +241,9 @@ void ComputeGateGradients(const MlstmSizes& sizes, const MlstmGateGradients<T>& 
   Launch("mlstm forget gradients", ForgetGradientKernel, static_cast<unsigned>(sizes.all_heads()),
          1024, 0, sizes, excess, boundary, in.dlog_f);
 }
-template void ComputeGateGradients<float>(const MlstmSizes&, const MlstmGateGradients<float>&,
+template void ComputeGateGradients<float>(const MlstmLayout&, const MlstmGateGradients<float>&,
                                           const float*, float*);
-template void ComputeGateGradients<__nv_bfloat16>(const MlstmSizes&,
+template void ComputeGateGradients<__nv_bfloat16>(const MlstmLayout&,
                                                   const MlstmGateGradients<__nv_bfloat16>&,
                                                   const float*, float*);
 

@@ -16,7 +16,7 @@ using Sums = Accumulators<1, kTile>;
 
 template <bool kBackward>
 __global__ void __launch_bounds__(kThreads)
-    ScoresKernel(const MlstmSizes sizes, const MlstmVectors vectors, const MlstmScores scores) {
+    ScoresKernel(const MlstmLayout sizes, const MlstmVectors vectors, const MlstmScores scores) {
   __shared__ __align__(128) unsigned char pieces[4 * kPieceBytes];
   __shared__ float row[kTile], column[kTile], after[kTile], inverse_b[kTile], dnormaliser[kTile];
   __shared__ int documents[kTile];
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void MlstmTileScores(const MlstmSizes& sizes, const MlstmVectors& vectors,
+void MlstmTileScores(const MlstmLayout& sizes, const MlstmVectors& vectors,
                      const MlstmScores& scores) {
   const dim3 grid(static_cast<unsigned>(sizes.tiles), static_cast<unsigned>(sizes.all_heads()));
   const auto kernel = scores.dh != nullptr ? ScoresKernel<true> : ScoresKernel<false>;

@@ -13,7 +13,7 @@ enum Factor { kDecay, kInput, kOutput, kFactors = 4 };
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    StepNormaliserKernel(const MlstmSizes sizes, const MlstmStep<T> step) {
+    StepNormaliserKernel(const MlstmLayout sizes, const MlstmStep<T> step) {
   __shared__ float parts[32];
   const int head = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
   const bool starts = sizes.Document(head, 0) == 0;
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T, int N>
 __global__ void __launch_bounds__(kThreads)
-    StepKernel(const MlstmSizes sizes, const MlstmStep<T> step) {
+    StepKernel(const MlstmLayout sizes, const MlstmStep<T> step) {
   __shared__ float q[kMaxMlstmWidth], k[kMaxMlstmWidth];
   __shared__ float sums[kWarps][32 * N];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 template <class T>
-void MlstmStepCuda(const MlstmSizes& sizes, const MlstmStep<T>& step) {
+void MlstmStepCuda(const MlstmLayout& sizes, const MlstmStep<T>& step) {
   const auto heads = static_cast<unsigned>(sizes.all_heads());
   Launch("mlstm step", StepNormaliserKernel<T>, dim3(heads), dim3(kThreads), 0, sizes, step);
   const auto launch = [&](auto kernel, int values) {
@@ -112,7 +112,7 @@ void MlstmStepCuda(const MlstmSizes& sizes, const MlstmStep<T>& step) {
     launch(StepKernel<T, 1>, 32);
   }
 }
-template void MlstmStepCuda<float>(const MlstmSizes&, const MlstmStep<float>&);
-template void MlstmStepCuda<__nv_bfloat16>(const MlstmSizes&, const MlstmStep<__nv_bfloat16>&);
+template void MlstmStepCuda<float>(const MlstmLayout&, const MlstmStep<float>&);
+template void MlstmStepCuda<__nv_bfloat16>(const MlstmLayout&, const MlstmStep<__nv_bfloat16>&);
 
 }  // namespace eyrie

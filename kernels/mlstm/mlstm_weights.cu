@@ -38,7 +38,7 @@ struct Pair {
   int document[2];
 };
 
-__device__ __forceinline__ Pair LoadPair(const MlstmSizes& sizes, const MlstmGateInputs& gates,
+__device__ __forceinline__ Pair LoadPair(const MlstmLayout& sizes, const MlstmGateInputs& gates,
                                          int head, int lane, int first, int end, int last) {
   Pair pair;
   double f[2];
@@ -78,7 +78,7 @@ __device__ __forceinline__ Pair LoadPair(const MlstmSizes& sizes, const MlstmGat
 }
 
 __global__ void __launch_bounds__(kThreads)
-    WeightsKernel(const MlstmSizes sizes, const MlstmGateInputs gates, const MlstmVectors out) {
+    WeightsKernel(const MlstmLayout sizes, const MlstmGateInputs gates, const MlstmVectors out) {
   __shared__ MaximumMap maps[kWarps];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int head = static_cast<int>(blockIdx.x);
@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void MlstmWeights(const MlstmSizes& sizes, const MlstmGateInputs& gates, const MlstmVectors& out) {
+void MlstmWeights(const MlstmLayout& sizes, const MlstmGateInputs& gates, const MlstmVectors& out) {
   Launch("mlstm gates", WeightsKernel, dim3(static_cast<unsigned>(sizes.all_heads())),
          dim3(kThreads), 0, sizes, gates, out);
 }
