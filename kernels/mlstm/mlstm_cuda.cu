@@ -1,8 +1,7 @@
 // The mLSTM on the GPU: what its passes consist of, and in which order (mlstm_kernels.cuh).
-#include "kernels/mlstm/mlstm_cuda.h"
-
 #include <algorithm>
 
+#include "kernels/mlstm/mlstm_cuda.h"
 #include "kernels/mlstm/mlstm_kernels.cuh"
 
 namespace eyrie {
@@ -30,7 +29,7 @@ int64_t ChunkTiles(const Tensor& q, const Tensor& v, const MlstmOptions& options
 }
 
 MlstmLayout SizesOf(const Tensor& q, const Tensor& v, const int32_t* positions,
-                   const MlstmOptions& options) {
+                    const MlstmOptions& options) {
   const int64_t tiles = PiecesOf(q.dim(1), kMlstmTile);
   const int64_t chunk_tiles = ChunkTiles(q, v, options);
   return {.sequences = static_cast<int>(q.dim(0)),
@@ -72,11 +71,11 @@ struct Scratch {
   }
 
   MlstmVectors vectors{};
-  float* excess;                        // per token
-  float *step, *product;                // of a single token; [B, H]
-  float *last_c, *last_n;               // the state after the last token
-  Bf16 *w = nullptr, *p = nullptr;      // [B, H, tiles, kMlstmTile, kMlstmTile]
-  float* normaliser_states = nullptr;   // [B, H, tiles, dk]
+  float* excess;                                     // per token
+  float *step, *product;                             // of a single token; [B, H]
+  float *last_c, *last_n;                            // the state after the last token
+  Bf16 *w = nullptr, *p = nullptr;                   // [B, H, tiles, kMlstmTile, kMlstmTile]
+  float* normaliser_states = nullptr;                // [B, H, tiles, dk]
   float *states = nullptr, *extra_states = nullptr;  // [B, H, chunks, ...]
   int64_t total = 0;
 
@@ -94,10 +93,10 @@ template <class T>
 constexpr bool kTensorCores = std::is_same_v<T, Bf16>;
 
 template <class T>
-void CheckRows(const char* kernel, const MlstmLayout& sizes, std::initializer_list<Tensor> tensors) {
-  EYRIE_CHECK(sizes.keys <= kMaxMlstmWidth && sizes.values <= kMaxMlstmWidth, kernel,
-              ": heads of ", sizes.keys, " keys and ", sizes.values, " values, at most ",
-              kMaxMlstmWidth);
+void CheckRows(const char* kernel, const MlstmLayout& sizes,
+               std::initializer_list<Tensor> tensors) {
+  EYRIE_CHECK(sizes.keys <= kMaxMlstmWidth && sizes.values <= kMaxMlstmWidth, kernel, ": heads of ",
+              sizes.keys, " keys and ", sizes.values, " values, at most ", kMaxMlstmWidth);
   if constexpr (kTensorCores<T>) {
     EYRIE_CHECK(sizes.keys % 16 == 0 && sizes.values % 16 == 0, kernel, ": heads of ", sizes.keys,
                 " keys and ", sizes.values, " values, not multiples of 16");
@@ -154,12 +153,14 @@ void RunPass(const MlstmLayout& sizes, const Scratch& scratch, MlstmPass<T> pass
 // state lies in memory as [dk, dv].
 template <class T>
 MlstmPass<T> PassOverKeys(const MlstmLayout& sizes) {
-  return {.keys = sizes.keys, .values = sizes.values, .key_stride = sizes.values, .value_stride = 1};
+  return {
+      .keys = sizes.keys, .values = sizes.values, .key_stride = sizes.values, .value_stride = 1};
 }
 // Those from values to keys, with the normaliser as a further value.
 template <class T>
 MlstmPass<T> PassOverValues(const MlstmLayout& sizes) {
-  return {.keys = sizes.values, .values = sizes.keys, .key_stride = 1, .value_stride = sizes.values};
+  return {
+      .keys = sizes.values, .values = sizes.keys, .key_stride = 1, .value_stride = sizes.values};
 }
 
 template <class T>

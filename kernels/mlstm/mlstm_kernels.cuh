@@ -57,20 +57,20 @@ struct MlstmVectors {
   // go one by one, `row` is exp(f_t + m_{t-1} - m_t) - 1 instead.
   float *row, *column;
   float *before, *after;     // g_t (times 1 / b_t where inverse_b is given), w_t
-  float *before_normaliser;  // g_t times the gradient of the normaliser; backward only
-  float *inverse_b;          // 1 / b_t
-  float *dnormaliser;
-  float *log_decay;  // [B, H, tiles] of a tile: sum of f + m before - m after
+  float* before_normaliser;  // g_t times the gradient of the normaliser; backward only
+  float* inverse_b;          // 1 / b_t
+  float* dnormaliser;
+  float* log_decay;  // [B, H, tiles] of a tile: sum of f + m before - m after
 };
 
 // Where the gates come from, and where m goes.
 struct MlstmGateInputs {
-  const float *log_i, *log_f;  // log_i null: `after` and `column` are not wanted
+  const float *log_i, *log_f;       // log_i null: `after` and `column` are not wanted
   const float *before_m, *after_m;  // of the states outside; or null
-  const float *given_m;  // [B, T, H] m of a forward pass; null: computed
-  float *maximum, *final_m;        // out, [B, T, H] and [B, H]; or null
-  float *total_log_f;  // out, [B, H] of all tokens; or null
-  float *total_decay;  // out, [B, H] exp(total_log_f + before_m - after_m); or null
+  const float* given_m;             // [B, T, H] m of a forward pass; null: computed
+  float *maximum, *final_m;         // out, [B, T, H] and [B, H]; or null
+  float* total_log_f;               // out, [B, H] of all tokens; or null
+  float* total_decay;               // out, [B, H] exp(total_log_f + before_m - after_m); or null
   bool stabilised;
   bool tokenwise;  // tokens go one by one
   bool backward;   // 1 / b and the normaliser's gradient are there

@@ -54,9 +54,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const auto tile_at = [&](int i) { return first_tile + (kReverse ? tiles - 1 - i : i); };
   const auto stage_of = [&](int i) { return S::kStages + (i % 2) * S::kStage; };
   // Where there are no outputs, k has the place of q as a second buffer.
-  const auto keys_of = [&](int i) {
-    return base + (outputs || i % 2 == 0 ? S::kKeyBytes : 0);
-  };
+  const auto keys_of = [&](int i) { return base + (outputs || i % 2 == 0 ? S::kKeyBytes : 0); };
   const auto row = [&](const Bf16* from, int width, int token) {
     return token < sizes.tokens ? from + sizes.Row(head, token) * width : nullptr;
   };
@@ -128,15 +126,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 
   const LaneChunk in_a = LaneOfA(lane);
-  const uint32_t key_lane =
-      ChunkOffset<kKeys>(in_a.row, in_a.chunk) + key_warp * kWarpKeys * 2;
+  const uint32_t key_lane = ChunkOffset<kKeys>(in_a.row, in_a.chunk) + key_warp * kWarpKeys * 2;
   const uint32_t value_lane = ChunkOffset<kValues>(in_a.row, in_a.chunk);
   const uint32_t score_lane = ChunkOffset<kTile>(in_a.row, in_a.chunk);
   for (int index = 0; index < tiles; ++index) {
     const int tile = tile_at(index), begin = tile * kTile;
     const uint32_t values_at = base + stage_of(index), scores = values_at + S::kValueBytes;
-    const float* vectors = reinterpret_cast<const float*>(shared + stage_of(index) +
-                                                          S::kValueBytes + S::kScoreBytes);
+    const float* vectors =
+        reinterpret_cast<const float*>(shared + stage_of(index) + S::kValueBytes + S::kScoreBytes);
     const bool updates = leaves || index + 1 < tiles;
     const float decay = expf(pass.log_decay[static_cast<int64_t>(head) * sizes.tiles + tile]);
     // The warp's values: tokens are the inner index of two operands B, and of one operand A with
@@ -173,15 +170,16 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
       }
       load_values();
-      // Of the columns that this lane has of the outputs, of value 8 j + AccumulatorColumn(lane, i).
+      // Of the columns that this lane has of the outputs, of value 8 j + AccumulatorColumn(lane,
+      // i).
       float extra_columns[2][2] = {};
       if (extra) {
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
-            extra_columns[j][i] = __shfl_sync(0xffffffffu, extra_state[j],
-                                              4 * AccumulatorColumn(lane, i));
+            extra_columns[j][i] =
+                __shfl_sync(0xffffffffu, extra_state[j], 4 * AccumulatorColumn(lane, i));
           }
         }
       }
@@ -291,8 +289,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int i = 0; i < kWarpKeys / 16; ++i) {
         uint32_t right[4];
-        LoadMatricesTransposed(
-            right, StepRight(keys_of(index) + key_lane, i) + step * 16 * kKeys * 2);
+        LoadMatricesTransposed(right,
+                               StepRight(keys_of(index) + key_lane, i) + step * 16 * kKeys * 2);
         Mma(state[2 * i], left, right[0], right[1]);
         Mma(state[2 * i + 1], left, right[2], right[3]);
       }

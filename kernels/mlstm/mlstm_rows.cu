@@ -208,8 +208,8 @@ void ComputeDenominators(const MlstmLayout& sizes, const MlstmDenominators<T>& i
            inverse_b, dnormaliser);
   });
 }
-template void ComputeDenominators<float>(const MlstmLayout&, const MlstmDenominators<float>&, float*,
-                                         float*);
+template void ComputeDenominators<float>(const MlstmLayout&, const MlstmDenominators<float>&,
+                                         float*, float*);
 template void ComputeDenominators<__nv_bfloat16>(const MlstmLayout&,
                                                  const MlstmDenominators<__nv_bfloat16>&, float*,
                                                  float*);

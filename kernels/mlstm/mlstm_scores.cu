@@ -26,8 +26,7 @@ __global__ void __launch_bounds__(kThreads)
   const uint32_t base = SharedAddress(pieces);
 
   const int key_pieces = (sizes.keys + kColumns - 1) / kColumns;
-  const int all_pieces =
-      key_pieces + (kBackward ? (sizes.values + kColumns - 1) / kColumns : 0);
+  const int all_pieces = key_pieces + (kBackward ? (sizes.values + kColumns - 1) / kColumns : 0);
   const auto copy = [&](int piece) {
     const bool of_keys = piece < key_pieces;
     const int width = of_keys ? sizes.keys : sizes.values;

@@ -92,8 +92,7 @@ __global__ void __launch_bounds__(kThreads)
   float total = 0.0f;
 #pragma unroll
   for (int i = 0; i < kWarps; ++i) total += sums[i][thread];
-  step.h[static_cast<int64_t>(head) * sizes.values + mine] =
-      FromFloat<T>(total * factors[kOutput]);
+  step.h[static_cast<int64_t>(head) * sizes.values + mine] = FromFloat<T>(total * factors[kOutput]);
 }
 
 }  // namespace

@@ -32,7 +32,7 @@ __device__ __forceinline__ MaximumMap OfLane(int lane, const MaximumMap& map) {
 
 // Two successive tokens of a lane.
 struct Pair {
-  double sum[2];      // of log f in the tile, up to each
+  double sum[2];  // of log f in the tile, up to each
   double log_i[2];
   double running[2];  // the largest log_i - sum of their document in the tile, up to each
   int document[2];
@@ -156,7 +156,8 @@ __global__ void __launch_bounds__(kThreads)
           const double reach = pair.sum[i] + (static_cast<double>(m_before) - m_token[i]);
           row = static_cast<float>(pair.sum[i] + (static_cast<double>(m_after) - m_token[i]));
           column = static_cast<float>(pair.sum[i] + (m_after - pair.log_i[i]));
-          before_weight = fresh ? 0.0f : static_cast<float>(scale) * expf(static_cast<float>(reach));
+          before_weight =
+              fresh ? 0.0f : static_cast<float>(scale) * expf(static_cast<float>(reach));
           const double until_end = sum - pair.sum[i] + (pair.log_i[i] - m_after);
           after_weight = pair.document[i] == last ? expf(static_cast<float>(until_end)) : 0.0f;
         }

@@ -16,7 +16,8 @@ const MlstmOptions kKinds[] = {{.epsilon = 0.1},
 // What forward saves for backward.
 constexpr OwnedTensor MlstmProblem::*kSaved[] = {&MlstmProblem::maximum, &MlstmProblem::normaliser};
 
-OwnedMlstmState MapState(const OwnedMlstmState& from, const std::function<OwnedTensor(Tensor)>& map) {
+OwnedMlstmState MapState(const OwnedMlstmState& from,
+                         const std::function<OwnedTensor(Tensor)>& map) {
   OwnedMlstmState state;
   state.c = map(from.c.tensor);
   state.n = map(from.n.tensor);
@@ -263,8 +264,8 @@ TEST(CudaMlstm, SummariesMatchTheCpu) {
         expected.h = Rounded(expected.h.tensor, dtype);
         const auto right = Summaries(
             expected, [](const Shape& shape) { return PoisonedTensor(DType::kF64, shape); });
-        const auto left = Summaries(
-            gpu, [](const Shape& shape) { return PoisonedCuda(DType::kF32, shape); });
+        const auto left =
+            Summaries(gpu, [](const Shape& shape) { return PoisonedCuda(DType::kF32, shape); });
         for (size_t i = 0; i < right.size(); ++i) {
           SCOPED_TRACE(StrCat(Name(dtype), " T ", time, " output ", i));
           ExpectClose("summary", left[i].tensor, right[i].tensor, dtype);
@@ -277,8 +278,8 @@ TEST(CudaMlstm, SummariesMatchTheCpu) {
 TEST(CudaMlstm, RefusesWhatItCannotCompute) {
   TestRandom random;
   const auto forward = [&](DType dtype, int64_t keys, int64_t values, bool with_workspace) {
-    MlstmProblem p = CudaProblem(
-        MlstmProblem(DType::kF64, {1, 3, 1, keys, values}, kKinds[0], random), dtype);
+    MlstmProblem p =
+        CudaProblem(MlstmProblem(DType::kF64, {1, 3, 1, keys, values}, kKinds[0], random), dtype);
     if (!with_workspace) p.workspace = OwnedTensor();
     p.Forward();
   };
