@@ -64,6 +64,14 @@ MlstmProblem CudaProblem(const MlstmProblem& from, DType dtype) {
   return to;
 }
 
+// The outputs of forward that backward reads, as the GPU's types hold them.
+void RoundWhatIsSaved(MlstmProblem& problem, DType dtype) {
+  problem.h = Rounded(problem.h.tensor, dtype);
+  for (OwnedTensor MlstmProblem::*const saved : kSaved) {
+    problem.*saved = Rounded((problem.*saved).tensor, DType::kF32);
+  }
+}
+
 void ExpectClose(const char* name, const Tensor& on_gpu, const Tensor& expected, DType dtype) {
   // What all gates are closed to may vanish.
   EXPECT_LT(RelativeError(ToHost(on_gpu).tensor, expected, 1e-4), Tolerance(dtype)) << name;
@@ -93,13 +101,11 @@ void ExpectMatchesTheCpu(const MlstmProblem& problem, DType dtype) {
   const auto of_backward = [](const std::string& name) { return name[0] == 'd'; };
   compare([&](const std::string& name) { return !of_backward(name); });
 
-  // All go on from the same: the CPU's, as the GPU's types hold it.
-  const OwnedTensor h = Rounded(expected.h.tensor, dtype);
-  expected.h = Clone(h.tensor);
-  for (const MlstmProblem* gpu : {&one, &two}) Copy(ToCuda(h.tensor, dtype).tensor, gpu->h.tensor);
-  for (OwnedTensor MlstmProblem::*const saved : kSaved) {
-    expected.*saved = Rounded((expected.*saved).tensor, DType::kF32);
-    for (const MlstmProblem* gpu : {&one, &two}) {
+  // All go on from the same.
+  RoundWhatIsSaved(expected, dtype);
+  for (const MlstmProblem* gpu : {&one, &two}) {
+    Copy(ToCuda(expected.h.tensor, dtype).tensor, gpu->h.tensor);
+    for (OwnedTensor MlstmProblem::*const saved : kSaved) {
       Copy(ToCuda((expected.*saved).tensor, DType::kF32).tensor, (gpu->*saved).tensor);
     }
   }
@@ -258,10 +264,9 @@ TEST(CudaMlstm, SummariesMatchTheCpu) {
         if (random.Int(0, 1) == 0) problem.UseOneDocument();
         MlstmProblem expected = RoundedProblem(problem, dtype);
         expected.Forward();
-        // Rounded once more: what both start from.
+        RoundWhatIsSaved(expected, dtype);
         expected.with_state = random.Int(0, 1) == 0;
         const MlstmProblem gpu = CudaProblem(expected, dtype);
-        expected.h = Rounded(expected.h.tensor, dtype);
         const auto right = Summaries(
             expected, [](const Shape& shape) { return PoisonedTensor(DType::kF64, shape); });
         const auto left =
