@@ -72,9 +72,12 @@ void RoundWhatIsSaved(MlstmProblem& problem, DType dtype) {
   }
 }
 
-void ExpectClose(const char* name, const Tensor& on_gpu, const Tensor& expected, DType dtype) {
-  // What all gates are closed to may vanish.
-  EXPECT_LT(RelativeError(ToHost(on_gpu).tensor, expected, 1e-4), Tolerance(dtype)) << name;
+// What all gates are closed to may vanish. A forget gate's gradient is the difference of two sums
+// over time, of products of what bfloat16 holds, and keeps fewer digits than these.
+void ExpectClose(const std::string& name, const Tensor& on_gpu, const Tensor& expected,
+                 DType dtype) {
+  const double lost = name == "dlog_f" && dtype == DType::kBF16 ? 5 : 1;
+  EXPECT_LT(RelativeError(ToHost(on_gpu).tensor, expected, 1e-4), lost * Tolerance(dtype)) << name;
 }
 
 // Compares the forward pass, then the backward pass given what a forward pass saved.
