@@ -72,12 +72,17 @@ void RoundWhatIsSaved(MlstmProblem& problem, DType dtype) {
   }
 }
 
-// What all gates are closed to may vanish. A forget gate's gradient is the difference of two sums
-// over time, of products of what bfloat16 holds, and keeps fewer digits than these.
-void ExpectClose(const std::string& name, const Tensor& on_gpu, const Tensor& expected,
-                 DType dtype) {
-  const double lost = name == "dlog_f" && dtype == DType::kBF16 ? 5 : 1;
-  EXPECT_LT(RelativeError(ToHost(on_gpu).tensor, expected, 1e-4), lost * Tolerance(dtype)) << name;
+// What all gates are closed to may vanish: hence a floor of the norm.
+void ExpectClose(const char* name, const Tensor& on_gpu, const Tensor& expected, DType dtype,
+                 double floor = 1e-4) {
+  EXPECT_LT(RelativeError(ToHost(on_gpu).tensor, expected, floor), Tolerance(dtype)) << name;
+}
+// A forget gate's gradient is a sum over later tokens of what cancels but for bfloat16's rounding,
+// whose errors walk at random: they are small beside sqrt(T) times one token's part, as dlog_i is.
+double FloorOf(const std::string& output, const MlstmProblem& expected, DType dtype) {
+  if (output != "dlog_f" || dtype != DType::kBF16) return 1e-4;
+  const Tensor& part = expected.dlog_i.tensor;
+  return std::sqrt(static_cast<double>(expected.sizes.time) * Dot(part, part));
 }
 
 // Compares the forward pass, then the backward pass given what a forward pass saved.
@@ -96,7 +101,8 @@ void ExpectMatchesTheCpu(const MlstmProblem& problem, DType dtype) {
     const auto first = one.outputs(), second = two.outputs(), right = expected.outputs();
     for (size_t i = 0; i < right.size(); ++i) {
       if (!wanted(std::string(first[i].first))) continue;
-      ExpectClose(first[i].first, first[i].second, right[i].second, dtype);
+      ExpectClose(first[i].first, first[i].second, right[i].second, dtype,
+                  FloorOf(first[i].first, expected, dtype));
       EXPECT_TRUE(BitwiseEqual(ToHost(first[i].second).tensor, ToHost(second[i].second).tensor))
           << first[i].first;
     }
