@@ -10,9 +10,9 @@ namespace {
 // The inputs that both directions share.
 template <class Args>
 void CheckInputs(const char* kernel, const Args& args) {
-  EYRIE_CHECK(args.x.defined() && args.x.shape.rank() >= 2 && args.x.dim(-1) > 0 &&
-                  args.x.dim(-2) > 0,
-              kernel, ": x has shape ", args.x.shape.ToString());
+  EYRIE_CHECK(
+      args.x.defined() && args.x.shape.rank() >= 2 && args.x.dim(-1) > 0 && args.x.dim(-2) > 0,
+      kernel, ": x has shape ", args.x.shape.ToString());
   const int64_t groups = args.x.dim(-2), width = args.x.dim(-1);
   CheckShape(kernel, "weight", args.weight, {groups, width});
   for (const Tensor& statistic : {args.mean, args.rstd}) {

@@ -77,8 +77,8 @@ void ForgetSlope(bool exponential_forget, const Real* pre_activation, Real* slop
 // the pre-activations in the gates' place, and of c and n before the token.
 template <class Real>
 void GradStep(Real* gates, const Real* forget_slope, const Cell<const Real>& before,
-              const Cell<const Real>& after, const Real* dy, const Real* dy_next, Real* dc, Real* dn,
-              int64_t units) {
+              const Cell<const Real>& after, const Real* dy, const Real* dy_next, Real* dc,
+              Real* dn, int64_t units) {
   Real *i = gates, *f = i + units, *z = f + units, *o = z + units;
 #pragma omp simd
   for (int64_t u = 0; u < units; ++u) {

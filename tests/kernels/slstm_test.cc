@@ -12,7 +12,7 @@ using State = std::array<OwnedTensor, 4>;  // y, c, n, m
 SlstmState View(const State& state) {
   return {state[0].tensor, state[1].tensor, state[2].tensor, state[3].tensor};
 }
-State Cast(const State& state, DType dtype) {
+State CastState(const State& state, DType dtype) {
   State result;
   for (size_t i = 0; i < 4; ++i) {
     if (state[i].tensor.defined()) result[i] = Cast(state[i].tensor, dtype);
@@ -42,8 +42,8 @@ struct Case {
         bias(Cast(other.bias.tensor, dtype)),
         positions(Clone(other.positions.tensor)),
         dy(Cast(other.dy.tensor, dtype)),
-        before(eyrie::Cast(other.before, dtype)),
-        dafter(eyrie::Cast(other.dafter, dtype)),
+        before(CastState(other.before, dtype)),
+        dafter(CastState(other.dafter, dtype)),
         exponential_forget(other.exponential_forget) {
     PrepareOutputs();
   }
@@ -110,7 +110,7 @@ struct Case {
 // The equations, unit by unit.
 struct Reference {
   Reference(const Case& c, bool states)
-      : y(DType::kF64, c.dy.tensor.shape), after(eyrie::Cast(c.before, DType::kF64)) {
+      : y(DType::kF64, c.dy.tensor.shape), after(CastState(c.before, DType::kF64)) {
     const int64_t batch = c.x.tensor.dim(0), tokens = c.x.tensor.dim(1), heads = c.x.tensor.dim(2);
     const int64_t units = c.x.tensor.dim(4);
     for (OwnedTensor& part : after) {
@@ -143,8 +143,7 @@ struct Reference {
                               (c.exponential_forget ? p[1] : -std::log1p(std::exp(-p[1])));
           const double m = n == 0 ? p[0] : std::max(kept, p[0]);
           const double forget = n == 0 ? 0 : std::exp(kept - m), input = std::exp(p[0] - m);
-          Set(after[1].tensor, at,
-              forget * Get(after[1].tensor, at) + input * std::tanh(p[2]));
+          Set(after[1].tensor, at, forget * Get(after[1].tensor, at) + input * std::tanh(p[2]));
           Set(after[2].tensor, at, forget * n + input);
           Set(after[3].tensor, at, m);
           now.push_back(Get(after[1].tensor, at) / Get(after[2].tensor, at) /
@@ -165,9 +164,11 @@ TEST(Slstm, MatchesTheEquations) {
   TestRandom random;
   for (bool exponential : {false, true}) {
     for (bool states : {false, true}) {
-      for (const auto& [batch, tokens, heads, units] :
-           {std::array<int64_t, 4>{1, 1, 1, 1}, {2, 1, 3, 5}, {3, 33, 1, 7}, {1, 20, 2, 33},
-            {5, 9, 3, 16}}) {
+      for (const auto& [batch, tokens, heads, units] : {std::array<int64_t, 4>{1, 1, 1, 1},
+                                                        {2, 1, 3, 5},
+                                                        {3, 33, 1, 7},
+                                                        {1, 20, 2, 33},
+                                                        {5, 9, 3, 16}}) {
         SCOPED_TRACE(StrCat("B ", batch, " T ", tokens, " H ", heads, " d ", units, " states ",
                             states, " exponential ", exponential));
         Case c(DType::kF64, batch, tokens, heads, units, random);
@@ -195,7 +196,7 @@ TEST(Slstm, GradientsMatchFiniteDifferences) {
                             states, " exponential ", exponential));
         Case c(DType::kF64, batch, tokens, heads, units, random);
         c.exponential_forget = exponential;
-        const State weights = eyrie::Cast(c.dafter, DType::kF64);
+        const State weights = CastState(c.dafter, DType::kF64);
         SlstmForward(c.forward(states));
         const int64_t size = c.state().size();
         for (int64_t i = 0; i < size; ++i) {
@@ -252,9 +253,9 @@ TEST(Slstm, SplitInTimeIsTheWhole) {
   for (int64_t cut : {1, 15, 30}) {
     Case first(whole, 0, cut), second(whole, cut, 31);
     SlstmForward(first.forward());
-    second.before = eyrie::Cast(first.after, DType::kF64);
+    second.before = CastState(first.after, DType::kF64);
     second.Run();
-    first.dafter = eyrie::Cast(second.dbefore, DType::kF64);
+    first.dafter = CastState(second.dbefore, DType::kF64);
     SlstmBackward(first.backward());
     const OwnedTensor y = PoisonedTensor(DType::kF64, whole.y.tensor.shape);
     const OwnedTensor dx = PoisonedTensor(DType::kF64, whole.dx.tensor.shape);
@@ -342,7 +343,7 @@ TEST(Slstm, ExtremeGatesStayFinite) {
         // From nothing, too.
         c.Run(false);
         const Reference expected(Case(c, DType::kF64), false);
-        EXPECT_LT(RelativeError(c.y.tensor, eyrie::Cast(expected.y.tensor, dtype).tensor), 1e-3);
+        EXPECT_LT(RelativeError(c.y.tensor, Cast(expected.y.tensor, dtype).tensor), 1e-3);
       }
     }
   }
@@ -352,11 +353,12 @@ TEST(Slstm, ParameterGradientsAreAddedTo) {
   TestRandom random;
   const Case c(DType::kF64, 2, 7, 2, 5, random);
   c.Run();
-  for (const Tensor& gradient : {c.dr.tensor, c.dbias.tensor}) {
-    const OwnedTensor once = Clone(gradient);
-    SlstmBackward(c.backward());
-    for (int64_t i = 0; i < gradient.size(); ++i) {
-      EXPECT_NEAR(Get(gradient, i), 2 * Get(once.tensor, i), 1e-11);
+  const OwnedTensor dr = Clone(c.dr.tensor), dbias = Clone(c.dbias.tensor);
+  SlstmBackward(c.backward());
+  for (const auto& [twice, once] :
+       {std::pair{c.dr.tensor, dr.tensor}, {c.dbias.tensor, dbias.tensor}}) {
+    for (int64_t i = 0; i < once.size(); ++i) {
+      EXPECT_NEAR(Get(twice, i), 2 * Get(once, i), 1e-11);
     }
   }
 }
