@@ -1,11 +1,10 @@
 // LayerNorm on the GPU. N rows of G groups of D channels. A team of threads, a part of a warp or a
 // whole block, holds a group in registers, each thread kVectors vectors of kWidth elements that lie
 // a team's width apart: one pass over every tensor.
-#include "kernels/norm/layer_norm_cuda.h"
-
 #include <algorithm>
 
 #include "kernels/column_sum.cuh"
+#include "kernels/norm/layer_norm_cuda.h"
 #include "kernels/norm/rms_norm_cuda.h"
 
 namespace eyrie {

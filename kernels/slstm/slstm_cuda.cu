@@ -1,6 +1,6 @@
 // The sLSTM on the GPU: which body takes it through time, and what its backward pass computes for
-// all tokens at once. For bfloat16 on GPUs with thread-block clusters, heads of up to 512 units that
-// divide by 8 go to the persistent kernels, all others to the plain ones.
+// all tokens at once. For bfloat16 on GPUs with thread-block clusters, heads of up to 512 units
+// that divide by 8 go to the persistent kernels, all others to the plain ones.
 #include "core/blas.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/slstm/slstm_cuda.h"
@@ -33,7 +33,7 @@ struct BackwardWorkspace {
         carry(n + cells),
         entering(carry + 2 * x.dim(0) * x.dim(2) * x.dim(4)),
         total(entering + cells) {}
-  int64_t cells;  // B T H d
+  int64_t cells;        // B T H d
   int64_t slope, c, n;  // [B, T, H, d], after the gates [B, T, H, 4, d]
   int64_t carry;        // [2, B, H, d]
   int64_t entering;     // [B, T, H, d] in the activations' type
@@ -190,11 +190,12 @@ void SlstmBackwardCuda(const SlstmBackwardArgs& args) {
           .stride_a = units,
           .stride_b = units * wide,
           .stride_c = wide});
-    Launch(kernel, GatesKernel<T>,
-           dim3(Pieces(units, 64), static_cast<unsigned>(heads), static_cast<unsigned>(sizes.batch)),
-           dim3(64), 0, args.x.data<T>(), args.bias.data<float>(), args.positions.data<int32_t>(),
-           sizes, args.exponential_forget, SlstmStateView(args.before), workspace,
-           workspace + at.slope, workspace + at.c, workspace + at.n);
+    Launch(
+        kernel, GatesKernel<T>,
+        dim3(Pieces(units, 64), static_cast<unsigned>(heads), static_cast<unsigned>(sizes.batch)),
+        dim3(64), 0, args.x.data<T>(), args.bias.data<float>(), args.positions.data<int32_t>(),
+        sizes, args.exponential_forget, SlstmStateView(args.before), workspace,
+        workspace + at.slope, workspace + at.c, workspace + at.n);
     const SlstmBackwardView<T> view{.sizes = sizes,
                                     .r = args.r.data<T>(),
                                     .positions = args.positions.data<int32_t>(),

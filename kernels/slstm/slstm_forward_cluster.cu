@@ -5,8 +5,8 @@
 //   sums [4 gates of 32 units, 16 sequences] = r^T y_{t-1}
 //
 // and after each token writes the units' y into every block's shared memory, 16 sequences by all
-// units, operand B of the next one. Warps 2 k and 2 k + 1 have units 8 k to 8 k + 7; each multiplies
-// one half of the inner index, and finishes 8 of the sequences.
+// units, operand B of the next one. Warps 2 k and 2 k + 1 have units 8 k to 8 k + 7; each
+// multiplies one half of the inner index, and finishes 8 of the sequences.
 #include "kernels/slstm/slstm_cluster.cuh"
 #include "kernels/slstm/slstm_kernels.cuh"
 #include "kernels/slstm/slstm_tiles.cuh"
@@ -143,9 +143,9 @@ __global__ void __launch_bounds__(kSlstmThreads, 1) ForwardKernel(const View vie
 #pragma unroll
     for (int tile = 0; tile < 2; ++tile) {
       const float(&low)[4] = sums[tile][0], (&high)[4] = sums[tile][1];
-      shares[(warp * 2 + tile) * 32 + lane] =
-          half == 0 ? make_float4(high[0], high[1], high[2], high[3])
-                    : make_float4(low[0], low[1], low[2], low[3]);
+      shares[(warp * 2 + tile) * 32 + lane] = half == 0
+                                                  ? make_float4(high[0], high[1], high[2], high[3])
+                                                  : make_float4(low[0], low[1], low[2], low[3]);
     }
     PairBarrier(pair);
 #pragma unroll

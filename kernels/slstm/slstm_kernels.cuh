@@ -47,7 +47,9 @@ struct SlstmForwardView {
   T* y;
   float* cells;  // [3, B, H, d]: c, n and m between two tokens, where no kernel holds them
 
-  __device__ bool Starts(int b, int t) const { return positions[int64_t{b} * sizes.tokens + t] == 0; }
+  __device__ bool Starts(int b, int t) const {
+    return positions[int64_t{b} * sizes.tokens + t] == 0;
+  }
 };
 
 template <class T>
@@ -61,9 +63,12 @@ struct SlstmBackwardView {
   const float *gates, *slope, *c, *n;
   const T* dy;
   T* dx;
-  float* carry;  // [2, B, H, d]: gradients of c and n between two tokens, where no kernel holds them
+  float*
+      carry;  // [2, B, H, d]: gradients of c and n between two tokens, where no kernel holds them
 
-  __device__ bool Starts(int b, int t) const { return positions[int64_t{b} * sizes.tokens + t] == 0; }
+  __device__ bool Starts(int b, int t) const {
+    return positions[int64_t{b} * sizes.tokens + t] == 0;
+  }
 };
 
 struct SlstmCell {

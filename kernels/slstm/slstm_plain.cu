@@ -1,6 +1,6 @@
-// The sLSTM in plain float32 arithmetic, a launch for each token: for float32, and for heads that no
-// cluster of blocks can hold. Each launch reads r once for 8 sequences, from the L2 cache where it
-// fits there. A block computes 32 units of a head in 8 sequences.
+// The sLSTM in plain float32 arithmetic, a launch for each token: for float32, and for heads that
+// no cluster of blocks can hold. Each launch reads r once for 8 sequences, from the L2 cache where
+// it fits there. A block computes 32 units of a head in 8 sequences.
 #include "kernels/slstm/slstm_kernels.cuh"
 
 namespace eyrie {
@@ -136,8 +136,7 @@ __global__ void __launch_bounds__(kThreads)
         for (int row = 0; row < kRows; ++row) {
           const int from = at.first_unit + row * kWarps + at.warp;
           if (from >= sizes.units) continue;
-          const float factor =
-              ToFloat(view.r[sizes.RecurrentAt(at.head, from, 0, 0) + begin + i]);
+          const float factor = ToFloat(view.r[sizes.RecurrentAt(at.head, from, 0, 0) + begin + i]);
 #pragma unroll
           for (int b = 0; b < kSequences; ++b) sum[row][b] = fmaf(dps[b][i], factor, sum[row][b]);
         }
@@ -183,9 +182,7 @@ __global__ void __launch_bounds__(kThreads)
     c_before = view.before.c[at.state];
     n_before = view.before.n[at.state];
   }
-  const auto gate = [&](int g) {
-    return sizes.GateAt(at.sequence, t, at.head, g, at.unit);
-  };
+  const auto gate = [&](int g) { return sizes.GateAt(at.sequence, t, at.head, g, at.unit); };
   const int64_t here = sizes.At(at.sequence, t, at.head, at.unit);
   const SlstmGates gates{view.gates[gate(0)], view.gates[gate(1)], view.gates[gate(2)],
                          view.gates[gate(3)]};

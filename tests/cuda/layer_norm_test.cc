@@ -125,7 +125,8 @@ TEST_P(CudaLayerNorm, SurvivesALargeMean) {
   for (const double shift : {0.0, 64.0}) {
     for (int64_t i = 0; i < shape.size(); ++i) Set(x.tensor, i, Get(x.tensor, i) - shift);
     const OwnedTensor y = PoisonedCuda(GetParam(), shape);
-    const OwnedTensor mean = PoisonedCuda(DType::kF32, {18}), rstd = PoisonedCuda(DType::kF32, {18});
+    const OwnedTensor mean = PoisonedCuda(DType::kF32, {18}),
+                      rstd = PoisonedCuda(DType::kF32, {18});
     LayerNormForward({.x = ToCuda(x.tensor, GetParam()).tensor,
                       .weight = weight.tensor,
                       .y = y.tensor,
@@ -162,16 +163,18 @@ TEST_P(CudaLayerNorm, RejectsWrongTypesWideGroupsAndMissingWorkspace) {
   const DType dtype = GetParam();
   const OwnedTensor x = ZeroCuda(dtype, {3, 2, 8}), other = ZeroCuda(dtype, {3, 2, 8});
   const OwnedTensor weight = ZeroCuda(dtype, {2, 8}), mean = ZeroCuda(DType::kF32, {6});
-  const OwnedTensor wide = ZeroCuda(dtype, {1, 1, 16392}), wide_weight = ZeroCuda(dtype, {1, 16392});
-  const OwnedTensor wrong = ZeroCuda(DType::kI32, {3, 2, 8}), dweight = ZeroCuda(DType::kF32, {2, 8});
+  const OwnedTensor wide = ZeroCuda(dtype, {1, 1, 16392}),
+                    wide_weight = ZeroCuda(dtype, {1, 16392});
+  const OwnedTensor wrong = ZeroCuda(DType::kI32, {3, 2, 8}),
+                    dweight = ZeroCuda(DType::kF32, {2, 8});
   const LayerNormForwardArgs good{x.tensor,     weight.tensor, kEpsilon,
                                   other.tensor, mean.tensor,   mean.tensor};
   EXPECT_NO_THROW(LayerNormForward(good));
   LayerNormForwardArgs bad = good;
   bad.y = wrong.tensor;
   EXPECT_THROW(LayerNormForward(bad), Error);
-  bad = {wide.tensor, wide_weight.tensor, kEpsilon, wide.tensor, mean.tensor.Rows(0, 1),
-         mean.tensor.Rows(0, 1)};
+  bad = {wide.tensor, wide_weight.tensor,     kEpsilon,
+         wide.tensor, mean.tensor.Rows(0, 1), mean.tensor.Rows(0, 1)};
   EXPECT_THROW(LayerNormForward(bad), Error);
   EXPECT_THROW(LayerNormBackward({.x = x.tensor,
                                   .weight = weight.tensor,

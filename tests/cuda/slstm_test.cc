@@ -1,5 +1,5 @@
-// The sLSTM's CUDA bodies against its CPU body. Heads that divide by 8 and have at most 512 units go
-// to the persistent kernels where the type is bfloat16, all others to the plain ones.
+// The sLSTM's CUDA bodies against its CPU body. Heads that divide by 8 and have at most 512 units
+// go to the persistent kernels where the type is bfloat16, all others to the plain ones.
 #include "kernels/slstm/slstm.h"
 
 #include <array>
@@ -149,9 +149,16 @@ class CudaSlstm : public testing::TestWithParam<DType> {
 
 TEST_P(CudaSlstm, MatchesTheCpu) {
   // Clusters of 1, 2, 4, 8 and 16 blocks, full and not; several groups of sequences.
-  for (const Sizes& sizes :
-       {Sizes{1, 1, 1, 1}, {2, 1, 3, 8}, {3, 2, 1, 8}, {3, 33, 2, 5}, {2, 17, 3, 32}, {17, 9, 2, 40},
-        {5, 20, 1, 64}, {16, 12, 2, 128}, {33, 7, 1, 136}, {3, 10, 1, 256}}) {
+  for (const Sizes& sizes : {Sizes{1, 1, 1, 1},
+                             {2, 1, 3, 8},
+                             {3, 2, 1, 8},
+                             {3, 33, 2, 5},
+                             {2, 17, 3, 32},
+                             {17, 9, 2, 40},
+                             {5, 20, 1, 64},
+                             {16, 12, 2, 128},
+                             {33, 7, 1, 136},
+                             {3, 10, 1, 256}}) {
     for (const bool states : {false, true}) {
       Case c(GetParam(), sizes, random_);
       c.exponential_forget = random_.Int(0, 1) == 1;
@@ -228,16 +235,16 @@ TEST_P(CudaSlstm, RejectsWrongTypesAndMissingWorkspace) {
   const OwnedTensor x = ZeroCuda(dtype, {1, 3, 2, 4, 8}), r = ZeroCuda(dtype, {2, 8, 4, 8});
   const OwnedTensor bias = ZeroCuda(DType::kF32, {2, 4, 8}), y = ZeroCuda(dtype, {1, 3, 2, 8});
   const OwnedTensor positions = ZeroCuda(DType::kI32, {1, 3});
-  const OwnedTensor state = ZeroCuda(DType::kF32, {1, 2, 8}), wrong = ZeroCuda(DType::kI32, {2, 4, 8});
+  const OwnedTensor state = ZeroCuda(DType::kF32, {1, 2, 8}),
+                    wrong = ZeroCuda(DType::kI32, {2, 4, 8});
   const OwnedTensor workspace = PoisonedCuda(DType::kF32, {SlstmForwardWorkspace(x.tensor)});
-  const SlstmForwardArgs good{
-      .x = x.tensor,
-      .r = r.tensor,
-      .bias = bias.tensor,
-      .positions = positions.tensor,
-      .before = {state.tensor, state.tensor, state.tensor, state.tensor},
-      .y = y.tensor,
-      .workspace = workspace.tensor};
+  const SlstmForwardArgs good{.x = x.tensor,
+                              .r = r.tensor,
+                              .bias = bias.tensor,
+                              .positions = positions.tensor,
+                              .before = {state.tensor, state.tensor, state.tensor, state.tensor},
+                              .y = y.tensor,
+                              .workspace = workspace.tensor};
   EXPECT_NO_THROW(SlstmForward(good));
   SlstmForwardArgs bad = good;
   bad.bias = wrong.tensor;
