@@ -15,7 +15,7 @@ constexpr int kLaneThreads = 256;  // of a block that is many teams
 // Part of a warp.
 template <int kLanes>
 struct LaneTeam {
-  static constexpr int kMaxThreads = kLaneThreads;
+  static constexpr int kMaxThreads = kLaneThreads, kMinBlocks = 2;
   static __device__ int Size() { return kLanes; }
   static __device__ int Index() { return static_cast<int>(threadIdx.x) % kLanes; }
   static __device__ int64_t Number() {
@@ -28,10 +28,10 @@ struct LaneTeam {
     return x;
   }
 };
-// A whole block of at most kMost threads.
-template <int kMost>
+// A whole block of at most kMost threads, kBlocks of which should fit a multiprocessor.
+template <int kMost, int kBlocks>
 struct BlockTeam {
-  static constexpr int kMaxThreads = kMost;
+  static constexpr int kMaxThreads = kMost, kMinBlocks = kBlocks;
   static __device__ int Size() { return static_cast<int>(blockDim.x); }
   static __device__ int Index() { return static_cast<int>(threadIdx.x); }
   static __device__ int64_t Number() { return blockIdx.x; }
@@ -40,7 +40,7 @@ struct BlockTeam {
 
 // Group `group` of all N G.
 template <class Team, class T, int kWidth, int kVectors>
-__global__ void __launch_bounds__(Team::kMaxThreads)
+__global__ void __launch_bounds__(Team::kMaxThreads, Team::kMinBlocks)
     ForwardKernel(const T* __restrict__ x, const T* __restrict__ weight, T* __restrict__ y,
                   float* __restrict__ mean, float* __restrict__ rstd, int64_t all_groups,
                   int groups, int width, float epsilon) {
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(Team::kMaxThreads)
 // registers; partial [stripes, G, D] := these shares. The weight is not declared __restrict__, so
 // that it is read again rather than kept.
 template <class Team, class T, int kWidth, int kVectors>
-__global__ void __launch_bounds__(Team::kMaxThreads)
+__global__ void __launch_bounds__(Team::kMaxThreads, Team::kMinBlocks)
     BackwardKernel(const T* __restrict__ x, const T* weight, const float* __restrict__ mean,
                    const float* __restrict__ rstd, const T* __restrict__ dy, const T* dresidual,
                    T* dx, float* __restrict__ partial, int64_t rows, int stripes, int groups,
@@ -172,14 +172,14 @@ void PickTeam(int64_t width, bool fits_vectors, const Body& body) {
     const Blocks blocks{kLaneThreads, kLaneThreads / kLanes};
     body.template operator()<LaneTeam<kLanes>, kWidth, kVectors>(blocks);
   };
-  const auto block = [&]<int kWidth, int kVectors>() {
-    constexpr int kEach = kWidth * kVectors, kMost = static_cast<int>(kMaxNormWidthCuda) / kEach;
-    const Blocks blocks{32 * Pieces(width, 32 * kEach), 1};
-    body.template operator()<BlockTeam<kMost>, kWidth, kVectors>(blocks);
+  const auto block = [&]<int kMost, int kMinBlocks, int kWidth, int kVectors>() {
+    const Blocks blocks{32 * Pieces(width, 32 * kWidth * kVectors), 1};
+    body.template operator()<BlockTeam<kMost, kMinBlocks>, kWidth, kVectors>(blocks);
   };
-  constexpr int kWidth = kVectorWidth<T>;
+  constexpr int kWidth = kVectorWidth<T>, kMost = static_cast<int>(kMaxNormWidthCuda);
   if (!fits_vectors) {
-    width <= 128 ? lanes.template operator()<32, 1, 4>() : block.template operator()<1, 16>();
+    width <= 128 ? lanes.template operator()<32, 1, 4>()
+                 : block.template operator()<kMost / 16, 1, 1, 16>();
   } else if (width <= 8 * kWidth) {
     lanes.template operator()<8, kWidth, 1>();
   } else if (width <= 16 * kWidth) {
@@ -188,8 +188,12 @@ void PickTeam(int64_t width, bool fits_vectors, const Body& body) {
     lanes.template operator()<32, kWidth, 1>();
   } else if (width <= 64 * kWidth) {
     lanes.template operator()<32, kWidth, 2>();
+  } else if (width <= 256 * kWidth) {
+    block.template operator()<256, 4, kWidth, 1>();
+  } else if (width <= 512 * kWidth) {
+    block.template operator()<256, 2, kWidth, 2>();
   } else {
-    block.template operator()<kWidth, 4>();
+    block.template operator()<kMost / (4 * kWidth), 1, kWidth, 4>();
   }
 }
 
