@@ -424,6 +424,7 @@ constexpr Kernel kKernels[] = {
     {"embedding", EmbeddingCases},
     {"gated_norm", GatedNormCases},
     {"glu", GluCases},
+    {"layer_norm", LayerNormCases},
     {"lightning_attention", LightningAttentionCases},
     {"lrpe", LrpeCases},
     {"mlstm", MlstmCases},
@@ -432,6 +433,7 @@ constexpr Kernel kKernels[] = {
     {"rms_norm", RmsNormCases},
     {"rotary", RotaryCases},
     {"selective_scan", SelectiveScanCases},
+    {"slstm", SlstmCases},
 };
 
 struct KernelsOptions {
