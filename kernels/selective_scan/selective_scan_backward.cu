@@ -1,14 +1,20 @@
 // CUDA body of the selective scan's backward pass. B sequences, T tokens, E channels, N states.
 //
-// Chunks of 64 tokens are found and linked both ways (selective_scan.cuh). Then a block takes one
-// chunk of one sequence, and one group of 32 channels after another: it runs forward through the
-// chunk from the state before it and keeps the state before each run of eight tokens in shared
-// memory; then, from the last run to the first, it computes the run's states once more, in
-// registers, and goes back through them. Gradients of B and C are sums over channels: those of a
-// lane's eight tokens by four states are 32 numbers, which the lanes add up so that each of them
-// gets one of the sums, and adds it to its own place in shared memory, group after group. All sums
-// are made in an order that depends on shapes alone.
+// Chunks of 64 tokens are found and linked both ways (selective_scan.cuh). Then a warp takes one
+// chunk of one sequence and a group of channels, by itself: a lane has eight states of one channel,
+// and N / 8 lanes share the channel. The warp runs forward through the chunk from the state before
+// it and keeps the state before each run of eight tokens in shared memory; then, from the last run
+// to the first, it computes the run's states once more, in registers, and goes back through them.
+// So a decay is computed twice here and once for the chunk's map, and what the rest of a state and
+// token costs are about 20 instructions of the float32 units, which bound the kernel together with
+// the special function unit. There are few warps on a processor, for their registers; each has
+// eight independent recurrences.
+//
+// Gradients of B and C are sums over channels: first over a warp's (channel_sum.cuh), then, group
+// after group, in shared memory, then over a block's warps, and last over the blocks that take
+// other groups. All sums are made in an order that depends on shapes alone.
 #include "kernels/row_sum.cuh"
+#include "kernels/selective_scan/channel_sum.cuh"
 #include "kernels/selective_scan/selective_scan.cuh"
 #include "kernels/selective_scan/selective_scan_cuda.h"
 
@@ -17,16 +23,36 @@ namespace selective_scan {
 namespace {
 
 constexpr int kChunk = 64;  // tokens
-constexpr int kRun = 8;     // tokens whose states a thread has at once
+constexpr int kRun = 8;     // tokens whose states a lane has at once
 constexpr int kRuns = kChunk / kRun;
+constexpr int kBlockWarps = 4;
 constexpr int64_t kMostSlabs = 16;  // parts of dB and dC in memory: each of some of the channels
+
+// Lanes that share a channel.
+int Split(int64_t states) { return states <= 8 ? 1 : states <= 16 ? 2 : states <= 32 ? 4 : 8; }
+template <class Body>
+void DispatchSplit(int split, const Body& body) {
+  switch (split) {
+    case 1: return body(std::integral_constant<int, 1>{});
+    case 2: return body(std::integral_constant<int, 2>{});
+    case 4: return body(std::integral_constant<int, 4>{});
+    default: return body(std::integral_constant<int, 8>{});
+  }
+}
 
 struct BackwardPlan : Plan {
   BackwardPlan(const Shape& x, int64_t state_count)
       : Plan(x, state_count, kChunk),
-        slabs(static_cast<int>(std::min<int64_t>(kMostSlabs, blocks))) {}
+        split(Split(state_count)),
+        groups(static_cast<int>(CeilDiv(x[2], 32 / split))) {
+    // Each slab's block takes as many groups as the others, or one round less.
+    const int64_t sets = std::max<int64_t>(1, CeilDiv(groups, kBlockWarps));
+    slabs = static_cast<int>(CeilDiv(sets, CeilDiv(sets, kMostSlabs)));
+  }
   // Elements of a slab.
   __host__ __device__ int64_t slab_size() const { return int64_t{batch} * time * 2 * states; }
+  int split;
+  int groups;  // of the channels of a warp
   int slabs;
 };
 
@@ -41,261 +67,391 @@ struct BackwardTensors {
   float* slabs;             // [slabs, B, T, 2N]
 };
 
-template <int kWarps>
+// What a warp has of a chunk of its group of channels.
+template <class T, int kSplit>
+struct alignas(16) WarpShared {
+  static constexpr int kWidth = 32 / kSplit;  // channels
+  using Sum = ChannelSum<kSplit, std::is_same_v<T, float>>;
+  // Zeros where there is no token or channel. On the way back, the gradient of delta replaces
+  // delta, the output before the gate replaces its gradient dy, and dx replaces x.
+  float delta[kChunk][kWidth], dy[kChunk][kWidth];
+  T x[kChunk][kWidth];
+  float4 kept[kRuns][2][32];  // each lane's states before each run
+  // Gradients of B and C, summed over the groups: the four pairs of a run's tokens, of each lane.
+  float4 dbc[kRuns][2][Sum::kCount][32];
+};
+template <class T, int kSplit>
 struct BackwardShared {
-  static constexpr int kPadded = kWarps * kThreadStates;
-  float delta[kChunk][kColumns], x[kChunk][kColumns], dy[kChunk][kColumns];
-  alignas(16) float bc[kChunk][2 * kPadded];
-  float dbc[kChunk][2 * kPadded];
-  float4 kept[kRuns][32 * kWarps];  // each thread's states before each run
-  // Of a run's tokens, what the warps' states add to y, to sum g B, and to sum g A a h.
-  float parts[kWarps][kRun][3][kColumns];
+  alignas(16) float bc[kChunk][2 * kSplit * kLaneStates];
+  WarpShared<T, kSplit> warps[kBlockWarps];
 };
 
-// Gives each lane the sum over the warp of values[lane], by halves: lanes that differ in one bit
-// swap the numbers that the other one is to add up. A template, so that all stay in registers.
-template <int kHalf = 16>
-__device__ __forceinline__ float SumForLane(float (&values)[32]) {
-  const bool upper = (threadIdx.x & kHalf) != 0;
+// The sum over the lanes that share a channel; each gets it.
+template <int kSplit>
+__device__ __forceinline__ float SumOfChannel(float x) {
 #pragma unroll
-  for (int i = 0; i < kHalf; ++i) {
-    const float sent = upper ? values[i] : values[i + kHalf];
-    const float kept = upper ? values[i + kHalf] : values[i];
-    values[i] = kept + __shfl_xor_sync(~0u, sent, kHalf);
-  }
-  if constexpr (kHalf > 1) {
-    return SumForLane<kHalf / 2>(values);
-  } else {
-    return values[0];
-  }
+  for (int lane = 16; lane >= 32 / kSplit; lane /= 2) x += __shfl_xor_sync(~0u, x, lane);
+  return x;
 }
 
-// One group of channels of one chunk.
-template <class T, int kWarps>
+__device__ __forceinline__ void Eight(const float* row, float (&to)[kLaneStates]) {
+  const float4 a = Four(row), b = Four(row + 4);
+  to[0] = a.x, to[1] = a.y, to[2] = a.z, to[3] = a.w;
+  to[4] = b.x, to[5] = b.y, to[6] = b.z, to[7] = b.w;
+}
+
+// One group of channels of one chunk, by one warp. Tokens of a [B, T, E] tensor are loaded and
+// stored kVector channels at a time, 1 or as many as 16 bytes or the group's width hold.
+template <class T, int kSplit, int kVector>
 class Group {
  public:
-  using Shared = BackwardShared<kWarps>;
-  __device__ Group(const BackwardPlan& plan, const BackwardTensors<T>& tensors, Shared& shared,
-                   int chunk, const Place& place)
+  using Shared = WarpShared<T, kSplit>;
+  static constexpr int kWidth = Shared::kWidth;
+  static constexpr int kPadded = kSplit * kLaneStates;  // N
+  static constexpr int kPieces = kWidth / kVector;      // vectors of a token
+  static constexpr int kRows = 32 / kPieces;            // tokens that the warp moves at once
+  static constexpr int kBatch = std::min(4, kChunk / kRows);  // vectors of a tensor on their way
+
+  __device__ Group(const BackwardPlan& plan, const BackwardTensors<T>& tensors,
+                   const float (&bc)[kChunk][2 * kPadded], Shared& shared, int b, int chunk,
+                   int group)
       : plan_(plan),
         tensors_(tensors),
         in_(tensors.in),
+        bc_(bc),
         shared_(shared),
-        place_(place),
+        lane_(static_cast<int>(threadIdx.x) % 32),
+        column_(lane_ % kWidth),
+        first_(group * kWidth),
+        state_(lane_ / kWidth * kLaneStates),
         begin_(chunk * kChunk),
-        end_(min(plan.time, begin_ + kChunk)),
-        index_(int64_t{place.b} * plan.chunks + chunk),
-        bias_(place.exists ? ToFloat(in_.dt_bias[place.channel]) : 0),
-        skip_(place.exists ? ToFloat(tensors.skip[place.channel]) : 0) {
-    LoadRates(plan, place, in_.a_log, rates_);
+        tokens_(min(plan.time - begin_, kChunk)),
+        count_(first_ + column_ < plan.channels
+                   ? min(max(plan.states - state_, 0), kLaneStates)
+                   : 0),
+        row_(int64_t{b} * plan.time + begin_),
+        index_(int64_t{b} * plan.chunks + chunk) {
+    LoadRates(in_.a_log + StateOffset(0), count_, rates_);
   }
 
-  // Called by all threads between barriers. `starts` has a bit a token.
+  // `starts` has a bit a token.
   __device__ void Run(uint64_t starts) {
-    starts_ = starts;
     LoadTokens();
-    __syncthreads();
-    KeepStates();
-    LoadStates(tensors_.gradients + place_.StateOffset(plan_, index_), place_.count(plan_), carry_);
-    float dskip = 0, ddt_bias = 0;
-    for (int run = kRuns - 1; run >= 0; --run) {
-      if (begin_ + run * kRun >= end_) continue;  // alike for all threads
-      GoBack(run);
-      __syncthreads();
-      Finish(run, dskip, ddt_bias);
-      __syncthreads();
+    __syncwarp();
+    KeepStates(starts);
+    LoadStates(tensors_.gradients + StateOffset(index_), count_, carry_);
+    const int channel = first_ + column_;
+    const float skip = channel < plan_.channels ? ToFloat(tensors_.skip[channel]) : 0;
+    float dskip = 0;
+    for (int run = LastRun(); run >= 0; --run) {
+      const unsigned bits = StartsOf(starts, run);
+      WithConstant(bits != 0, [&](auto checked) { GoBack<checked()>(run, bits, skip, dskip); });
     }
-    StoreStates(drates_, place_.count(plan_), tensors_.states + place_.StateOffset(plan_, index_));
-    shared_.parts[place_.warp][0][0][place_.lane] = dskip;
-    shared_.parts[place_.warp][0][1][place_.lane] = ddt_bias;
-    __syncthreads();
-    if (place_.warp > 0 || !place_.exists) return;
-    for (int w = 1; w < kWarps; ++w) {
-      dskip += shared_.parts[w][0][0][place_.lane];
-      ddt_bias += shared_.parts[w][0][1][place_.lane];
+    StoreStates(drates_, count_, tensors_.states + StateOffset(index_));
+    if (lane_ < kWidth && channel < plan_.channels) {
+      tensors_.dskip[index_ * plan_.channels + channel] = dskip;
     }
-    tensors_.dskip[index_ * plan_.channels + place_.channel] = dskip;
-    tensors_.ddt_bias[index_ * plan_.channels + place_.channel] = ddt_bias;
+    __syncwarp();
+    StoreTokens();
+    __syncwarp();  // before the next group's tokens
   }
 
  private:
-  __device__ bool Starts(int token) const { return (starts_ >> token & 1) != 0; }
+  __device__ int LastRun() const { return (tokens_ - 1) / kRun; }
+  __device__ static unsigned StartsOf(uint64_t starts, int run) {
+    return static_cast<unsigned>(starts >> run * kRun) & ((1u << kRun) - 1);
+  }
+  // Of the lane's first state in a [B, chunks, E, N] tensor.
+  __device__ int64_t StateOffset(int64_t index) const {
+    return index * plan_.state_size() + int64_t{first_ + column_} * plan_.states + state_;
+  }
 
-  // What the channels of each token share; zeros where there is no token or channel.
-  __device__ void LoadTokens() {
-    const int lane = place_.lane;
-#pragma unroll 4
-    for (int token = place_.warp; token < kChunk; token += kWarps) {
-      const bool exists = begin_ + token < end_ && place_.exists;
-      const int64_t at = exists ? place_.Offset(plan_, begin_ + token) : 0;
-      shared_.delta[token][lane] = exists ? Softplus(ToFloat(in_.dt[at]) + bias_) : 0;
-      shared_.x[token][lane] = exists ? ToFloat(in_.x[at]) : 0;
-      shared_.dy[token][lane] =
-          exists ? GateGradient(ToFloat(in_.z[at]), ToFloat(in_.dout[at])) : 0;
+  // The first column of the vectors that this lane moves, and the offset of one of them in a
+  // [B, T, E] tensor; -1 where it does not exist.
+  __device__ int FirstColumn() const { return lane_ % kPieces * kVector; }
+  __device__ int64_t Offset(int token) const {
+    const int channel = first_ + FirstColumn();
+    const bool exists = token < tokens_ && channel < plan_.channels;
+    return exists ? (row_ + token) * plan_.channels + channel : -1;
+  }
+  __device__ void LoadBias(float (&bias)[kVector]) const {
+    const int channel = first_ + FirstColumn();
+#pragma unroll
+    for (int k = 0; k < kVector; ++k) {
+      bias[k] = channel + k < plan_.channels ? ToFloat(in_.dt_bias[channel + k]) : 0;
     }
   }
 
-  __device__ void KeepStates() {
-    float h[kThreadStates];
-    LoadStates(tensors_.states + place_.StateOffset(plan_, index_), place_.count(plan_), h);
-    for (int run = 0; run < kRuns; ++run) {
-      shared_.kept[run][threadIdx.x] = make_float4(h[0], h[1], h[2], h[3]);
-      if (run == kRuns - 1) return;
+  __device__ void LoadTokens() {
+    float bias[kVector];
+    LoadBias(bias);
+    const int column = FirstColumn();
+    for (int first = lane_ / kPieces; first < kChunk; first += kBatch * kRows) {
+      Vector<T, kVector> x[kBatch], dt[kBatch], z[kBatch], dout[kBatch];
 #pragma unroll
-      for (int j = 0; j < kRun; ++j) {
-        const int token = run * kRun + j;
-        const float delta = shared_.delta[token][place_.lane];
-        const float step = delta * shared_.x[token][place_.lane];
-        const float4 b = Four(&shared_.bc[token][place_.state]);
-        if (Starts(token)) {
+      for (int i = 0; i < kBatch; ++i) {
+        const int64_t at = max(Offset(first + i * kRows), int64_t{0});
+        x[i] = LoadVector<kVector>(in_.x + at);
+        dt[i] = LoadVector<kVector>(in_.dt + at);
+        z[i] = LoadVector<kVector>(in_.z + at);
+        dout[i] = LoadVector<kVector>(in_.dout + at);
+      }
 #pragma unroll
-          for (int i = 0; i < kThreadStates; ++i) h[i] = 0;
+      for (int i = 0; i < kBatch; ++i) {
+        const int token = first + i * kRows;
+        const bool exists = Offset(token) >= 0;
+        float delta[kVector], dy[kVector];
+#pragma unroll
+        for (int k = 0; k < kVector; ++k) {
+          const float softplus = Softplus(dt[i][k] + bias[k]);
+          const float gradient = GateGradient(z[i][k], dout[i][k]);
+          delta[k] = exists ? softplus : 0;
+          dy[k] = exists ? gradient : 0;
         }
-        h[0] = fmaf(Exp2(delta * rates_[0]), h[0], step * b.x);
-        h[1] = fmaf(Exp2(delta * rates_[1]), h[1], step * b.y);
-        h[2] = fmaf(Exp2(delta * rates_[2]), h[2], step * b.z);
-        h[3] = fmaf(Exp2(delta * rates_[3]), h[3], step * b.w);
+        if (!exists) x[i] = {};
+        StoreVector(&shared_.x[token][column], x[i]);
+        StoreFloats(&shared_.delta[token][column], delta);
+        StoreFloats(&shared_.dy[token][column], dy);
       }
     }
   }
 
-  // Through a run's tokens forward and back. Leaves the parts of its sums.
-  __device__ void GoBack(int run) {
-    constexpr int kPadded = Shared::kPadded;
-    const int lane = place_.lane;
-    float decay[kRun][kThreadStates];    // a
-    float decayed[kRun][kThreadStates];  // a h of the token before
-    float values[kRun * kThreadStates];
-    const float4 before = shared_.kept[run][threadIdx.x];
-    float h[kThreadStates] = {before.x, before.y, before.z, before.w};
+  // Gradients of the chunk's tokens, from what the way back has left.
+  __device__ void StoreTokens() {
+    float bias[kVector], sums[kVector] = {};
+    LoadBias(bias);
+    const int column = FirstColumn();
+    for (int first = lane_ / kPieces; first < kChunk; first += kBatch * kRows) {
+      Vector<T, kVector> dt[kBatch], z[kBatch], dout[kBatch];
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const int64_t at = max(Offset(first + i * kRows), int64_t{0});
+        dt[i] = LoadVector<kVector>(in_.dt + at);
+        z[i] = LoadVector<kVector>(in_.z + at);
+        dout[i] = LoadVector<kVector>(in_.dout + at);
+      }
+#pragma unroll
+      for (int i = 0; i < kBatch; ++i) {
+        const int token = first + i * kRows;
+        const int64_t at = Offset(token);
+        if (at < 0) continue;
+        Vector<T, kVector> ddt, dz;
+#pragma unroll
+        for (int k = 0; k < kVector; ++k) {
+          const float slope = shared_.delta[token][column + k] * Sigmoid(dt[i][k] + bias[k]);
+          const float y = shared_.dy[token][column + k], s = Sigmoid(z[i][k]);
+          ddt.Set(k, slope);
+          dz.Set(k, dout[i][k] * y * s * (1 + z[i][k] * (1 - s)));
+          sums[k] += slope;
+        }
+        StoreVector(tensors_.dx + at, LoadVector<kVector>(&shared_.x[token][column]));
+        StoreVector(tensors_.ddt + at, ddt);
+        StoreVector(tensors_.dz + at, dz);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kVector; ++k) {
+#pragma unroll
+      for (int lane = 16; lane >= kPieces; lane /= 2) {
+        sums[k] += __shfl_xor_sync(~0u, sums[k], lane);
+      }
+      const int channel = first_ + lane_ * kVector + k;
+      if (lane_ < kPieces && channel < plan_.channels) {
+        tensors_.ddt_bias[index_ * plan_.channels + channel] = sums[k];
+      }
+    }
+  }
+
+  __device__ void KeepStates(uint64_t starts) {
+    float h[kLaneStates];
+    LoadStates(tensors_.states + StateOffset(index_), count_, h);
+    for (int run = 0;; ++run) {
+      shared_.kept[run][0][lane_] = make_float4(h[0], h[1], h[2], h[3]);
+      shared_.kept[run][1][lane_] = make_float4(h[4], h[5], h[6], h[7]);
+      if (run == LastRun()) return;
+      const unsigned bits = StartsOf(starts, run);
+      WithConstant(bits != 0, [&](auto checked) {
+#pragma unroll
+        for (int j = 0; j < kRun; ++j) {
+          const int token = run * kRun + j;
+          const float delta = shared_.delta[token][column_];
+          const float step = delta * ToFloat(shared_.x[token][column_]);
+          const bool start = checked() && (bits >> j & 1) != 0;
+          float b[kLaneStates];
+          Eight(&bc_[token][state_], b);
+#pragma unroll
+          for (int i = 0; i < kLaneStates; ++i) {
+            h[i] = fmaf(Exp2(delta * rates_[i]), start ? 0 : h[i], step * b[i]);
+          }
+        }
+      });
+    }
+  }
+
+  // Through a run's tokens forward and back. kStarts: whether one of them starts a document, as
+  // `starts` says.
+  template <bool kStarts>
+  __device__ __forceinline__ void GoBack(int run, unsigned starts, float skip, float& dskip) {
+    float decay[kRun][kLaneStates];    // a
+    float decayed[kRun][kLaneStates];  // a h of the token before
+    float delta[kRun], x[kRun], dy[kRun];
 #pragma unroll
     for (int j = 0; j < kRun; ++j) {
       const int token = run * kRun + j;
-      const float delta = shared_.delta[token][lane], step = delta * shared_.x[token][lane];
-      const float dy = shared_.dy[token][lane];
-      const float4 b4 = Four(&shared_.bc[token][place_.state]);
-      const float4 c4 = Four(&shared_.bc[token][kPadded + place_.state]);
-      const float b[] = {b4.x, b4.y, b4.z, b4.w}, c[] = {c4.x, c4.y, c4.z, c4.w};
-      const bool starts = Starts(token);
-      float y = 0;
+      delta[j] = shared_.delta[token][column_];
+      x[j] = ToFloat(shared_.x[token][column_]);
+      dy[j] = shared_.dy[token][column_];
+    }
+    __syncwarp();  // all have them: their places are free
+    float h[kLaneStates];
+    {
+      const float4 low = shared_.kept[run][0][lane_], high = shared_.kept[run][1][lane_];
+      h[0] = low.x, h[1] = low.y, h[2] = low.z, h[3] = low.w;
+      h[4] = high.x, h[5] = high.y, h[6] = high.z, h[7] = high.w;
+    }
+    typename Shared::Sum sum;
+    PairSums dc, db;
 #pragma unroll
-      for (int i = 0; i < kThreadStates; ++i) {
-        decay[j][i] = starts ? 0 : Exp2(delta * rates_[i]);
-        decayed[j][i] = starts ? 0 : decay[j][i] * h[i];
+    for (int j = 0; j < kRun; ++j) {
+      const int token = run * kRun + j;
+      const bool start = kStarts && (starts >> j & 1) != 0;
+      const float step = delta[j] * x[j];
+      float b[kLaneStates], c[kLaneStates], values[kLaneStates], y = 0;
+      Eight(&bc_[token][state_], b);
+      Eight(&bc_[token][kPadded + state_], c);
+#pragma unroll
+      for (int i = 0; i < kLaneStates; ++i) {
+        decay[j][i] = start ? 0 : Exp2(delta[j] * rates_[i]);
+        decayed[j][i] = start ? 0 : decay[j][i] * h[i];
         h[i] = fmaf(step, b[i], decayed[j][i]);
         y = fmaf(c[i], h[i], y);
-        values[j * kThreadStates + i] = dy * h[i];
+        values[i] = dy[j] * h[i];
       }
-      shared_.parts[place_.warp][j][0][lane] = y;
+      AddToSums<kStarts>(sum, j, /*last=*/j % 2 == 1, values, dc);
+      y = SumOfChannel<kSplit>(y);
+      if (lane_ < kWidth) shared_.dy[token][column_] = fmaf(skip, x[j], y);
     }
-    AddToPlace(run, kPadded, values);
+    Accumulate(dc, shared_.dbc[run][1]);
 
 #pragma unroll
     for (int j = kRun - 1; j >= 0; --j) {
       const int token = run * kRun + j;
-      const float delta = shared_.delta[token][lane], step = delta * shared_.x[token][lane];
-      const float dy = shared_.dy[token][lane];
-      const float4 b4 = Four(&shared_.bc[token][place_.state]);
-      const float4 c4 = Four(&shared_.bc[token][kPadded + place_.state]);
-      const float b[] = {b4.x, b4.y, b4.z, b4.w}, c[] = {c4.x, c4.y, c4.z, c4.w};
-      const bool starts = Starts(token);
-      float through = 0, rates = 0;
+      const bool start = kStarts && (starts >> j & 1) != 0;
+      const float step = delta[j] * x[j];
+      float b[kLaneStates], c[kLaneStates], values[kLaneStates], through = 0, rates = 0;
+      Eight(&bc_[token][state_], b);
+      Eight(&bc_[token][kPadded + state_], c);
 #pragma unroll
-      for (int i = 0; i < kThreadStates; ++i) {
-        const float g = fmaf(c[i], dy, carry_[i]), slope = g * decayed[j][i];
-        values[j * kThreadStates + i] = g * step;
+      for (int i = 0; i < kLaneStates; ++i) {
+        const float g = fmaf(c[i], dy[j], carry_[i]), slope = g * decayed[j][i];
+        values[i] = g * step;
         through = fmaf(g, b[i], through);
         rates = fmaf(slope, rates_[i], rates);
-        drates_[i] = fmaf(slope, delta, drates_[i]);
-        carry_[i] = starts ? 0 : decay[j][i] * g;
+        drates_[i] = fmaf(slope, delta[j], drates_[i]);
+        carry_[i] = start ? 0 : decay[j][i] * g;
       }
-      shared_.parts[place_.warp][j][1][lane] = through;
-      shared_.parts[place_.warp][j][2][lane] = rates;
+      AddToSums<kStarts>(sum, j, /*last=*/j % 2 == 0, values, db);
+      through = SumOfChannel<kSplit>(through);
+      rates = SumOfChannel<kSplit>(rates);
+      if (lane_ < kWidth) {
+        shared_.delta[token][column_] = fmaf(kLn2, rates, x[j] * through);
+        shared_.x[token][column_] = FromFloat<T>(fmaf(skip, dy[j], delta[j] * through));
+      }
+      dskip = fmaf(dy[j], x[j], dskip);
     }
-    AddToPlace(run, 0, values);
+    Accumulate(db, shared_.dbc[run][0]);
   }
 
-  // Adds what a run gives dB (`column` 0) or dC (N, padded). Only this thread has its place.
-  __device__ void AddToPlace(int run, int column, float (&values)[kRun * kThreadStates]) {
-    const int token = run * kRun + place_.lane / kThreadStates;
-    float& sum = shared_.dbc[token][column + place_.state + place_.lane % kThreadStates];
-    sum += SumForLane(values);
+  // A lane's sums over channels, of the pairs of a run's tokens.
+  struct PairSums {
+    float values[Shared::Sum::kCount][kRun / 2];
+  };
+  // Adds what token j gives dB or dC; `last` of its pair. Where one of them may start a document,
+  // they do not share a product: one's NaN would reach the other.
+  template <bool kStarts>
+  __device__ __forceinline__ static void AddToSums(typename Shared::Sum& sum, int j, bool last,
+                                                   const float (&values)[kLaneStates],
+                                                   PairSums& pairs) {
+    const bool odd = j % 2 == 1;
+    sum.Add(odd, values);
+    if (!kStarts && !last) return;
+    float result[Shared::Sum::kCount];
+    sum.Finish(result);
+#pragma unroll
+    for (int k = 0; k < Shared::Sum::kCount; ++k) {
+      if (!kStarts || odd == Shared::Sum::GetsOdd()) pairs.values[k][j / 2] = result[k];
+    }
   }
-
-  // The gradients of a run's tokens, from the parts of all warps.
-  __device__ void Finish(int run, float& dskip, float& ddt_bias) {
-    const int lane = place_.lane;
+  __device__ __forceinline__ void Accumulate(const PairSums& pairs,
+                                             float4 (&to)[Shared::Sum::kCount][32]) const {
 #pragma unroll
-    for (int j = place_.warp; j < kRun; j += kWarps) {
-      const int token = run * kRun + j, t = begin_ + token;
-      if (t >= end_ || !place_.exists) continue;
-      const int64_t at = place_.Offset(plan_, t);
-      const float raw = ToFloat(in_.dt[at]) + bias_, z = ToFloat(in_.z[at]);
-      const float dout = ToFloat(in_.dout[at]);
-      const float delta = shared_.delta[token][lane], x = shared_.x[token][lane];
-      const float dy = shared_.dy[token][lane];
-      float y = skip_ * x, through = 0, rates = 0;
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) {
-        y += shared_.parts[w][j][0][lane];
-        through += shared_.parts[w][j][1][lane];
-        rates += shared_.parts[w][j][2][lane];
-      }
-      const float s = Sigmoid(z);
-      const float ddt = (kLn2 * rates + x * through) * Sigmoid(raw);
-      tensors_.dz[at] = FromFloat<T>(dout * y * s * (1 + z * (1 - s)));
-      tensors_.dx[at] = FromFloat<T>(skip_ * dy + delta * through);
-      tensors_.ddt[at] = FromFloat<T>(ddt);
-      dskip += dy * x;
-      ddt_bias += ddt;
+    for (int k = 0; k < Shared::Sum::kCount; ++k) {
+      float4 sum = to[k][lane_];
+      sum.x += pairs.values[k][0], sum.y += pairs.values[k][1];
+      sum.z += pairs.values[k][2], sum.w += pairs.values[k][3];
+      to[k][lane_] = sum;
     }
   }
 
   const BackwardPlan& plan_;
   const BackwardTensors<T>& tensors_;
   const Inputs<T>& in_;
+  const float (&bc_)[kChunk][2 * kPadded];
   Shared& shared_;
-  const Place& place_;
-  int begin_, end_;  // tokens
-  int64_t index_;    // of the chunk among all sequences'
-  float bias_, skip_;
-  uint64_t starts_ = 0;
-  float rates_[kThreadStates];
-  float carry_[kThreadStates];        // the gradient that the token after hands over, decayed
-  float drates_[kThreadStates] = {};  // of A
+  int lane_;
+  int column_, first_;  // the lane's channel, in the group and that of the group's first
+  int state_;           // the lane's first
+  int begin_, tokens_;  // of the chunk
+  int count_;           // states that exist
+  int64_t row_;         // of the chunk's first token, in [B, T]
+  int64_t index_;       // of the chunk, in [B, chunks]
+  float rates_[kLaneStates];
+  float carry_[kLaneStates];        // the gradient that the token after hands over, decayed
+  float drates_[kLaneStates] = {};  // of A
 };
 
-template <class T, int kWarps>
-__global__ void __launch_bounds__(32 * kWarps)
+template <class T, int kSplit, int kVector>
+__global__ void __launch_bounds__(32 * kBlockWarps, 2)
     BackwardKernel(const BackwardPlan plan, const BackwardTensors<T> tensors) {
   extern __shared__ __align__(16) unsigned char memory[];
-  auto& shared = *reinterpret_cast<BackwardShared<kWarps>*>(memory);
-  constexpr int kPadded = BackwardShared<kWarps>::kPadded;
+  auto& shared = *reinterpret_cast<BackwardShared<T, kSplit>*>(memory);
+  using Sum = typename WarpShared<T, kSplit>::Sum;
+  constexpr int kPadded = kSplit * kLaneStates, kThreads = 32 * kBlockWarps;
   const int slab = blockIdx.x, chunk = blockIdx.y, b = blockIdx.z;
+  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int begin = chunk * kChunk, end = min(plan.time, begin + kChunk);
-  BcTile<T, kWarps, kChunk> bc;
+  BcTile<T, kPadded, kThreads, kChunk> bc;
   bc.Load(plan, tensors.in, b, begin, end);
   bc.Store(shared.bc);
-  for (int i = static_cast<int>(threadIdx.x); i < kChunk * 2 * kPadded; i += 32 * kWarps) {
-    (&shared.dbc[0][0])[i] = 0;
+  auto& own = shared.warps[warp];
+#pragma unroll 4
+  for (int i = lane; i < kRuns * 2 * Sum::kCount * 32; i += 32) {
+    (&own.dbc[0][0][0][0])[i] = make_float4(0, 0, 0, 0);
   }
-  for (int block = slab; block < plan.blocks; block += plan.slabs) {
-    const Place place(plan, b, block);
-    const int* positions = tensors.in.positions;
-    const uint64_t early =
-        Starts(LoadPosition(plan, place, positions, begin, min(32, end - begin)));
-    const uint64_t late =
-        Starts(LoadPosition(plan, place, positions, begin + 32, end - begin - 32));
-    __syncthreads();  // the group before has been read
-    Group<T, kWarps>(plan, tensors, shared, chunk, place).Run(late << 32 | early);
+  const int* positions = tensors.in.positions;
+  const uint64_t early = Starts(LoadPosition(plan, b, positions, begin, min(32, end - begin)));
+  const uint64_t late = Starts(LoadPosition(plan, b, positions, begin + 32, end - begin - 32));
+  __syncthreads();
+  for (int group = slab * kBlockWarps + warp; group < plan.groups;
+       group += plan.slabs * kBlockWarps) {
+    Group<T, kSplit, kVector>(plan, tensors, shared.bc, own, b, chunk, group)
+        .Run(late << 32 | early);
   }
   __syncthreads();
   // Rows of a slab hold dB_t and dC_t.
   const int pair = 2 * plan.states;
   float* to = tensors.slabs + slab * plan.slab_size() + (int64_t{b} * plan.time + begin) * pair;
-  for (int i = static_cast<int>(threadIdx.x); i < (end - begin) * pair; i += 32 * kWarps) {
-    const int token = i / pair, j = i % pair;
-    to[i] = shared.dbc[token][j < plan.states ? j : kPadded + j - plan.states];
+  for (int i = static_cast<int>(threadIdx.x); i < (end - begin) * pair; i += kThreads) {
+    const int token = i / pair, j = i % pair, run = token / kRun;
+    const bool is_c = j >= plan.states;
+    const auto place = Sum::Find(token % 2 == 1, is_c ? j - plan.states : j);
+    float sum = 0;
+#pragma unroll
+    for (int w = 0; w < kBlockWarps; ++w) {
+      const float4& four = shared.warps[w].dbc[run][is_c ? 1 : 0][place.index][place.lane];
+      sum += (&four.x)[token % kRun / 2];
+    }
+    to[i] = sum;
   }
 }
 
@@ -372,10 +528,15 @@ void SelectiveScanBackwardCuda(const SelectiveScanBackwardArgs& args) {
                                      .slabs = work.slabs};
     const dim3 grid(static_cast<unsigned>(plan.slabs), static_cast<unsigned>(plan.chunks),
                     static_cast<unsigned>(plan.batch));
-    DispatchWarps(plan.states, [&](auto warps) {
-      constexpr size_t kShared = sizeof(BackwardShared<warps()>);
-      AllowSharedMemory(BackwardKernel<T, warps()>, kShared);
-      Launch(name, BackwardKernel<T, warps()>, grid, dim3(32 * warps()), kShared, plan, tensors);
+    const bool vectors = AllFitVectors<T>(
+        plan.channels, {in.x, in.dt, in.z, in.dout, tensors.dx, tensors.ddt, tensors.dz});
+    DispatchSplit(plan.split, [&](auto split) {
+      constexpr int kVector = std::min(kVectorWidth<T>, 32 / split());
+      constexpr size_t kShared = sizeof(BackwardShared<T, split()>);
+      const auto kernel = vectors ? BackwardKernel<T, split(), kVector>
+                                  : BackwardKernel<T, split(), 1>;
+      AllowSharedMemory(kernel, kShared);
+      Launch(name, kernel, grid, dim3(32 * kBlockWarps), kShared, plan, tensors);
     });
     const int64_t count = plan.slab_size();
     Launch(name, AddSlabsKernel<T>, dim3(Pieces(count, 256)), dim3(256), 0, count, plan.slabs,

@@ -40,18 +40,18 @@ __global__ void __launch_bounds__(32 * kWarps)
   const float bias = place.exists ? ToFloat(in.dt_bias[place.channel]) : 0;
   const float skip = place.exists ? ToFloat(tensors.skip[place.channel]) : 0;
   float rates[kThreadStates], h[kThreadStates] = {};
-  LoadRates(plan, place, in.a_log, rates);
+  LoadRates(in.a_log + place.StateOffset(plan, 0), place.count(plan), rates);
   const int64_t index = int64_t{place.b} * plan.chunks + blockIdx.y;
   if (tensors.first != nullptr) {
     LoadStates(tensors.first + place.StateOffset(plan, index), place.count(plan), h);
   }
 
   // The next tile's inputs travel while this one is scanned.
-  BcTile<T, kWarps, kTile> bc;
+  BcTile<T, kPadded, 32 * kWarps, kTile> bc;
   T next_x[kMine], next_dt[kMine], next_z[kMine];
   int next_position = 1;
   const auto load = [&](int first) {
-    next_position = LoadPosition(plan, place, in.positions, first, min(kTile, end - first));
+    next_position = LoadPosition(plan, place.b, in.positions, first, min(kTile, end - first));
     bc.Load(plan, in, place.b, first, end);
 #pragma unroll
     for (int k = 0; k < kMine; ++k) {
