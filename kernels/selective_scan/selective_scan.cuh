@@ -233,19 +233,25 @@ __global__ void __launch_bounds__(32 * kWarps)
         Starts(LoadPosition(plan, place.b, in.positions, first, min(kTile, end - first)));
     BcTile<T, kPadded, 32 * kWarps, kTile> bc;
     bc.Load(plan, in, place.b, first, end);
+    // All loads are on their way before the first is used.
+    const int64_t at = place.exists ? place.Offset(plan, first + place.warp) : 0;
+    T dt[kMine] = {}, x[kMine] = {}, z[kMine] = {}, dout[kMine] = {};
+#pragma unroll
+    for (int k = 0; k < kMine; ++k) {
+      if (first + k * kWarps + place.warp >= end || !place.exists) continue;
+      const int from = k * kWarps * plan.channels;
+      dt[k] = (in.dt + at)[from];
+      if constexpr (kState) x[k] = (in.x + at)[from];
+      if constexpr (kGradient) z[k] = (in.z + at)[from], dout[k] = (in.dout + at)[from];
+    }
     float2 step[kMine];
     float own_dy[kMine];
 #pragma unroll
     for (int k = 0; k < kMine; ++k) {
-      const int t = first + k * kWarps + place.warp;
-      const bool exists = t < end && place.exists;
-      const int64_t at = exists ? place.Offset(plan, t) : 0;
-      const float delta = exists ? Softplus(ToFloat(in.dt[at]) + bias) : 0;
-      step[k] = {delta, 0};
-      if constexpr (kState) step[k].y = exists ? delta * ToFloat(in.x[at]) : 0;
-      if constexpr (kGradient) {
-        own_dy[k] = exists ? GateGradient(ToFloat(in.z[at]), ToFloat(in.dout[at])) : 0;
-      }
+      const bool exists = first + k * kWarps + place.warp < end && place.exists;
+      const float softplus = Softplus(ToFloat(dt[k]) + bias), delta = exists ? softplus : 0;
+      step[k] = {delta, kState ? delta * ToFloat(x[k]) : 0};
+      own_dy[k] = kGradient ? GateGradient(ToFloat(z[k]), ToFloat(dout[k])) : 0;
     }
     __syncthreads();  // the tile before has been read
     bc.Store(tile.bc);
