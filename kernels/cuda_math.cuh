@@ -107,9 +107,7 @@ __device__ __forceinline__ float Reciprocal(float x) {
 }
 
 // 1 / (1 + exp(-x)); where the exponential overflows, 1 / infinity is the right zero.
-__device__ __forceinline__ float Sigmoid(float x) {
-  return Reciprocal(1.0f + Exp2(-kLog2E * x));
-}
+__device__ __forceinline__ float Sigmoid(float x) { return Reciprocal(1.0f + Exp2(-kLog2E * x)); }
 // log(1 + exp(x)), exact at both ends. With e = exp(-|x|) <= 1, log(1 + e) / e is a polynomial in e
 // that meets it at the Chebyshev points of [0, 1]: within 2e-7 of it, roundings included.
 __device__ __forceinline__ float Softplus(float x) {

@@ -4,10 +4,10 @@
 //
 // The tensor cores make the first step, sums over four neighbouring lanes, by products of [16, 8]
 // by [8, 8] matrices, mma.sync.m16n8k8: the lanes' values are the first matrix, two of its rows for
-// each four lanes, and the second one, of ones and zeros, places their sums in two of eight columns.
-// The values of two tokens fill the columns. Then lanes swap what others are to add up. Operands
-// count with tf32's 11 bits, the rest is cut off: enough for what becomes bfloat16. For float32,
-// what was cut off is added by a second product, and sums have 22 bits.
+// each four lanes, and the second one, of ones and zeros, places their sums in two of eight
+// columns. The values of two tokens fill the columns. Then lanes swap what others are to add up.
+// Operands count with tf32's 11 bits, the rest is cut off: enough for what becomes bfloat16. For
+// float32, what was cut off is added by a second product, and sums have 22 bits.
 #pragma once
 
 #include <cstdint>

@@ -10,6 +10,8 @@
 // Gradients of B and C are sums over channels: first over a warp's (channel_sum.cuh), then, group
 // after group, in shared memory, then over a block's warps, and last over the blocks that take
 // other groups. All sums are made in an order that depends on shapes alone.
+#include <bit>
+
 #include "kernels/row_sum.cuh"
 #include "kernels/selective_scan/selective_scan_cuda.h"
 #include "kernels/selective_scan/selective_scan_group.cuh"
@@ -21,22 +23,11 @@ namespace {
 constexpr int kBlockWarps = 4;
 constexpr int64_t kMostSlabs = 16;  // parts of dB and dC in memory: each of some of the channels
 
-// Lanes that share a channel.
-int Split(int64_t states) { return states <= 8 ? 1 : states <= 16 ? 2 : states <= 32 ? 4 : 8; }
-template <class Body>
-void DispatchSplit(int split, const Body& body) {
-  switch (split) {
-    case 1: return body(std::integral_constant<int, 1>{});
-    case 2: return body(std::integral_constant<int, 2>{});
-    case 4: return body(std::integral_constant<int, 4>{});
-    default: return body(std::integral_constant<int, 8>{});
-  }
-}
-
 struct BackwardPlan : Plan {
   BackwardPlan(const Shape& x, int64_t state_count)
       : Plan(x, state_count, kChunk),
-        split(Split(state_count)),
+        split(static_cast<int>(
+            std::bit_ceil(static_cast<uint64_t>(CeilDiv(state_count, kLaneStates))))),
         groups(static_cast<int>(CeilDiv(x[2], 32 / split))) {
     // Each slab's block takes as many groups as the others, or one round less.
     const int64_t sets = std::max<int64_t>(1, CeilDiv(groups, kBlockWarps));
@@ -44,7 +35,7 @@ struct BackwardPlan : Plan {
   }
   // Elements of a slab.
   __host__ __device__ int64_t slab_size() const { return int64_t{batch} * time * 2 * states; }
-  int split;
+  int split;   // lanes that share a channel
   int groups;  // of the channels of a warp
   int slabs;
 };
@@ -175,11 +166,12 @@ void SelectiveScanBackwardCuda(const SelectiveScanBackwardArgs& args) {
                     static_cast<unsigned>(plan.batch));
     const bool vectors = AllFitVectors<T>(
         plan.channels, {in.x, in.dt, in.z, in.dout, tensors.dx, tensors.ddt, tensors.dz});
-    DispatchSplit(plan.split, [&](auto split) {
-      constexpr int kVector = std::min(kVectorWidth<T>, 32 / split());
-      constexpr size_t kShared = sizeof(BackwardShared<T, split()>);
-      const auto kernel = vectors ? BackwardKernel<T, split(), kVector>
-                                  : BackwardKernel<T, split(), 1>;
+    DispatchWarps(plan.states, [&](auto warps) {
+      constexpr int kSplit = warps() * kThreadStates / kLaneStates;
+      constexpr int kVector = std::min(kVectorWidth<T>, 32 / kSplit);
+      constexpr size_t kShared = sizeof(BackwardShared<T, kSplit>);
+      const auto kernel =
+          vectors ? BackwardKernel<T, kSplit, kVector> : BackwardKernel<T, kSplit, 1>;
       AllowSharedMemory(kernel, kShared);
       Launch(name, kernel, grid, dim3(32 * kBlockWarps), kShared, plan, tensors);
     });

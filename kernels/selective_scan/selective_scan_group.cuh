@@ -61,9 +61,9 @@ class Group {
  public:
   using Shared = WarpShared<T, kSplit>;
   static constexpr int kWidth = Shared::kWidth;
-  static constexpr int kPadded = kSplit * kLaneStates;  // N
-  static constexpr int kPieces = kWidth / kVector;      // vectors of a token
-  static constexpr int kRows = 32 / kPieces;            // tokens that the warp moves at once
+  static constexpr int kPadded = kSplit * kLaneStates;        // N
+  static constexpr int kPieces = kWidth / kVector;            // vectors of a token
+  static constexpr int kRows = 32 / kPieces;                  // tokens that the warp moves at once
   static constexpr int kBatch = std::min(4, kChunk / kRows);  // vectors of a tensor on their way
 
   __device__ Group(const Plan& plan, const BackwardTensors<T>& tensors,
@@ -80,9 +80,8 @@ class Group {
         state_(lane_ / kWidth * kLaneStates),
         begin_(chunk * kChunk),
         tokens_(min(plan.time - begin_, kChunk)),
-        count_(first_ + column_ < plan.channels
-                   ? min(max(plan.states - state_, 0), kLaneStates)
-                   : 0),
+        count_(first_ + column_ < plan.channels ? min(max(plan.states - state_, 0), kLaneStates)
+                                                : 0),
         row_(int64_t{b} * plan.time + begin_),
         index_(int64_t{b} * plan.chunks + chunk) {
     LoadRates(in_.a_log + StateOffset(0), count_, rates_);
