@@ -60,10 +60,9 @@ __global__ void __launch_bounds__(32 * kBlockWarps, 2)
   bc.Load(plan, tensors.in, b, begin, end);
   bc.Store(shared.bc);
   auto& own = shared.warps[warp];
+  constexpr int kSums = sizeof(own.dbc) / sizeof(float);
 #pragma unroll 4
-  for (int i = lane; i < kRuns * 2 * Sum::kCount * 32; i += 32) {
-    (&own.dbc[0][0][0][0])[i] = make_float4(0, 0, 0, 0);
-  }
+  for (int i = lane; i < kSums; i += 32) (&own.dbc[0][0][0][0][0])[i] = 0;
   const int* positions = tensors.in.positions;
   const uint64_t early = Starts(LoadPosition(plan, b, positions, begin, min(32, end - begin)));
   const uint64_t late = Starts(LoadPosition(plan, b, positions, begin + 32, end - begin - 32));
@@ -84,8 +83,7 @@ __global__ void __launch_bounds__(32 * kBlockWarps, 2)
     float sum = 0;
 #pragma unroll
     for (int w = 0; w < kBlockWarps; ++w) {
-      const float4& four = shared.warps[w].dbc[run][is_c ? 1 : 0][place.index][place.lane];
-      sum += (&four.x)[token % kRun / 2];
+      sum += shared.warps[w].dbc[run][is_c ? 1 : 0][place.index][place.lane][token % kRun / 2];
     }
     to[i] = sum;
   }

@@ -37,7 +37,7 @@ struct alignas(16) WarpShared {
   T x[kChunk][kWidth];
   float4 kept[kRuns][2][32];  // each lane's states before each run
   // Gradients of B and C, summed over the groups: the four pairs of a run's tokens, of each lane.
-  float4 dbc[kRuns][2][Sum::kCount][32];
+  alignas(16) float dbc[kRuns][2][Sum::kCount][32][kRun / 2];
 };
 
 // The sum over the lanes that share a channel; each gets it.
@@ -337,13 +337,14 @@ class Group {
     }
   }
   __device__ __forceinline__ void Accumulate(const PairSums& pairs,
-                                             float4 (&to)[Shared::Sum::kCount][32]) const {
+                                             float (&to)[Shared::Sum::kCount][32][kRun / 2]) const {
 #pragma unroll
     for (int k = 0; k < Shared::Sum::kCount; ++k) {
-      float4 sum = to[k][lane_];
-      sum.x += pairs.values[k][0], sum.y += pairs.values[k][1];
-      sum.z += pairs.values[k][2], sum.w += pairs.values[k][3];
-      to[k][lane_] = sum;
+      const auto before = LoadVector<kRun / 2>(to[k][lane_]);
+      float sums[kRun / 2];
+#pragma unroll
+      for (int pair = 0; pair < kRun / 2; ++pair) sums[pair] = before[pair] + pairs.values[k][pair];
+      StoreFloats(to[k][lane_], sums);
     }
   }
 
