@@ -6,9 +6,9 @@
 // exponential per channel, state and token is all that the special function unit, which bounds
 // these kernels, is asked for beside a few per channel and token.
 //
-// Where sequences and channels alone are too few blocks to fill a GPU, and in the backward pass,
-// time is cut into chunks: ChunkKernel finds the affine map that each chunk is of the state before
-// it, LinkKernel turns these maps into the states that the chunks start from, and then all chunks
+// Where sequences and channels alone are too few blocks to fill a GPU, time is cut into chunks:
+// ChunkKernel finds the affine map that each chunk is of the state before it, LinkKernel turns
+// these maps into the states that the chunks start from, and then all chunks
 // run at once. A chunk's map is s -> exp(A sum of delta) s + increment; infinity stands for the sum
 // where a document starts inside.
 #pragma once
@@ -210,10 +210,11 @@ struct ChunkTensors {
   float* gradients;   // [B, chunks, E, N] of the gradient, against time
 };
 
-// The chunks' maps: of the state (kState), of its gradient on the way back (kGradient), or both.
-template <class T, int kWarps, bool kState, bool kGradient>
+// The chunks' maps: of the state or, with kGradient, of its gradient on the way back.
+template <class T, int kWarps, bool kGradient>
 __global__ void __launch_bounds__(32 * kWarps)
     ChunkKernel(const Plan plan, const ChunkTensors<T> tensors) {
+  constexpr bool kState = !kGradient;
   constexpr int kMine = kTile / kWarps;  // tokens of a tile whose shared part a thread computes
   constexpr int kPadded = kWarps * kThreadStates;
   __shared__ ScanTile<kWarps> tile;
@@ -336,13 +337,12 @@ __global__ void LinkKernel(const Plan plan, const T* a_log, const float* sums, f
   if (decay != nullptr) decay[b * size + i] = decay_over(total);
 }
 
-template <class T, bool kState, bool kGradient>
+template <bool kGradient, class T>
 void FindChunkMaps(const char* name, const Plan& plan, const ChunkTensors<T>& tensors) {
   const dim3 grid(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.chunks),
                   static_cast<unsigned>(plan.batch));
   DispatchWarps(plan.states, [&](auto warps) {
-    Launch(name, ChunkKernel<T, warps(), kState, kGradient>, grid, dim3(32 * warps()), 0, plan,
-           tensors);
+    Launch(name, ChunkKernel<T, warps(), kGradient>, grid, dim3(32 * warps()), 0, plan, tensors);
   });
 }
 

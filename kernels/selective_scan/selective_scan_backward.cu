@@ -1,11 +1,12 @@
 // CUDA body of the selective scan's backward pass. B sequences, T tokens, E channels, N states.
 //
-// Chunks of 64 tokens are found and linked both ways (selective_scan.cuh). Then each warp takes one
-// chunk and one group of channels after another (selective_scan_group.cuh). A decay is computed
-// twice there and once for the chunk's map; what else a state and token cost, about 20 instructions
-// of the float32 units in the main loop, bounds the pass together with the special function unit.
-// There are few warps on a processor, for their registers, but each has eight independent
-// recurrences in every lane.
+// Time is cut into chunks of 64 tokens. MapsKernel finds the chunks' maps both ways and LinkKernel
+// links them (selective_scan.cuh); then BackwardKernel goes back through all chunks at once. In
+// both, each warp takes one chunk and one group of channels after another
+// (selective_scan_group.cuh). A decay is computed once for the maps and twice after them; what else
+// a state and token cost, about 20 instructions of the float32 units in the main loop, bounds the
+// pass together with the special function unit. There are few warps on a processor, for their
+// registers, but each has eight independent recurrences in every lane.
 //
 // Gradients of B and C are sums over channels: first over a warp's (channel_sum.cuh), then, group
 // after group, in shared memory, then over a block's warps, and last over the blocks that take
@@ -40,43 +41,71 @@ struct BackwardPlan : Plan {
   int slabs;
 };
 
-template <class T, int kSplit>
+template <int kSplit, class Warp>
 struct BackwardShared {
-  alignas(16) float bc[kChunk][2 * kSplit * kLaneStates];
-  WarpShared<T, kSplit> warps[kBlockWarps];
+  alignas(16) BcShared<kSplit> bc;
+  Warp warps[kBlockWarps];
 };
+
+// Loads B and C of the block's chunk, then calls body(group, starts) for each group of channels of
+// this warp; `starts` has a bit for each token of the chunk that starts a document.
+template <int kSplit, class T, class Body>
+__device__ __forceinline__ void ForGroups(const BackwardPlan& plan, const Inputs<T>& in,
+                                          BcShared<kSplit>& to, const Body& body) {
+  const int warp = static_cast<int>(threadIdx.x) / 32, b = blockIdx.z;
+  const int begin = blockIdx.y * kChunk, end = min(plan.time, begin + kChunk);
+  BcTile<T, kSplit * kLaneStates, 32 * kBlockWarps, kChunk> bc;
+  bc.Load(plan, in, b, begin, end);
+  bc.Store(to);
+  const uint64_t early = Starts(LoadPosition(plan, b, in.positions, begin, min(32, end - begin)));
+  const uint64_t late = Starts(LoadPosition(plan, b, in.positions, begin + 32, end - begin - 32));
+  __syncthreads();
+  for (int group = blockIdx.x * kBlockWarps + warp; group < plan.groups;
+       group += plan.slabs * kBlockWarps) {
+    body(group, late << 32 | early);
+  }
+}
+
+template <class T, int kSplit>
+using MapsShared = BackwardShared<kSplit, TokensShared<T, kSplit>>;
+
+template <class T, int kSplit, int kVector>
+__global__ void __launch_bounds__(32 * kBlockWarps, 4)
+    MapsKernel(const BackwardPlan plan, const ChunkTensors<T> tensors) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  auto& shared = *reinterpret_cast<MapsShared<T, kSplit>*>(memory);
+  auto& own = shared.warps[threadIdx.x / 32];
+  ForGroups<kSplit>(plan, tensors.in, shared.bc, [&](int group, uint64_t starts) {
+    GroupMaps<T, kSplit, kVector>(plan, tensors.in, shared.bc, own, blockIdx.z, blockIdx.y, group)
+        .Run(starts, tensors);
+  });
+}
+
+template <class T, int kSplit>
+using BlockShared = BackwardShared<kSplit, GradientsShared<T, kSplit>>;
 
 template <class T, int kSplit, int kVector>
 __global__ void __launch_bounds__(32 * kBlockWarps, 2)
     BackwardKernel(const BackwardPlan plan, const BackwardTensors<T> tensors) {
   extern __shared__ __align__(16) unsigned char memory[];
-  auto& shared = *reinterpret_cast<BackwardShared<T, kSplit>*>(memory);
-  using Sum = typename WarpShared<T, kSplit>::Sum;
-  constexpr int kPadded = kSplit * kLaneStates, kThreads = 32 * kBlockWarps;
-  const int slab = blockIdx.x, chunk = blockIdx.y, b = blockIdx.z;
-  const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-  const int begin = chunk * kChunk, end = min(plan.time, begin + kChunk);
-  BcTile<T, kPadded, kThreads, kChunk> bc;
-  bc.Load(plan, tensors.in, b, begin, end);
-  bc.Store(shared.bc);
-  auto& own = shared.warps[warp];
+  auto& shared = *reinterpret_cast<BlockShared<T, kSplit>*>(memory);
+  using Sum = typename GradientsShared<T, kSplit>::Sum;
+  auto& own = shared.warps[threadIdx.x / 32];
   constexpr int kSums = sizeof(own.dbc) / sizeof(float);
 #pragma unroll 4
-  for (int i = lane; i < kSums; i += 32) (&own.dbc[0][0][0][0][0])[i] = 0;
-  const int* positions = tensors.in.positions;
-  const uint64_t early = Starts(LoadPosition(plan, b, positions, begin, min(32, end - begin)));
-  const uint64_t late = Starts(LoadPosition(plan, b, positions, begin + 32, end - begin - 32));
-  __syncthreads();
-  for (int group = slab * kBlockWarps + warp; group < plan.groups;
-       group += plan.slabs * kBlockWarps) {
-    Group<T, kSplit, kVector>(plan, tensors, shared.bc, own, b, chunk, group)
-        .Run(late << 32 | early);
+  for (int i = static_cast<int>(threadIdx.x) % 32; i < kSums; i += 32) {
+    (&own.dbc[0][0][0][0][0])[i] = 0;
   }
+  const int slab = blockIdx.x, chunk = blockIdx.y, b = blockIdx.z;
+  ForGroups<kSplit>(plan, tensors.in, shared.bc, [&](int group, uint64_t starts) {
+    GroupGradients<T, kSplit, kVector>(plan, tensors, shared.bc, own, b, chunk, group).Run(starts);
+  });
   __syncthreads();
   // Rows of a slab hold dB_t and dC_t.
   const int pair = 2 * plan.states;
+  const int begin = chunk * kChunk, end = min(plan.time, begin + kChunk);
   float* to = tensors.slabs + slab * plan.slab_size() + (int64_t{b} * plan.time + begin) * pair;
-  for (int i = static_cast<int>(threadIdx.x); i < (end - begin) * pair; i += kThreads) {
+  for (int i = static_cast<int>(threadIdx.x); i < (end - begin) * pair; i += 32 * kBlockWarps) {
     const int token = i / pair, j = i % pair, run = token / kRun;
     const bool is_c = j >= plan.states;
     const auto place = Sum::Find(token % 2 == 1, is_c ? j - plan.states : j);
@@ -145,7 +174,32 @@ void SelectiveScanBackwardCuda(const SelectiveScanBackwardArgs& args) {
     in.x = args.x.data<T>();
     in.z = args.z.data<T>();
     in.dout = args.dout.data<T>();
-    FindChunkMaps<T, true, true>(name, plan, {in, work.sums, work.states, work.gradients});
+    const dim3 grid(static_cast<unsigned>(plan.slabs), static_cast<unsigned>(plan.chunks),
+                    static_cast<unsigned>(plan.batch));
+    // Calls body with N / 8 and the vectors' width as integral constants.
+    const auto dispatch = [&](const auto& body) {
+      const bool vectors = AllFitVectors<T>(
+          plan.channels,
+          {in.x, in.dt, in.z, in.dout, args.dx.data<T>(), args.ddt.data<T>(), args.dz.data<T>()});
+      DispatchWarps(plan.states, [&](auto warps) {
+        constexpr int kSplit = warps() * kThreadStates / kLaneStates;
+        constexpr int kVector = std::min(kVectorWidth<T>, 32 / kSplit);
+        const std::integral_constant<int, kSplit> split;
+        if (vectors) {
+          body(split, std::integral_constant<int, kVector>{});
+        } else {
+          body(split, std::integral_constant<int, 1>{});
+        }
+      });
+    };
+    const auto launch = [&](auto kernel, size_t bytes, const auto& tensors) {
+      AllowSharedMemory(kernel, bytes);
+      Launch(name, kernel, grid, dim3(32 * kBlockWarps), bytes, plan, tensors);
+    };
+    const ChunkTensors<T> maps{in, work.sums, work.states, work.gradients};
+    dispatch([&](auto split, auto vector) {
+      launch(MapsKernel<T, split(), vector()>, sizeof(MapsShared<T, split()>), maps);
+    });
     LinkChunks<false>(name, plan, in.a_log, work.sums, work.states, args.h0.data<float>(), nullptr,
                       nullptr);
     LinkChunks<true>(name, plan, in.a_log, work.sums, work.gradients, args.dh_last.data<float>(),
@@ -160,18 +214,8 @@ void SelectiveScanBackwardCuda(const SelectiveScanBackwardArgs& args) {
                                      .dskip = work.dskip,
                                      .ddt_bias = work.ddt_bias,
                                      .slabs = work.slabs};
-    const dim3 grid(static_cast<unsigned>(plan.slabs), static_cast<unsigned>(plan.chunks),
-                    static_cast<unsigned>(plan.batch));
-    const bool vectors = AllFitVectors<T>(
-        plan.channels, {in.x, in.dt, in.z, in.dout, tensors.dx, tensors.ddt, tensors.dz});
-    DispatchWarps(plan.states, [&](auto warps) {
-      constexpr int kSplit = warps() * kThreadStates / kLaneStates;
-      constexpr int kVector = std::min(kVectorWidth<T>, 32 / kSplit);
-      constexpr size_t kShared = sizeof(BackwardShared<T, kSplit>);
-      const auto kernel =
-          vectors ? BackwardKernel<T, kSplit, kVector> : BackwardKernel<T, kSplit, 1>;
-      AllowSharedMemory(kernel, kShared);
-      Launch(name, kernel, grid, dim3(32 * kBlockWarps), kShared, plan, tensors);
+    dispatch([&](auto split, auto vector) {
+      launch(BackwardKernel<T, split(), vector()>, sizeof(BlockShared<T, split()>), tensors);
     });
     const int64_t count = plan.slab_size();
     Launch(name, AddSlabsKernel<T>, dim3(Pieces(count, 256)), dim3(256), 0, count, plan.slabs,

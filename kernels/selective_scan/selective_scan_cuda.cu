@@ -121,7 +121,7 @@ template <bool kState, class T>
 void Summarize(const char* name, const Plan& plan, const Inputs<T>& in, float* workspace,
                const Tensor& decay, const Tensor& increment) {
   float *maps = workspace, *sums = workspace + plan.all_states();
-  FindChunkMaps<T, kState, !kState>(name, plan, {in, sums, maps, maps});
+  FindChunkMaps<!kState>(name, plan, ChunkTensors<T>{in, sums, maps, maps});
   LinkChunks<!kState>(name, plan, in.a_log, sums, maps, nullptr, increment.data<float>(),
                       decay.data<float>());
 }
@@ -146,7 +146,7 @@ void SelectiveScanForwardCuda(const SelectiveScanForwardArgs& args) {
     if (plan.chunks > 1) {
       float* states = args.workspace.data<float>();
       float* sums = states + plan.all_states();
-      FindChunkMaps<T, true, false>(name, plan, {in, sums, states, nullptr});
+      FindChunkMaps<false>(name, plan, ChunkTensors<T>{in, sums, states, nullptr});
       LinkChunks<false>(name, plan, in.a_log, sums, states, first, nullptr, nullptr);
       first = states;
     }

@@ -1,7 +1,8 @@
 // What a warp does in the selective scan's backward pass: it takes one chunk of one sequence and a
 // group of channels, by itself. A lane has eight states of one channel, and N / 8 lanes share the
-// channel. The warp runs forward through the chunk from the state before it and keeps the state
-// before each run of eight tokens in shared memory; then, from the last run to the first, it
+// channel. First, for the links between the chunks, the warp finds the chunk's maps (GroupMaps).
+// Then (GroupGradients) it runs forward through the chunk from the state before it and keeps the
+// state before each run of eight tokens in shared memory; and from the last run to the first, it
 // computes the run's states once more, in registers, and goes back through them. T tokens, E
 // channels, N states.
 #pragma once
@@ -26,15 +27,18 @@ struct BackwardTensors {
   float* slabs;             // [slabs, B, T, 2N]
 };
 
-// What a warp has of a chunk of its group of channels.
+// What a warp has of the tokens of a chunk, of its group of channels. Zeros where there is no token
+// or channel. On the way back, the gradient of delta replaces delta, the output before the gate
+// replaces its gradient dy, and dx replaces x.
 template <class T, int kSplit>
-struct alignas(16) WarpShared {
+struct alignas(16) TokensShared {
   static constexpr int kWidth = 32 / kSplit;  // channels
-  using Sum = ChannelSum<kSplit, std::is_same_v<T, float>>;
-  // Zeros where there is no token or channel. On the way back, the gradient of delta replaces
-  // delta, the output before the gate replaces its gradient dy, and dx replaces x.
   float delta[kChunk][kWidth], dy[kChunk][kWidth];
   T x[kChunk][kWidth];
+};
+template <class T, int kSplit>
+struct GradientsShared : TokensShared<T, kSplit> {
+  using Sum = ChannelSum<kSplit, std::is_same_v<T, float>>;
   float4 kept[kRuns][2][32];  // each lane's states before each run
   // Gradients of B and C, summed over the groups: the four pairs of a run's tokens, of each lane.
   alignas(16) float dbc[kRuns][2][Sum::kCount][32][kRun / 2];
@@ -54,71 +58,49 @@ __device__ __forceinline__ void Eight(const float* row, float (&to)[kLaneStates]
   to[4] = b.x, to[5] = b.y, to[6] = b.z, to[7] = b.w;
 }
 
-// One group of channels of one chunk, by one warp. Tokens of a [B, T, E] tensor are loaded and
-// stored kVector channels at a time, 1 or as many as 16 bytes or the group's width hold.
+// B and C of a chunk, N padded.
+template <int kSplit>
+using BcShared = float[kChunk][2 * kSplit * kLaneStates];
+
+// One group of channels of one chunk. Tokens of a [B, T, E] tensor are loaded and stored kVector
+// channels at a time, 1 or as many as 16 bytes or the group's width hold.
 template <class T, int kSplit, int kVector>
 class Group {
- public:
-  using Shared = WarpShared<T, kSplit>;
-  static constexpr int kWidth = Shared::kWidth;
+ protected:
+  static constexpr int kWidth = 32 / kSplit;
   static constexpr int kPadded = kSplit * kLaneStates;        // N
   static constexpr int kPieces = kWidth / kVector;            // vectors of a token
   static constexpr int kRows = 32 / kPieces;                  // tokens that the warp moves at once
   static constexpr int kBatch = std::min(4, kChunk / kRows);  // vectors of a tensor on their way
 
-  __device__ Group(const Plan& plan, const BackwardTensors<T>& tensors,
-                   const float (&bc)[kChunk][2 * kPadded], Shared& shared, int b, int chunk,
-                   int group)
+  __device__ Group(const Plan& plan, const Inputs<T>& in, const BcShared<kSplit>& bc,
+                   TokensShared<T, kSplit>& tokens, int b, int chunk, int group)
       : plan_(plan),
-        tensors_(tensors),
-        in_(tensors.in),
+        in_(in),
         bc_(bc),
-        shared_(shared),
+        shared_(tokens),
         lane_(static_cast<int>(threadIdx.x) % 32),
         column_(lane_ % kWidth),
         first_(group * kWidth),
         state_(lane_ / kWidth * kLaneStates),
         begin_(chunk * kChunk),
         tokens_(min(plan.time - begin_, kChunk)),
-        count_(first_ + column_ < plan.channels ? min(max(plan.states - state_, 0), kLaneStates)
-                                                : 0),
+        count_(has_channel() ? min(max(plan.states - state_, 0), kLaneStates) : 0),
         row_(int64_t{b} * plan.time + begin_),
         index_(int64_t{b} * plan.chunks + chunk) {
     LoadRates(in_.a_log + StateOffset(0), count_, rates_);
   }
 
-  // `starts` has a bit a token.
-  __device__ void Run(uint64_t starts) {
-    float h[kLaneStates];
-    LoadStates(tensors_.states + StateOffset(index_), count_, h);
-    LoadStates(tensors_.gradients + StateOffset(index_), count_, carry_);
-    LoadTokens();
-    __syncwarp();
-    KeepStates(starts, h);
-    const int channel = first_ + column_;
-    const float skip = channel < plan_.channels ? ToFloat(tensors_.skip[channel]) : 0;
-    float dskip = 0;
-    for (int run = LastRun(); run >= 0; --run) {
-      const unsigned bits = StartsOf(starts, run);
-      WithConstant(bits != 0, [&](auto checked) { GoBack<checked()>(run, bits, skip, dskip); });
-    }
-    StoreStates(drates_, count_, tensors_.states + StateOffset(index_));
-    if (lane_ < kWidth && channel < plan_.channels) {
-      tensors_.dskip[index_ * plan_.channels + channel] = dskip;
-    }
-    __syncwarp();
-    StoreTokens();
-    __syncwarp();  // before the next group's tokens
-  }
+  __device__ int channel() const { return first_ + column_; }
+  __device__ bool has_channel() const { return channel() < plan_.channels; }
 
- private:
   __device__ int LastRun() const { return (tokens_ - 1) / kRun; }
   __device__ static unsigned StartsOf(uint64_t starts, int run) {
     return static_cast<unsigned>(starts >> run * kRun) & ((1u << kRun) - 1);
   }
   // Of the lane's first state in a [B, chunks, E, N] tensor.
   __device__ int64_t StateOffset(int64_t index) const {
-    return index * plan_.state_size() + int64_t{first_ + column_} * plan_.states + state_;
+    return index * plan_.state_size() + int64_t{channel()} * plan_.states + state_;
   }
 
   // The first column of the vectors that this lane moves, and the offset of one of them in a
@@ -171,6 +153,118 @@ class Group {
     }
   }
 
+  const Plan& plan_;
+  const Inputs<T>& in_;
+  const BcShared<kSplit>& bc_;
+  TokensShared<T, kSplit>& shared_;
+  int lane_;
+  int column_, first_;  // the lane's channel, in the group and that of the group's first
+  int state_;           // the lane's first
+  int begin_, tokens_;  // of the chunk
+  int count_;           // states that exist
+  int64_t row_;         // of the chunk's first token, in [B, T]
+  int64_t index_;       // of the chunk, in [B, chunks]
+  float rates_[kLaneStates];
+};
+
+// Finds the chunk's maps.
+template <class T, int kSplit, int kVector>
+class GroupMaps : Group<T, kSplit, kVector> {
+  using Base = Group<T, kSplit, kVector>;
+  using Base::bc_, Base::shared_, Base::column_, Base::state_, Base::lane_, Base::rates_;
+
+ public:
+  __device__ GroupMaps(const Plan& plan, const Inputs<T>& in, const BcShared<kSplit>& bc,
+                       TokensShared<T, kSplit>& tokens, int b, int chunk, int group)
+      : Base(plan, in, bc, tokens, b, chunk, group) {}
+
+  // `starts` has a bit a token.
+  __device__ void Run(uint64_t starts, const ChunkTensors<T>& tensors) {
+    this->LoadTokens();
+    __syncwarp();
+    float h[kLaneStates] = {}, gradient[kLaneStates] = {}, decay[kLaneStates], sum = 0;
+#pragma unroll
+    for (float& d : decay) d = 1;
+    bool started = false;
+    for (int run = 0; run <= this->LastRun(); ++run) {
+      const unsigned bits = this->StartsOf(starts, run);
+      WithConstant(bits != 0 || started, [&](auto checked) {
+#pragma unroll 4
+        for (int j = 0; j < kRun; ++j) {
+          const int token = run * kRun + j;
+          if (checked() && (bits >> j & 1) != 0) {
+            started = true;
+#pragma unroll
+            for (float& state : h) state = 0;
+          }
+          const float delta = shared_.delta[token][column_], dy = shared_.dy[token][column_];
+          const float step = delta * ToFloat(shared_.x[token][column_]);
+          float b[kLaneStates], c[kLaneStates];
+          Eight(&bc_[token][state_], b);
+          Eight(&bc_[token][Base::kPadded + state_], c);
+          sum += delta;
+#pragma unroll
+          for (int i = 0; i < kLaneStates; ++i) {
+            const float a = Exp2(delta * rates_[i]);
+            h[i] = fmaf(a, h[i], step * b[i]);
+            if (checked() && started) continue;  // no gradient passes a start
+            decay[i] *= a;
+            gradient[i] = fmaf(decay[i], c[i] * dy, gradient[i]);
+          }
+        }
+      });
+    }
+    const int64_t at = this->StateOffset(this->index_);
+    StoreStates(h, this->count_, tensors.increments + at);
+    StoreStates(gradient, this->count_, tensors.gradients + at);
+    if (lane_ < Base::kWidth && this->has_channel()) {
+      tensors.sums[this->index_ * this->plan_.channels + this->channel()] =
+          started ? INFINITY : sum;
+    }
+    __syncwarp();  // before the next group's tokens
+  }
+};
+
+// Finds the gradients, from what enters the chunk at either end.
+template <class T, int kSplit, int kVector>
+class GroupGradients : Group<T, kSplit, kVector> {
+  using Base = Group<T, kSplit, kVector>;
+  using Base::count_, Base::index_, Base::rates_, Base::kWidth, Base::kPadded, Base::kPieces;
+  using Base::kRows, Base::kBatch, Base::Offset, Base::FirstColumn, Base::StateOffset;
+  using Base::LastRun, Base::StartsOf, Base::LoadBias;
+  using Base::plan_, Base::in_, Base::bc_, Base::lane_, Base::column_, Base::first_, Base::state_;
+
+ public:
+  using Shared = GradientsShared<T, kSplit>;
+  __device__ GroupGradients(const Plan& plan, const BackwardTensors<T>& tensors,
+                            const BcShared<kSplit>& bc, Shared& shared, int b, int chunk, int group)
+      : Base(plan, tensors.in, bc, shared, b, chunk, group), tensors_(tensors), shared_(shared) {}
+
+  // `starts` has a bit a token.
+  __device__ void Run(uint64_t starts) {
+    float h[kLaneStates];
+    LoadStates(tensors_.states + StateOffset(index_), count_, h);
+    LoadStates(tensors_.gradients + StateOffset(index_), count_, carry_);
+    this->LoadTokens();
+    __syncwarp();
+    KeepStates(starts, h);
+    const float skip = this->has_channel() ? ToFloat(tensors_.skip[this->channel()]) : 0;
+    float dskip = 0;
+    for (int run = LastRun(); run >= 0; --run) {
+      const unsigned bits = StartsOf(starts, run);
+      WithConstant(bits != 0,
+                   [&](auto checked) { this->template GoBack<checked()>(run, bits, skip, dskip); });
+    }
+    StoreStates(drates_, count_, tensors_.states + StateOffset(index_));
+    if (lane_ < kWidth && this->has_channel()) {
+      tensors_.dskip[index_ * plan_.channels + this->channel()] = dskip;
+    }
+    __syncwarp();
+    StoreTokens();
+    __syncwarp();  // before the next group's tokens
+  }
+
+ private:
   // Gradients of the chunk's tokens, from what the way back has left.
   __device__ void StoreTokens() {
     float bias[kVector], sums[kVector] = {};
@@ -348,19 +442,8 @@ class Group {
     }
   }
 
-  const Plan& plan_;
   const BackwardTensors<T>& tensors_;
-  const Inputs<T>& in_;
-  const float (&bc_)[kChunk][2 * kPadded];
   Shared& shared_;
-  int lane_;
-  int column_, first_;  // the lane's channel, in the group and that of the group's first
-  int state_;           // the lane's first
-  int begin_, tokens_;  // of the chunk
-  int count_;           // states that exist
-  int64_t row_;         // of the chunk's first token, in [B, T]
-  int64_t index_;       // of the chunk, in [B, chunks]
-  float rates_[kLaneStates];
   float carry_[kLaneStates];        // the gradient that the token after hands over, decayed
   float drates_[kLaneStates] = {};  // of A
 };
