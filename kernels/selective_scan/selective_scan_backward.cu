@@ -184,11 +184,10 @@ void SelectiveScanBackwardCuda(const SelectiveScanBackwardArgs& args) {
       DispatchWarps(plan.states, [&](auto warps) {
         constexpr int kSplit = warps() * kThreadStates / kLaneStates;
         constexpr int kVector = std::min(kVectorWidth<T>, 32 / kSplit);
-        const std::integral_constant<int, kSplit> split;
         if (vectors) {
-          body(split, std::integral_constant<int, kVector>{});
+          body(std::integral_constant<int, kSplit>{}, std::integral_constant<int, kVector>{});
         } else {
-          body(split, std::integral_constant<int, 1>{});
+          body(std::integral_constant<int, kSplit>{}, std::integral_constant<int, 1>{});
         }
       });
     };
