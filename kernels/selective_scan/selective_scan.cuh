@@ -266,7 +266,7 @@ __global__ void __launch_bounds__(32 * kWarps)
 #pragma unroll 4
       for (int t = 0; t < kTile; ++t) {
         const float2 token = tile.step[t][place.lane];
-        const float dy_t = kGradient ? dy[kGradient ? t : 0][place.lane] : 0;
+        [[maybe_unused]] const float dy_t = kGradient ? dy[kGradient ? t : 0][place.lane] : 0;
         sum += token.x;
         if (checked() && (starts >> t & 1) != 0) {
           starts_inside = true;
@@ -275,7 +275,8 @@ __global__ void __launch_bounds__(32 * kWarps)
         }
         const float4 b4 = Four(&tile.bc[t][place.state]);
         const float4 c4 = Four(&tile.bc[t][kPadded + place.state]);
-        const float b[] = {b4.x, b4.y, b4.z, b4.w}, c[] = {c4.x, c4.y, c4.z, c4.w};
+        [[maybe_unused]] const float b[] = {b4.x, b4.y, b4.z, b4.w};
+        [[maybe_unused]] const float c[] = {c4.x, c4.y, c4.z, c4.w};
 #pragma unroll
         for (int i = 0; i < kThreadStates; ++i) {
           const float a = Exp2(token.x * rates[i]);
