@@ -9,8 +9,8 @@
 // Where sequences and channels alone are too few blocks to fill a GPU, time is cut into chunks:
 // ChunkKernel finds the affine map that each chunk is of the state before it, LinkKernel turns
 // these maps into the states that the chunks start from, and then all chunks run at once. A chunk's
-// map is s -> exp(A sum of delta) s + increment; infinity stands for the sum where a document starts
-// inside. The backward pass (selective_scan_backward.cu) shares the maps and their links.
+// map is s -> exp(A sum of delta) s + increment; infinity stands for the sum where a document
+// starts inside. The backward pass (selective_scan_backward.cu) shares the maps and their links.
 #pragma once
 
 #include <type_traits>
