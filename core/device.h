@@ -19,8 +19,8 @@ inline constexpr bool kCudaBuild = true;
 inline constexpr bool kCudaBuild = false;
 #endif
 
-// Zero-filled memory, aligned to 256 bytes; throws where there is not enough. On Device::kMeta, an
-// address without memory.
+// Zero-filled memory, aligned to 256 bytes; throws where there is not enough. On a meta
+// device, an address without memory.
 void* AllocateBytes(Device device, size_t bytes);
 void FreeBytes(Device device, void* pointer);
 // Returns when the result can be used: on a GPU, by what is given to the compute stream next;

@@ -41,7 +41,7 @@ void CopyRows(const Tensor& from, int64_t from_row, const Tensor& to, int64_t to
   const auto bytes = [&](int64_t count) { return static_cast<size_t>(count) * row; };
   char* target = static_cast<char*>(to.raw) + bytes(to_row);
   const char* source = static_cast<const char*>(from.raw) + bytes(from_row);
-  if (from.size() == 0 || rows == 0 || from.device == Device::kMeta) return;
+  if (from.size() == 0 || rows == 0 || IsMeta(from.device)) return;
   if (from.device == Device::kCuda) {
     return cuda::CopyPitched(target, bytes(to.dim(1)), source, bytes(from.dim(1)), bytes(rows),
                              static_cast<size_t>(from.dim(0)));

@@ -2,9 +2,8 @@
 // each of some chunks, then the chunks' sums.
 #pragma once
 
-#include <algorithm>
-
 #include "kernels/cuda_math.cuh"
+#include "kernels/cuda_partition.h"
 
 namespace eyrie {
 
@@ -62,13 +61,6 @@ inline void AddColumnSums(const char* name, const float* x, int64_t rows, int64_
   constexpr int kWarps = 32;
   Launch(name, ColumnSumKernel<float, 1, kWarps, true>, dim3(1, Pieces(width, 32)), 32 * kWarps, 0,
          x, rows, rows, width, out);
-}
-
-// Rows that the first stage adds up in one block: so many that about 1000 blocks keep the GPU busy,
-// and at least 32.
-inline int64_t ColumnSumChunk(int64_t rows, int64_t width) {
-  const int64_t tiles = Pieces(width, 256);
-  return std::max<int64_t>(32, Pieces(rows, std::max<int64_t>(1, 1024 / tiles)));
 }
 
 }  // namespace eyrie

@@ -20,7 +20,7 @@ namespace eyrie {
 // Calls body(T{}) with T the floating-point type of `tensor`, on the CPU.
 template <class Body>
 void DispatchCpu(const char* kernel, const Tensor& tensor, const Body& body) {
-  if (tensor.device == Device::kMeta) return;
+  if (IsMeta(tensor.device)) return;
   if (tensor.device != Device::kCpu) {
     ThrowFailure(kernel, ": this build has no body for the tensor's device");
   }

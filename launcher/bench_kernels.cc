@@ -40,8 +40,9 @@ struct Problem {
   Tensor Activations(float scale = 1.0f) const { return device.Uniform(full(), scale); }
   Tensor Output() const { return device.Zeros(device.dtype(), full()); }
   Tensor Row() const { return device.Uniform({channels}); }
-  // What keeps full precision beside activations.
+  // What keeps full precision beside activations: to be written, and parameters to be read.
   Tensor Full(Shape shape) const { return device.Zeros(device.full(), shape); }
+  Tensor FullParameter(Shape shape) const { return device.Uniform(device.full(), shape, 1.0f); }
   // Of as many elements as a kernel asks for.
   Tensor Workspace(int64_t elements) const {
     return elements == 0 ? Tensor{} : device.Zeros(DType::kF32, {elements});
@@ -333,7 +334,7 @@ std::vector<Case> RgLruCases(const Problem& p) {
   RgLruForwardArgs forward{.u = p.Activations(),
                            .zi = p.Activations(4.0f),
                            .zr = p.Activations(4.0f),
-                           .lambda = p.Row(),
+                           .lambda = p.FullParameter({p.channels}),
                            .positions = p.Positions(),
                            .h = p.Output()};
   forward.workspace = p.Workspace(RgLruForwardWorkspace(forward.u));
@@ -384,9 +385,9 @@ std::vector<Case> SelectiveScanCases(const Problem& p) {
                                    .dt = p.Activations(4.0f),
                                    .z = p.Activations(),
                                    .bc = p.device.Uniform({p.batch, p.time, 2 * kStates}),
-                                   .a_log = p.device.Uniform({p.channels, kStates}),
-                                   .skip = p.Row(),
-                                   .dt_bias = p.Row(),
+                                   .a_log = p.FullParameter({p.channels, kStates}),
+                                   .skip = p.FullParameter({p.channels}),
+                                   .dt_bias = p.FullParameter({p.channels}),
                                    .positions = p.Positions(),
                                    .out = p.Output()};
   forward.workspace = p.Workspace(SelectiveScanForwardWorkspace(forward.x, kStates));

@@ -58,8 +58,7 @@ ExitCode BenchStep(const StepOptions& options, Job& job) {
   });
   const Mesh mesh = job.MakeMesh(config);
   const auto& train = config.train();
-  const Model model(config.model(), mesh.shape().tensor,
-                    train.recompute() == config::TrainConfig::BLOCKS);
+  const Model model(config.model(), mesh.shape().tensor, RecomputeOf(train));
   ParamStore params(model.params(), mesh, PrecisionOf(config), /*with_gradients=*/true,
                     BucketOptionsOf(config.parallel()), DeviceOf(config));
   Optimizer optimizer(config.optimizer(), params, mesh);

@@ -32,9 +32,8 @@ void SumOfSquares(const Tensor& values, const Tensor& sum, const Tensor& workspa
               [&]<class T>(T) { *sum.data<double>() += SumOfSquaresCpu<T>(values); });
 }
 
-int64_t SumOfSquaresWorkspace([[maybe_unused]] const Tensor& values) {
-  EYRIE_DISPATCH_CUDA(values, SumOfSquaresWorkspaceCuda(values));
-  return 0;
+int64_t SumOfSquaresWorkspace(const Tensor& values) {
+  return IsGpu(values.device) ? 2 * SumBlocks(values.size()) : 0;
 }
 
 }  // namespace eyrie

@@ -63,12 +63,12 @@ AttentionTiles TilesOf(const Args& args) {
 }  // namespace
 
 int64_t AttentionForwardWorkspace(const AttentionForwardArgs& args) {
-  if (args.q.device != Device::kCuda) return 0;
+  if (!IsGpu(args.q.device)) return 0;
   return ForwardWorkspaceSize(SizesOf(args), TilesOf(args).forward);
 }
 
 int64_t AttentionBackwardWorkspace(const AttentionBackwardArgs& args) {
-  if (args.q.device != Device::kCuda) return 0;
+  if (!IsGpu(args.q.device)) return 0;
   return BackwardWorkspaceFor(SizesOf(args), TilesOf(args).backward).total;
 }
 

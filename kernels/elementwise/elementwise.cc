@@ -70,9 +70,10 @@ void SumRows(const Tensor& dy, const Tensor& dbias, const Tensor& workspace) {
   DispatchCpu(kernel, dy, [&](auto real) { SumRowsCpu<decltype(real)>(dy, dbias); });
 }
 
-int64_t SumRowsWorkspace([[maybe_unused]] const Tensor& dy) {
-  EYRIE_DISPATCH_CUDA(dy, SumRowsWorkspaceCuda(dy));
-  return 0;
+int64_t SumRowsWorkspace(const Tensor& dy) {
+  if (!IsGpu(dy.device)) return 0;
+  const int64_t width = dy.dim(-1), rows = dy.size() / width;
+  return CeilDiv(rows, ColumnSumChunk(rows, width)) * width;
 }
 
 }  // namespace eyrie

@@ -39,10 +39,9 @@ void EmbeddingBackward(const EmbeddingBackwardArgs& args) {
   DispatchCpu(kKernel, args.dtable, [&]<class T>(T) { EmbeddingBackwardCpu<T>(args); });
 }
 
-int64_t EmbeddingBackwardWorkspace([[maybe_unused]] const Tensor& tokens,
-                                   [[maybe_unused]] const Tensor& dtable) {
-  EYRIE_DISPATCH_CUDA(dtable, EmbeddingBackwardWorkspaceCuda(tokens, dtable));
-  return 0;
+int64_t EmbeddingBackwardWorkspace(const Tensor& tokens, const Tensor& dtable) {
+  if (!IsGpu(dtable.device)) return 0;
+  return EmbeddingWorkspace(tokens.size(), dtable.dim(1)).elements;
 }
 
 }  // namespace eyrie

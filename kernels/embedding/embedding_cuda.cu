@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kForwardThreads)
   }
 }
 
-constexpr int kPiece = 32;  // sorted positions of a warp: one a lane
+constexpr int kPiece = EmbeddingWorkspace::kPiece;
 constexpr int kSumWarps = 4;
 
 // What to sort: the row of the table, or `rows` for a token that is elsewhere, and the position.
@@ -174,31 +174,6 @@ __global__ void __launch_bounds__(32 * kJoinWarps)
   dtable[key * width + first_column + c] += scale * total;
 }
 
-// How the workspace is laid out: each part starts at a multiple of 256 bytes.
-struct Workspace {
-  Workspace(int64_t count, int64_t rows, int64_t width)
-      : pieces(static_cast<int>(Pieces(count, kPiece))),
-        bits(std::bit_width(static_cast<uint64_t>(rows))) {
-    const int32_t* none = nullptr;
-    EYRIE_CUDA_CHECK(cub::DeviceRadixSort::SortPairs(
-        nullptr, sort_bytes, none, static_cast<int32_t*>(nullptr), none,
-        static_cast<int32_t*>(nullptr), static_cast<int>(count), 0, bits, ComputeStream()));
-    const auto take = [&](int64_t bytes) {
-      const int64_t start = elements;
-      elements += (bytes + 255) / 256 * 64;
-      return start;
-    };
-    for (int64_t& list : lists) list = take(count * 4);
-    partial = take(2 * pieces * width * 4);
-    sort = take(static_cast<int64_t>(sort_bytes));
-  }
-
-  int pieces, bits;  // of a key
-  size_t sort_bytes = 0;
-  // Where they start, in float32 elements: keys, order, and both of them sorted; and their end.
-  int64_t lists[4] = {}, partial = 0, sort = 0, elements = 0;
-};
-
 }  // namespace
 
 void EmbeddingForwardCuda(const EmbeddingForwardArgs& args) {
@@ -216,10 +191,6 @@ void EmbeddingForwardCuda(const EmbeddingForwardArgs& args) {
   });
 }
 
-int64_t EmbeddingBackwardWorkspaceCuda(const Tensor& tokens, const Tensor& dtable) {
-  return Workspace(tokens.size(), dtable.dim(0), dtable.dim(1)).elements;
-}
-
 void EmbeddingBackwardCuda(const EmbeddingBackwardArgs& args) {
   const char* kernel = "embedding_backward";
   const int64_t rows = args.dtable.dim(0), width = args.dtable.dim(1);
@@ -227,17 +198,24 @@ void EmbeddingBackwardCuda(const EmbeddingBackwardArgs& args) {
               ": too many tokens or rows");
   const int count = static_cast<int>(args.tokens.size());
   if (count == 0) return;
-  const Workspace layout(count, rows, width);
+  const EmbeddingWorkspace layout(count, width);
+  const int pieces = static_cast<int>(layout.pieces);
   float* workspace = args.workspace.data<float>();
   const auto list = [&](int i) { return reinterpret_cast<int32_t*>(workspace + layout.lists[i]); };
   int32_t *keys = list(2), *order = list(3);
   constexpr int kThreads = 256;
   Launch(kernel, KeyKernel, Pieces(count, kThreads), kThreads, 0, args.tokens.data<int32_t>(),
          count, args.first_row, rows, list(0), list(1));
-  size_t sort_bytes = layout.sort_bytes;
-  EYRIE_CUDA_CHECK(cub::DeviceRadixSort::SortPairs(workspace + layout.sort, sort_bytes, list(0),
-                                                   keys, list(1), order, count, 0, layout.bits,
-                                                   ComputeStream()));
+  const int bits = std::bit_width(static_cast<uint64_t>(rows));  // of a key
+  const auto sort = [&](void* scratch, size_t& bytes) {
+    EYRIE_CUDA_CHECK(cub::DeviceRadixSort::SortPairs(scratch, bytes, list(0), keys, list(1), order,
+                                                     count, 0, bits, ComputeStream()));
+  };
+  size_t sort_bytes = 0;
+  sort(nullptr, sort_bytes);  // asks how much
+  EYRIE_CHECK(sort_bytes <= static_cast<size_t>(layout.sort_bytes), kernel, ": sorting ", count,
+              " tokens takes ", sort_bytes, " bytes");
+  sort(workspace + layout.sort, sort_bytes);
 
   constexpr int kWidth = 4;
   float *partial = workspace + layout.partial, *dtable = args.dtable.data<float>();
@@ -248,11 +226,11 @@ void EmbeddingBackwardCuda(const EmbeddingBackwardArgs& args) {
         Aligned<kWidth>(dy) && Aligned<kWidth>(dtable, partial) && width % kWidth == 0;
     const unsigned tiles = Pieces(width, 32 * (vectors ? kWidth : 1));
     Launch(kernel, vectors ? SumRunsKernel<T, kWidth> : SumRunsKernel<T, 1>,
-           dim3(Pieces(layout.pieces, kSumWarps), tiles), 32 * kSumWarps, 0, keys, order, count, dy,
-           rows, width, scale, dtable, partial, layout.pieces);
+           dim3(Pieces(pieces, kSumWarps), tiles), 32 * kSumWarps, 0, keys, order, count, dy, rows,
+           width, scale, dtable, partial, pieces);
     Launch(kernel, vectors ? JoinRunsKernel<kWidth> : JoinRunsKernel<1>,
-           dim3(static_cast<unsigned>(layout.pieces), tiles), 32 * kJoinWarps, 0, keys, partial,
-           layout.pieces, rows, width, scale, dtable);
+           dim3(static_cast<unsigned>(pieces), tiles), 32 * kJoinWarps, 0, keys, partial, pieces,
+           rows, width, scale, dtable);
   });
 }
 

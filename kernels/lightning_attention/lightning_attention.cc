@@ -50,10 +50,10 @@ void RunPass(const LightningPass& pass, const Tensor& workspace) {
 
 }  // namespace
 
-int64_t LightningAttentionWorkspace([[maybe_unused]] const Tensor& k,
-                                    [[maybe_unused]] const Tensor& v) {
-  EYRIE_DISPATCH_CUDA(k, LightningWorkspaceCuda(k, v));
-  return 0;
+int64_t LightningAttentionWorkspace(const Tensor& k, const Tensor& v) {
+  if (!IsGpu(k.device)) return 0;
+  const int64_t chunks = LightningChunks(k, v).count;
+  return chunks == 1 ? 0 : k.dim(0) * k.dim(2) * chunks * k.dim(3) * v.dim(3);
 }
 
 void LightningAttentionForward(const LightningAttentionForwardArgs& args) {

@@ -43,10 +43,8 @@ void LrpeBackward(const LrpeBackwardArgs& args) {
   DispatchCpu(kernel, args.x, [&](auto real) { LrpeBackwardCpu<decltype(real)>(args); });
 }
 
-int64_t LrpeBackwardWorkspace([[maybe_unused]] const Tensor& x,
-                              [[maybe_unused]] const Tensor& theta) {
-  EYRIE_DISPATCH_CUDA(x, LrpeBackwardWorkspaceCuda(x, theta));
-  return 0;
+int64_t LrpeBackwardWorkspace(const Tensor& x, const Tensor& theta) {
+  return IsGpu(x.device) && theta.defined() ? LrpeTokenBlocks(x) * theta.size() : 0;
 }
 
 }  // namespace eyrie

@@ -53,9 +53,9 @@ void RmsNormBackward(const RmsNormBackwardArgs& args) {
   DispatchCpu(kernel, args.x, [&](auto real) { RmsNormBackwardCpu<decltype(real)>(args); });
 }
 
-int64_t RmsNormBackwardWorkspace([[maybe_unused]] const Tensor& x) {
-  EYRIE_DISPATCH_CUDA(x, RmsNormBackwardWorkspaceCuda(x));
-  return 0;
+int64_t RmsNormBackwardWorkspace(const Tensor& x) {
+  const int64_t width = x.dim(-1);
+  return IsGpu(x.device) ? RmsNormBackwardBlocks(x.size() / width, width) * width : 0;
 }
 
 }  // namespace eyrie

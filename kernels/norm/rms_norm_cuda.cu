@@ -132,14 +132,6 @@ __global__ void __launch_bounds__(kVectors <= 2 ? 256 : MaxThreads(kWidth * kVec
   }
 }
 
-// Blocks of the backward pass: about 1024 threads for each multiprocessor.
-unsigned BackwardBlocks(int64_t rows, int64_t width) {
-  const int64_t each = width > 8192   ? 1
-                       : width > 2048 ? 2
-                                      : std::clamp<int64_t>(8192 / width, 4, 32);
-  return static_cast<unsigned>(std::min(rows, each * Multiprocessors()));
-}
-
 void CheckWidth(const char* kernel, int64_t width) {
   EYRIE_CHECK(width <= kMaxNormWidthCuda, kernel, ": rows of ", width, " elements, at most ",
               kMaxNormWidthCuda);
@@ -172,17 +164,12 @@ void RmsNormForwardCuda(const RmsNormForwardArgs& args) {
   });
 }
 
-int64_t RmsNormBackwardWorkspaceCuda(const Tensor& x) {
-  const int64_t width = x.dim(-1);
-  return BackwardBlocks(x.size() / width, width) * width;
-}
-
 void RmsNormBackwardCuda(const RmsNormBackwardArgs& args) {
   const char* kernel = "RmsNormBackward";
   const int64_t width = args.x.dim(-1), rows = args.rstd.size();
   CheckWidth(kernel, width);
   if (rows == 0) return;
-  const unsigned blocks = BackwardBlocks(rows, width);
+  const auto blocks = static_cast<unsigned>(RmsNormBackwardBlocks(rows, width));
   float* partial = args.dweight.defined() ? args.workspace.data<float>() : nullptr;
   DispatchCuda(kernel, args.x, [&]<class T>(T) {
     constexpr int kWidth = kVectorWidth<T>;

@@ -3,6 +3,7 @@
 #include "kernels/dispatch.h"
 #include "kernels/rg_lru/rg_lru_cpu.h"
 #include "kernels/rg_lru/rg_lru_cuda.h"
+#include "kernels/rg_lru/rg_lru_plan.h"
 
 namespace eyrie {
 namespace {
@@ -21,9 +22,9 @@ void CheckInputs(const char* kernel, const Args& args) {
   CheckOptional(kernel, "h0", args.h0, {batch, channels});
   CheckShape(kernel, "h", args.h, full);
   const DType type = args.u.dtype;
-  CheckTypes(kernel, args.u, type, {args.zi, args.zr, args.lambda, args.h});
+  CheckTypes(kernel, args.u, type, {args.zi, args.zr, args.h});
   CheckTypes(kernel, args.u, DType::kI32, {args.positions});
-  CheckTypes(kernel, args.u, FullPrecision(type), {args.h0});
+  CheckTypes(kernel, args.u, FullPrecision(type), {args.lambda, args.h0});
 }
 
 // What both summaries share; `main` is u or dh.
@@ -34,25 +35,22 @@ void CheckSummary(const char* kernel, const Args& args, const Tensor& main) {
   CheckShape(kernel, "positions", args.positions, {full[0], full[1]});
   CheckShape(kernel, "decay", args.decay, {full[0], full[2]});
   CheckShape(kernel, "increment", args.increment, {full[0], full[2]});
-  CheckTypes(kernel, main, main.dtype, {args.zr, args.lambda});
+  CheckTypes(kernel, main, main.dtype, {args.zr});
   CheckTypes(kernel, main, DType::kI32, {args.positions});
-  CheckTypes(kernel, main, FullPrecision(main.dtype), {args.decay, args.increment});
+  CheckTypes(kernel, main, FullPrecision(main.dtype), {args.lambda, args.decay, args.increment});
   CheckWorkspace(kernel, main, args.workspace, RgLruSummaryWorkspace(main));
 }
 
 }  // namespace
 
 int64_t RgLruForwardWorkspace(const Tensor& u) {
-  EYRIE_DISPATCH_CUDA(u, RgLruForwardWorkspaceCuda(u.shape));
-  return 0;
+  return IsGpu(u.device) ? rg_lru::ForwardWorkspace(u.shape) : 0;
 }
 int64_t RgLruBackwardWorkspace(const Tensor& u) {
-  EYRIE_DISPATCH_CUDA(u, RgLruBackwardWorkspaceCuda(u.shape));
-  return 0;
+  return IsGpu(u.device) ? rg_lru::BackwardWorkspace(u.shape) : 0;
 }
 int64_t RgLruSummaryWorkspace(const Tensor& u) {
-  EYRIE_DISPATCH_CUDA(u, RgLruSummaryWorkspaceCuda(u.shape));
-  return 0;
+  return IsGpu(u.device) ? rg_lru::SummaryWorkspace(u.shape) : 0;
 }
 
 void RgLruForward(const RgLruForwardArgs& args) {

@@ -69,9 +69,8 @@ __device__ __forceinline__ Affine TokenGradMap(float dh, float e, int position) 
 }
 
 // l = rate * r, the binary logarithm of the decay.
-template <class T>
-__device__ __forceinline__ float Rate(const T* lambda, int channel) {
-  return -8 * kLog2E * Softplus(ToFloat(lambda[channel]));
+__device__ __forceinline__ float Rate(const float* lambda, int channel) {
+  return -8 * kLog2E * Softplus(lambda[channel]);
 }
 
 }  // namespace eyrie::rg_lru

@@ -24,38 +24,17 @@
 
 #include <cuda/atomic>
 
-#include "kernels/partition.h"
 #include "kernels/rg_lru/rg_lru_math.cuh"
+#include "kernels/rg_lru/rg_lru_plan.h"
 
 namespace eyrie::rg_lru {
 
 inline constexpr int kWarps = 8, kThreads = 32 * kWarps;
-inline constexpr int kSteps = 8;               // tokens of a warp
-inline constexpr int kRows = kWarps * kSteps;  // tokens of a tile
-inline constexpr int kColumns = 64;            // channels of a tile, two a lane
+inline constexpr int kSteps = kRows / kWarps;  // tokens of a warp
 inline constexpr int kStrip = 32;              // channels that one warp links
 inline constexpr int kLinkWarps = kColumns / kStrip;
 inline constexpr int kLoaders = kThreads - 32 * kLinkWarps;  // the other warps load
 inline constexpr int kGroup = 8;                             // tiles of a group
-
-// The cut of a [B, T, R] tensor. `order` counts the tiles of one column in the order of the scan:
-// along time, or against it on the way back.
-struct Plan {
-  explicit Plan(const Shape& u)
-      : batch(static_cast<int>(u[0])),
-        time(static_cast<int>(u[1])),
-        channels(static_cast<int>(u[2])),
-        blocks(static_cast<int>(CeilDiv(u[2], kColumns))),
-        orders(static_cast<int>(CeilDiv(u[1], kRows))) {}
-
-  int batch, time, channels;
-  int blocks;  // of 64 channels
-  int orders;  // tiles along time
-
-  // Channels of all sequences, each sequence rounded up to whole tiles.
-  __host__ __device__ int64_t columns() const { return int64_t{batch} * blocks * kColumns; }
-  __host__ __device__ int tiles() const { return batch * blocks * orders; }
-};
 
 struct Tile {
   template <bool kReverse>
@@ -89,20 +68,17 @@ struct Tile {
 // was -1, and every map's `a` is a NaN that no arithmetic gives, which says "not there yet". A map
 // is written and read as one, so it needs no flag beside it.
 struct Board {
-  static constexpr int kHead = 32;  // elements before `maps`
   static constexpr unsigned kAbsent = 0xffffffffu, kNaN = 0x7fffffffu;
   int* ticket;  // the number of the tile drawn last
   Affine*
       maps;  // [orders, columns] of a tile; of a group's last tile: constant, the state after it
 
-  // Float32 elements of a workspace.
-  static int64_t Size(const Plan& plan) { return kHead + 2 * plan.orders * plan.columns(); }
   Board(const Plan& plan, float* workspace)
       : ticket(reinterpret_cast<int*>(workspace)),
-        maps(reinterpret_cast<Affine*>(workspace + kHead)) {}
+        maps(reinterpret_cast<Affine*>(workspace + kBoardHead)) {}
   void Clear(const Plan& plan) const {
-    EYRIE_CUDA_CHECK(cudaMemsetAsync(ticket, 0xff, static_cast<size_t>(Size(plan)) * sizeof(float),
-                                     ComputeStream()));
+    EYRIE_CUDA_CHECK(cudaMemsetAsync(
+        ticket, 0xff, static_cast<size_t>(BoardSize(plan)) * sizeof(float), ComputeStream()));
   }
   template <bool kReverse>
   __device__ Tile Draw(const Plan& plan) const {
@@ -221,9 +197,9 @@ __device__ __forceinline__ void LoadTile(const Plan& plan, const Tile& tile, int
     }
   }
 }
-template <class T>
 __device__ __forceinline__ void LoadFacts(const Plan& plan, const Tile& tile, int loader,
-                                          const T* lambda, const int* positions, TileFacts& to) {
+                                          const float* lambda, const int* positions,
+                                          TileFacts& to) {
   static_assert(kLoaders >= kRows + kColumns);
   if (loader < kRows) {
     const int t = tile.t + loader;

@@ -13,10 +13,9 @@
 #include <cstdint>
 
 #include "kernels/cuda_math.cuh"
+#include "kernels/selective_scan/selective_scan_plan.h"
 
 namespace eyrie::selective_scan {
-
-inline constexpr int kLaneStates = 8;  // of a lane of the backward pass
 
 // c += a b, of a whole warp. With g = lane / 4 and q = lane % 4, the lane gives a[g][q],
 // a[g + 8][q], a[g][q + 4], a[g + 8][q + 4], b[q][g] and b[q + 4][g]; it has c[g][2q],

@@ -3,6 +3,7 @@
 #include "kernels/dispatch.h"
 #include "kernels/selective_scan/selective_scan_cpu.h"
 #include "kernels/selective_scan/selective_scan_cuda.h"
+#include "kernels/selective_scan/selective_scan_plan.h"
 
 namespace eyrie {
 namespace {
@@ -26,7 +27,8 @@ Shape CheckInputs(const char* kernel, const Args& args, const Tensor& main) {
   CheckShape(kernel, "a_log", args.a_log, {channels, states});
   CheckShape(kernel, "dt_bias", args.dt_bias, {channels});
   CheckShape(kernel, "positions", args.positions, {batch, time});
-  CheckTypes(kernel, main, main.dtype, {main, args.dt, args.bc, args.a_log, args.dt_bias});
+  CheckTypes(kernel, main, main.dtype, {main, args.dt, args.bc});
+  CheckTypes(kernel, main, FullPrecision(main.dtype), {args.a_log, args.dt_bias});
   CheckTypes(kernel, main, DType::kI32, {args.positions});
   return {batch, channels, states};
 }
@@ -39,8 +41,8 @@ Shape CheckPass(const char* kernel, const Args& args) {
   CheckShape(kernel, "z", args.z, args.x.shape);
   CheckShape(kernel, "skip", args.skip, {args.x.dim(2)});
   CheckOptional(kernel, "h0", args.h0, state);
-  CheckTypes(kernel, args.x, args.x.dtype, {args.z, args.skip});
-  CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.h0});
+  CheckTypes(kernel, args.x, args.x.dtype, {args.z});
+  CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.skip, args.h0});
   return state;
 }
 
@@ -55,17 +57,14 @@ void CheckSummary(const char* kernel, const Args& args, const Tensor& main) {
 
 }  // namespace
 
-int64_t SelectiveScanForwardWorkspace(const Tensor& x, [[maybe_unused]] int64_t states) {
-  EYRIE_DISPATCH_CUDA(x, SelectiveScanForwardWorkspaceCuda(x.shape, states));
-  return 0;
+int64_t SelectiveScanForwardWorkspace(const Tensor& x, int64_t states) {
+  return IsGpu(x.device) ? selective_scan::ForwardWorkspace(x.shape, states) : 0;
 }
-int64_t SelectiveScanBackwardWorkspace(const Tensor& x, [[maybe_unused]] int64_t states) {
-  EYRIE_DISPATCH_CUDA(x, SelectiveScanBackwardWorkspaceCuda(x.shape, states));
-  return 0;
+int64_t SelectiveScanBackwardWorkspace(const Tensor& x, int64_t states) {
+  return IsGpu(x.device) ? selective_scan::BackwardWorkspace(x.shape, states) : 0;
 }
-int64_t SelectiveScanSummaryWorkspace(const Tensor& x, [[maybe_unused]] int64_t states) {
-  EYRIE_DISPATCH_CUDA(x, SelectiveScanSummaryWorkspaceCuda(x.shape, states));
-  return 0;
+int64_t SelectiveScanSummaryWorkspace(const Tensor& x, int64_t states) {
+  return IsGpu(x.device) ? selective_scan::SummaryWorkspace(x.shape, states) : 0;
 }
 
 void SelectiveScanForward(const SelectiveScanForwardArgs& args) {

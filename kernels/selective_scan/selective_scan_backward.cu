@@ -11,8 +11,6 @@
 // Gradients of B and C are sums over channels: first over a warp's (channel_sum.cuh), then, group
 // after group, in shared memory, then over a block's warps, and last over the blocks that take
 // other groups. All sums are made in an order that depends on shapes alone.
-#include <bit>
-
 #include "kernels/row_sum.cuh"
 #include "kernels/selective_scan/selective_scan_cuda.h"
 #include "kernels/selective_scan/selective_scan_group.cuh"
@@ -21,25 +19,7 @@ namespace eyrie {
 namespace selective_scan {
 namespace {
 
-constexpr int kBlockWarps = 4;
-constexpr int64_t kMostSlabs = 16;  // parts of dB and dC in memory: each of some of the channels
-
-struct BackwardPlan : Plan {
-  BackwardPlan(const Shape& x, int64_t state_count)
-      : Plan(x, state_count, kChunk),
-        split(static_cast<int>(
-            std::bit_ceil(static_cast<uint64_t>(CeilDiv(state_count, kLaneStates))))),
-        groups(static_cast<int>(CeilDiv(x[2], 32 / split))) {
-    // Each slab's block takes as many groups as the others, or one round less.
-    const int64_t sets = std::max<int64_t>(1, CeilDiv(groups, kBlockWarps));
-    slabs = static_cast<int>(CeilDiv(sets, CeilDiv(sets, kMostSlabs)));
-  }
-  // Elements of a slab.
-  __host__ __device__ int64_t slab_size() const { return int64_t{batch} * time * 2 * states; }
-  int split;   // lanes that share a channel
-  int groups;  // of the channels of a warp
-  int slabs;
-};
+constexpr int kBlockWarps = BackwardPlan::kWarps;
 
 template <int kSplit, class Warp>
 struct BackwardShared {
@@ -131,10 +111,9 @@ __global__ void AddSlabsKernel(int64_t count, int slabs, int pair, const float* 
 }
 
 // dA_log = dA A.
-template <class T>
 struct RateOf {
-  __device__ float operator()(int64_t i) const { return -Exp2(kLog2E * ToFloat(a_log[i])); }
-  const T* a_log;
+  __device__ float operator()(int64_t i) const { return -Exp2(kLog2E * a_log[i]); }
+  const float* a_log;
 };
 struct One {
   __device__ float operator()(int64_t) const { return 1; }
@@ -149,19 +128,11 @@ struct Workspace {
         dskip(sums + plan.all_sums()),
         ddt_bias(dskip + plan.all_sums()),
         slabs(ddt_bias + plan.all_sums()) {}
-  static int64_t Size(const BackwardPlan& plan) {
-    return 2 * plan.all_states() + 3 * plan.all_sums() + plan.slabs * plan.slab_size();
-  }
   float *states, *gradients, *sums, *dskip, *ddt_bias, *slabs;
 };
 
 }  // namespace
 }  // namespace selective_scan
-
-int64_t SelectiveScanBackwardWorkspaceCuda(const Shape& x, int64_t states) {
-  using namespace selective_scan;
-  return Workspace::Size(BackwardPlan(x, states));
-}
 
 void SelectiveScanBackwardCuda(const SelectiveScanBackwardArgs& args) {
   using namespace selective_scan;
@@ -204,7 +175,7 @@ void SelectiveScanBackwardCuda(const SelectiveScanBackwardArgs& args) {
     LinkChunks<true>(name, plan, in.a_log, work.sums, work.gradients, args.dh_last.data<float>(),
                      args.dh0.data<float>(), nullptr);
     const BackwardTensors<T> tensors{.in = in,
-                                     .skip = args.skip.data<T>(),
+                                     .skip = args.skip.data<float>(),
                                      .states = work.states,
                                      .gradients = work.gradients,
                                      .dx = args.dx.data<T>(),
@@ -221,7 +192,7 @@ void SelectiveScanBackwardCuda(const SelectiveScanBackwardArgs& args) {
            2 * plan.states, work.slabs, in.row, args.dbc.data<T>());
     const int64_t chunks = int64_t{plan.batch} * plan.chunks;
     AddRowSumCuda(name, work.states, chunks, plan.state_size(), plan.state_size(),
-                  args.da_log.data<float>(), RateOf<T>{in.a_log});
+                  args.da_log.data<float>(), RateOf{in.a_log});
     AddRowSumCuda(name, work.dskip, chunks, plan.channels, plan.channels, args.dskip.data<float>(),
                   One{});
     AddRowSumCuda(name, work.ddt_bias, chunks, plan.channels, plan.channels,

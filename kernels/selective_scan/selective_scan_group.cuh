@@ -12,14 +12,14 @@
 
 namespace eyrie::selective_scan {
 
-inline constexpr int kChunk = 64;  // tokens
-inline constexpr int kRun = 8;     // tokens whose states a lane has at once
+inline constexpr int kChunk = BackwardPlan::kChunk;  // tokens
+inline constexpr int kRun = 8;                       // tokens whose states a lane has at once
 inline constexpr int kRuns = kChunk / kRun;
 
 template <class T>
 struct BackwardTensors {
   Inputs<T> in;
-  const T* skip;
+  const float* skip;
   float* states;           // [B, chunks, E, N] before each chunk; becomes the chunk's share of dA
   const float* gradients;  // [B, chunks, E, N] of the states after each chunk
   T *dx, *ddt, *dz;
@@ -115,7 +115,7 @@ class Group {
     const int channel = first_ + FirstColumn();
 #pragma unroll
     for (int k = 0; k < kVector; ++k) {
-      bias[k] = channel + k < plan_.channels ? ToFloat(in_.dt_bias[channel + k]) : 0;
+      bias[k] = channel + k < plan_.channels ? in_.dt_bias[channel + k] : 0;
     }
   }
 
@@ -248,7 +248,7 @@ class GroupGradients : Group<T, kSplit, kVector> {
     this->LoadTokens();
     __syncwarp();
     KeepStates(starts, h);
-    const float skip = this->has_channel() ? ToFloat(tensors_.skip[this->channel()]) : 0;
+    const float skip = this->has_channel() ? tensors_.skip[this->channel()] : 0;
     float dskip = 0;
     for (int run = LastRun(); run >= 0; --run) {
       const unsigned bits = StartsOf(starts, run);
