@@ -124,13 +124,13 @@ struct TokenGrads {
   float decay;  // r dl
 };
 __device__ __forceinline__ TokenGrads GradsAtStart(float delta, float u, float zi) {
-  const float i = GateSigmoid(zi);
+  const float i = Sigmoid(zi);
   return {delta * i, delta * u * i * (1 - i), 0, 0};
 }
 // Inside a document; e = a - 1, and ln a = rate * r.
 __device__ __forceinline__ TokenGrads GradsInside(float delta, float u, float zi, float r, float e,
                                                   float rate, float before) {
-  const float i = GateSigmoid(zi), a = 1 + e;
+  const float i = Sigmoid(zi), a = 1 + e;
   const float square = OneMinusSquare(e);                          // m^2
   const float inverse = InverseSquareRoot(fmaxf(square, 1e-30f));  // 1 / m
   const float m = square * inverse;
@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 3 : 2)
         const auto zr = LoadVector<2>(&shared.zr[row][c]), dh = LoadVector<2>(&shared.dh[row][c]);
 #pragma unroll
         for (int v = 0; v < 2; ++v) {
-          r[step][v] = GateSigmoid(zr[v]);
+          r[step][v] = Sigmoid(zr[v]);
           e[step][v] = DecayMinusOne(rate[v] * r[step][v]);
           const Affine token = TokenGradMap<kInside>(dh[v], e[step][v], position);
           total[v] = step == 0 ? token : Then<kInside>(total[v], token);

@@ -7,12 +7,7 @@
 
 namespace eyrie::rg_lru {
 
-// 1/x and so on by one instruction of the special function unit, as Exp2.
-__device__ __forceinline__ float Reciprocal(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
+// By one instruction of the special function unit, as Exp2.
 __device__ __forceinline__ float SquareRoot(float x) {
   float y;
   asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -22,11 +17,6 @@ __device__ __forceinline__ float InverseSquareRoot(float x) {
   float y;
   asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
-}
-
-// 1 / (1 + exp(-x)); where the exponential overflows, 1 / infinity is the right zero.
-__device__ __forceinline__ float GateSigmoid(float x) {
-  return Reciprocal(1.0f + Exp2(-kLog2E * x));
 }
 
 // 2^l - 1 for l <= 0 with a small relative error: its Taylor series near zero, where the difference
@@ -63,8 +53,8 @@ __device__ __forceinline__ Affine Then(Affine first, Affine second) {
 // position is known to be above 0.
 template <bool kInside>
 __device__ __forceinline__ Affine TokenMap(float u, float zi, float zr, float rate, int position) {
-  const float e = DecayMinusOne(rate * GateSigmoid(zr));
-  const float x = GateSigmoid(zi) * u;
+  const float e = DecayMinusOne(rate * Sigmoid(zr));
+  const float x = Sigmoid(zi) * u;
   if (kInside || position > 0) return {1 + e, SquareRoot(OneMinusSquare(e)) * x};
   return {position == 0 ? 0.0f : 1.0f, x};
 }

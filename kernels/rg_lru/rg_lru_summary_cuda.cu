@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 2)
         for (int v = 0; v < 2; ++v) {
           Affine token;
           if constexpr (kBackward) {
-            const float e = DecayMinusOne(rate[v] * GateSigmoid(zr[step][v]));
+            const float e = DecayMinusOne(rate[v] * Sigmoid(zr[step][v]));
             token = TokenGradMap<kInside>(dh[step][v], e, at);
           } else {
             token = TokenMap<kInside>(u[step][v], zi[step][v], zr[step][v], rate[v], at);

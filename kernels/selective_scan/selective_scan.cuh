@@ -6,11 +6,11 @@
 // exponential per channel, state and token is all that the special function unit, which bounds
 // these kernels, is asked for beside a few per channel and token.
 //
-// Where sequences and channels alone are too few blocks to fill a GPU, and in the backward pass,
-// time is cut into chunks: ChunkKernel finds the affine map that each chunk is of the state before
-// it, LinkKernel turns these maps into the states that the chunks start from, and then all chunks
-// run at once. A chunk's map is s -> exp(A sum of delta) s + increment; infinity stands for the sum
-// where a document starts inside.
+// Where sequences and channels alone are too few blocks to fill a GPU, time is cut into chunks:
+// ChunkKernel finds the affine map that each chunk is of the state before it, LinkKernel turns
+// these maps into the states that the chunks start from, and then all chunks run at once. A chunk's
+// map is s -> exp(A sum of delta) s + increment; infinity stands for the sum where a document
+// starts inside. The backward pass (selective_scan_backward.cu) shares the maps and their links.
 #pragma once
 
 #include <type_traits>
@@ -79,35 +79,59 @@ struct Place {
   bool exists;
 };
 
-// A thread's states to and from memory; zeros where there are none.
-__device__ __forceinline__ void LoadStates(const float* from, int count,
-                                           float (&to)[kThreadStates]) {
+// Consecutive values to an address that is aligned to 16 bytes, or to their size if that is less.
+template <int kCount>
+__device__ __forceinline__ void StoreFloats(float* to, const float (&from)[kCount]) {
+  constexpr int kEach = kCount < 4 ? kCount : 4;
 #pragma unroll
-  for (int i = 0; i < kThreadStates; ++i) to[i] = i < count ? from[i] : 0;
-}
-__device__ __forceinline__ void StoreStates(const float (&from)[kThreadStates], int count,
-                                            float* to) {
+  for (int i = 0; i < kCount; i += kEach) {
+    Vector<float, kEach> vector;
 #pragma unroll
-  for (int i = 0; i < kThreadStates; ++i) {
-    if (i < count) to[i] = from[i];
-  }
-}
-// A log2(e) of the thread's states, so that a decay is 2^(delta rate).
-__device__ __forceinline__ void LoadRates(const Plan& plan, const Place& place, const float* a_log,
-                                          float (&rates)[kThreadStates]) {
-  const int count = place.count(plan);
-  const float* from = a_log + place.StateOffset(plan, 0);
-#pragma unroll
-  for (int i = 0; i < kThreadStates; ++i) {
-    rates[i] = i < count ? -kLog2E * Exp2(kLog2E * from[i]) : 0;
+    for (int k = 0; k < kEach; ++k) vector.values[k] = from[i + k];
+    StoreVector(to + i, vector);
   }
 }
 
-// The position of token first + lane, of `count` at most 32; 1 where there is none.
-__device__ __forceinline__ int LoadPosition(const Plan& plan, const Place& place,
-                                            const int* positions, int first, int count) {
-  const int t = first + place.lane;
-  return place.lane < count ? positions[int64_t{place.b} * plan.time + t] : 1;
+// A thread's states to and from memory, of which `count` exist; zeros where there are none.
+template <int kCount>
+__device__ __forceinline__ void LoadStates(const float* from, int count, float (&to)[kCount]) {
+  if (count == kCount && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
+#pragma unroll
+    for (int i = 0; i < kCount; i += 4) {
+      const auto four = LoadVector<4>(from + i);
+#pragma unroll
+      for (int k = 0; k < 4; ++k) to[i + k] = four[k];
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) to[i] = i < count ? from[i] : 0;
+  }
+}
+template <int kCount>
+__device__ __forceinline__ void StoreStates(const float (&from)[kCount], int count, float* to) {
+  if (count == kCount && reinterpret_cast<uintptr_t>(to) % 16 == 0) {
+    StoreFloats(to, from);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (i < count) to[i] = from[i];
+    }
+  }
+}
+// A log2(e) of the thread's states, so that a decay is 2^(delta rate).
+template <int kCount>
+__device__ __forceinline__ void LoadRates(const float* a_log, int count, float (&rates)[kCount]) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    rates[i] = i < count ? -kLog2E * Exp2(kLog2E * a_log[i]) : 0;
+  }
+}
+
+// The position of token first + lane of sequence b, of `count` at most 32; 1 where there is none.
+__device__ __forceinline__ int LoadPosition(const Plan& plan, int b, const int* positions,
+                                            int first, int count) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  return lane < count ? positions[int64_t{b} * plan.time + first + lane] : 1;
 }
 // Of these, for a whole warp: bit t is set where a document starts at token first + t.
 __device__ __forceinline__ unsigned Starts(int position) {
@@ -119,17 +143,16 @@ __device__ __forceinline__ float4 Four(const float* row) {
   return *reinterpret_cast<const float4*>(row);
 }
 
-// B and C of kTokens tokens as a block's threads fetch them: to registers, as they are, so that
-// nothing waits for them there, then to shared memory.
-template <class T, int kWarps, int kTokens>
+// B and C of kTokens tokens, N padded, as a block's threads fetch them: to registers, as they are,
+// so that nothing waits for them there, then to shared memory.
+template <class T, int kPadded, int kThreads, int kTokens>
 struct BcTile {
-  static constexpr int kPadded = kWarps * kThreadStates;  // N
-  static constexpr int kEach = kTokens * 2 * kPadded / (32 * kWarps);
+  static constexpr int kEach = kTokens * 2 * kPadded / kThreads;
 
   __device__ void Load(const Plan& plan, const Inputs<T>& in, int b, int first, int end) {
 #pragma unroll
     for (int k = 0; k < kEach; ++k) {
-      const int i = static_cast<int>(threadIdx.x) + k * 32 * kWarps;
+      const int i = static_cast<int>(threadIdx.x) + k * kThreads;
       const int t = first + i / (2 * kPadded), j = i % (2 * kPadded);
       const int n = j % kPadded;
       const bool exists = t < end && n < plan.states;
@@ -141,7 +164,7 @@ struct BcTile {
   __device__ void Store(float (*to)[2 * kPadded]) const {
 #pragma unroll
     for (int k = 0; k < kEach; ++k) {
-      (&to[0][0])[threadIdx.x + k * 32 * kWarps] = ToFloat(values[k]);
+      (&to[0][0])[threadIdx.x + k * kThreads] = ToFloat(values[k]);
     }
   }
   T values[kEach];
@@ -165,10 +188,11 @@ struct ChunkTensors {
   float* gradients;   // [B, chunks, E, N] of the gradient, against time
 };
 
-// The chunks' maps: of the state (kState), of its gradient on the way back (kGradient), or both.
-template <class T, int kWarps, bool kState, bool kGradient>
+// The chunks' maps: of the state or, with kGradient, of its gradient on the way back.
+template <class T, int kWarps, bool kGradient>
 __global__ void __launch_bounds__(32 * kWarps)
     ChunkKernel(const Plan plan, const ChunkTensors<T> tensors) {
+  constexpr bool kState = !kGradient;
   constexpr int kMine = kTile / kWarps;  // tokens of a tile whose shared part a thread computes
   constexpr int kPadded = kWarps * kThreadStates;
   __shared__ ScanTile<kWarps> tile;
@@ -178,29 +202,35 @@ __global__ void __launch_bounds__(32 * kWarps)
   const int begin = blockIdx.y * plan.chunk, end = min(plan.time, begin + plan.chunk);
   const float bias = place.exists ? in.dt_bias[place.channel] : 0;
   float rates[kThreadStates], h[kThreadStates] = {}, gradient[kThreadStates] = {};
-  LoadRates(plan, place, in.a_log, rates);
+  LoadRates(in.a_log + place.StateOffset(plan, 0), place.count(plan), rates);
   float decay[kThreadStates] = {1, 1, 1, 1};  // from the chunk's first token on
   float sum = 0;
   bool starts_inside = false;
 
   for (int first = begin; first < end; first += kTile) {
     const unsigned starts =
-        Starts(LoadPosition(plan, place, in.positions, first, min(kTile, end - first)));
-    BcTile<T, kWarps, kTile> bc;
+        Starts(LoadPosition(plan, place.b, in.positions, first, min(kTile, end - first)));
+    BcTile<T, kPadded, 32 * kWarps, kTile> bc;
     bc.Load(plan, in, place.b, first, end);
+    // All loads are on their way before the first is used.
+    const int64_t at = place.exists ? place.Offset(plan, first + place.warp) : 0;
+    T dt[kMine] = {}, x[kMine] = {}, z[kMine] = {}, dout[kMine] = {};
+#pragma unroll
+    for (int k = 0; k < kMine; ++k) {
+      if (first + k * kWarps + place.warp >= end || !place.exists) continue;
+      const int from = k * kWarps * plan.channels;
+      dt[k] = (in.dt + at)[from];
+      if constexpr (kState) x[k] = (in.x + at)[from];
+      if constexpr (kGradient) z[k] = (in.z + at)[from], dout[k] = (in.dout + at)[from];
+    }
     float2 step[kMine];
     float own_dy[kMine];
 #pragma unroll
     for (int k = 0; k < kMine; ++k) {
-      const int t = first + k * kWarps + place.warp;
-      const bool exists = t < end && place.exists;
-      const int64_t at = exists ? place.Offset(plan, t) : 0;
-      const float delta = exists ? Softplus(ToFloat(in.dt[at]) + bias) : 0;
-      step[k] = {delta, 0};
-      if constexpr (kState) step[k].y = exists ? delta * ToFloat(in.x[at]) : 0;
-      if constexpr (kGradient) {
-        own_dy[k] = exists ? GateGradient(ToFloat(in.z[at]), ToFloat(in.dout[at])) : 0;
-      }
+      const bool exists = first + k * kWarps + place.warp < end && place.exists;
+      const float softplus = Softplus(ToFloat(dt[k]) + bias), delta = exists ? softplus : 0;
+      step[k] = {delta, kState ? delta * ToFloat(x[k]) : 0};
+      own_dy[k] = kGradient ? GateGradient(ToFloat(z[k]), ToFloat(dout[k])) : 0;
     }
     __syncthreads();  // the tile before has been read
     bc.Store(tile.bc);
@@ -210,29 +240,33 @@ __global__ void __launch_bounds__(32 * kWarps)
       if constexpr (kGradient) dy[k * kWarps + place.warp][place.lane] = own_dy[k];
     }
     __syncthreads();
+    WithConstant(starts != 0 || starts_inside, [&](auto checked) {
 #pragma unroll 4
-    for (int t = 0; t < kTile; ++t) {
-      const float2 token = tile.step[t][place.lane];
-      sum += token.x;
-      if (starts >> t & 1) {
-        starts_inside = true;
+      for (int t = 0; t < kTile; ++t) {
+        const float2 token = tile.step[t][place.lane];
+        [[maybe_unused]] const float dy_t = kGradient ? dy[kGradient ? t : 0][place.lane] : 0;
+        sum += token.x;
+        if (checked() && (starts >> t & 1) != 0) {
+          starts_inside = true;
 #pragma unroll
-        for (int i = 0; i < kThreadStates; ++i) h[i] = 0;
-      }
-      const float4 b4 = Four(&tile.bc[t][place.state]);
-      const float4 c4 = Four(&tile.bc[t][kPadded + place.state]);
-      const float b[] = {b4.x, b4.y, b4.z, b4.w}, c[] = {c4.x, c4.y, c4.z, c4.w};
+          for (int i = 0; i < kThreadStates; ++i) h[i] = 0;
+        }
+        const float4 b4 = Four(&tile.bc[t][place.state]);
+        const float4 c4 = Four(&tile.bc[t][kPadded + place.state]);
+        [[maybe_unused]] const float b[] = {b4.x, b4.y, b4.z, b4.w};
+        [[maybe_unused]] const float c[] = {c4.x, c4.y, c4.z, c4.w};
 #pragma unroll
-      for (int i = 0; i < kThreadStates; ++i) {
-        const float a = Exp2(token.x * rates[i]);
-        if constexpr (kState) h[i] = fmaf(a, h[i], token.y * b[i]);
-        if constexpr (kGradient) {
-          if (starts_inside) continue;  // no gradient passes a start
-          decay[i] *= a;
-          gradient[i] = fmaf(decay[i], c[i] * dy[t][place.lane], gradient[i]);
+        for (int i = 0; i < kThreadStates; ++i) {
+          const float a = Exp2(token.x * rates[i]);
+          if constexpr (kState) h[i] = fmaf(a, h[i], token.y * b[i]);
+          if constexpr (kGradient) {
+            if (checked() && starts_inside) continue;  // no gradient passes a start
+            decay[i] *= a;
+            gradient[i] = fmaf(decay[i], c[i] * dy_t, gradient[i]);
+          }
         }
       }
-    }
+    });
   }
   const int64_t index = int64_t{place.b} * plan.chunks + blockIdx.y;
   const int64_t at = place.StateOffset(plan, index);
@@ -282,13 +316,12 @@ __global__ void LinkKernel(const Plan plan, const float* a_log, const float* sum
   if (decay != nullptr) decay[b * size + i] = decay_over(total);
 }
 
-template <class T, bool kState, bool kGradient>
+template <bool kGradient, class T>
 void FindChunkMaps(const char* name, const Plan& plan, const ChunkTensors<T>& tensors) {
   const dim3 grid(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.chunks),
                   static_cast<unsigned>(plan.batch));
   DispatchWarps(plan.states, [&](auto warps) {
-    Launch(name, ChunkKernel<T, warps(), kState, kGradient>, grid, dim3(32 * warps()), 0, plan,
-           tensors);
+    Launch(name, ChunkKernel<T, warps(), kGradient>, grid, dim3(32 * warps()), 0, plan, tensors);
   });
 }
 

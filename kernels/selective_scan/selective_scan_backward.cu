@@ -1,291 +1,100 @@
 // CUDA body of the selective scan's backward pass. B sequences, T tokens, E channels, N states.
 //
-// Chunks of 64 tokens are found and linked both ways (selective_scan.cuh). Then a block takes one
-// chunk of one sequence, and one group of 32 channels after another: it runs forward through the
-// chunk from the state before it and keeps the state before each run of eight tokens in shared
-// memory; then, from the last run to the first, it computes the run's states once more, in
-// registers, and goes back through them. Gradients of B and C are sums over channels: those of a
-// lane's eight tokens by four states are 32 numbers, which the lanes add up so that each of them
-// gets one of the sums, and adds it to its own place in shared memory, group after group. All sums
-// are made in an order that depends on shapes alone.
+// Time is cut into chunks of 64 tokens. MapsKernel finds the chunks' maps both ways and LinkKernel
+// links them (selective_scan.cuh); then BackwardKernel goes back through all chunks at once. In
+// both, each warp takes one chunk and one group of channels after another
+// (selective_scan_group.cuh). A decay is computed once for the maps and twice after them; what else
+// a state and token cost, about 20 instructions of the float32 units in the main loop, bounds the
+// pass together with the special function unit. There are few warps on a processor, for their
+// registers, but each has eight independent recurrences in every lane.
+//
+// Gradients of B and C are sums over channels: first over a warp's (channel_sum.cuh), then, group
+// after group, in shared memory, then over a block's warps, and last over the blocks that take
+// other groups. All sums are made in an order that depends on shapes alone.
 #include "kernels/row_sum.cuh"
-#include "kernels/selective_scan/selective_scan.cuh"
 #include "kernels/selective_scan/selective_scan_cuda.h"
+#include "kernels/selective_scan/selective_scan_group.cuh"
 
 namespace eyrie {
 namespace selective_scan {
 namespace {
 
-constexpr int kChunk = BackwardPlan::kChunk;  // tokens
-constexpr int kRun = 8;                       // tokens whose states a thread has at once
-constexpr int kRuns = kChunk / kRun;
+constexpr int kBlockWarps = BackwardPlan::kWarps;
 
-template <class T>
-struct BackwardTensors {
-  Inputs<T> in;
-  const float* skip;
-  float* states;           // [B, chunks, E, N] before each chunk; becomes the chunk's share of dA
-  const float* gradients;  // [B, chunks, E, N] of the states after each chunk
-  T *dx, *ddt, *dz;
-  float *dskip, *ddt_bias;  // [B, chunks, E] shares of the chunks
-  float* slabs;             // [slabs, B, T, 2N]
-};
-
-template <int kWarps>
+template <int kSplit, class Warp>
 struct BackwardShared {
-  static constexpr int kPadded = kWarps * kThreadStates;
-  float delta[kChunk][kColumns], x[kChunk][kColumns], dy[kChunk][kColumns];
-  alignas(16) float bc[kChunk][2 * kPadded];
-  float dbc[kChunk][2 * kPadded];
-  float4 kept[kRuns][32 * kWarps];  // each thread's states before each run
-  // Of a run's tokens, what the warps' states add to y, to sum g B, and to sum g A a h.
-  float parts[kWarps][kRun][3][kColumns];
+  alignas(16) BcShared<kSplit> bc;
+  Warp warps[kBlockWarps];
 };
 
-// Gives each lane the sum over the warp of values[lane], by halves: lanes that differ in one bit
-// swap the numbers that the other one is to add up. A template, so that all stay in registers.
-template <int kHalf = 16>
-__device__ __forceinline__ float SumForLane(float (&values)[32]) {
-  const bool upper = (threadIdx.x & kHalf) != 0;
-#pragma unroll
-  for (int i = 0; i < kHalf; ++i) {
-    const float sent = upper ? values[i] : values[i + kHalf];
-    const float kept = upper ? values[i + kHalf] : values[i];
-    values[i] = kept + __shfl_xor_sync(~0u, sent, kHalf);
-  }
-  if constexpr (kHalf > 1) {
-    return SumForLane<kHalf / 2>(values);
-  } else {
-    return values[0];
+// Loads B and C of the block's chunk, then calls body(group, starts) for each group of channels of
+// this warp; `starts` has a bit for each token of the chunk that starts a document.
+template <int kSplit, class T, class Body>
+__device__ __forceinline__ void ForGroups(const BackwardPlan& plan, const Inputs<T>& in,
+                                          BcShared<kSplit>& to, const Body& body) {
+  const int warp = static_cast<int>(threadIdx.x) / 32, b = blockIdx.z;
+  const int begin = blockIdx.y * kChunk, end = min(plan.time, begin + kChunk);
+  BcTile<T, kSplit * kLaneStates, 32 * kBlockWarps, kChunk> bc;
+  bc.Load(plan, in, b, begin, end);
+  bc.Store(to);
+  const uint64_t early = Starts(LoadPosition(plan, b, in.positions, begin, min(32, end - begin)));
+  const uint64_t late = Starts(LoadPosition(plan, b, in.positions, begin + 32, end - begin - 32));
+  __syncthreads();
+  for (int group = blockIdx.x * kBlockWarps + warp; group < plan.groups;
+       group += plan.slabs * kBlockWarps) {
+    body(group, late << 32 | early);
   }
 }
 
-// One group of channels of one chunk.
-template <class T, int kWarps>
-class Group {
- public:
-  using Shared = BackwardShared<kWarps>;
-  __device__ Group(const BackwardPlan& plan, const BackwardTensors<T>& tensors, Shared& shared,
-                   int chunk, const Place& place)
-      : plan_(plan),
-        tensors_(tensors),
-        in_(tensors.in),
-        shared_(shared),
-        place_(place),
-        begin_(chunk * kChunk),
-        end_(min(plan.time, begin_ + kChunk)),
-        index_(int64_t{place.b} * plan.chunks + chunk),
-        bias_(place.exists ? in_.dt_bias[place.channel] : 0),
-        skip_(place.exists ? tensors.skip[place.channel] : 0) {
-    LoadRates(plan, place, in_.a_log, rates_);
-  }
+template <class T, int kSplit>
+using MapsShared = BackwardShared<kSplit, TokensShared<T, kSplit>>;
 
-  // Called by all threads between barriers. `starts` has a bit a token.
-  __device__ void Run(uint64_t starts) {
-    starts_ = starts;
-    LoadTokens();
-    __syncthreads();
-    KeepStates();
-    LoadStates(tensors_.gradients + place_.StateOffset(plan_, index_), place_.count(plan_), carry_);
-    float dskip = 0, ddt_bias = 0;
-    for (int run = kRuns - 1; run >= 0; --run) {
-      if (begin_ + run * kRun >= end_) continue;  // alike for all threads
-      GoBack(run);
-      __syncthreads();
-      Finish(run, dskip, ddt_bias);
-      __syncthreads();
-    }
-    StoreStates(drates_, place_.count(plan_), tensors_.states + place_.StateOffset(plan_, index_));
-    shared_.parts[place_.warp][0][0][place_.lane] = dskip;
-    shared_.parts[place_.warp][0][1][place_.lane] = ddt_bias;
-    __syncthreads();
-    if (place_.warp > 0 || !place_.exists) return;
-    for (int w = 1; w < kWarps; ++w) {
-      dskip += shared_.parts[w][0][0][place_.lane];
-      ddt_bias += shared_.parts[w][0][1][place_.lane];
-    }
-    tensors_.dskip[index_ * plan_.channels + place_.channel] = dskip;
-    tensors_.ddt_bias[index_ * plan_.channels + place_.channel] = ddt_bias;
-  }
+template <class T, int kSplit, int kVector>
+__global__ void __launch_bounds__(32 * kBlockWarps, 4)
+    MapsKernel(const BackwardPlan plan, const ChunkTensors<T> tensors) {
+  extern __shared__ __align__(16) unsigned char memory[];
+  auto& shared = *reinterpret_cast<MapsShared<T, kSplit>*>(memory);
+  auto& own = shared.warps[threadIdx.x / 32];
+  ForGroups<kSplit>(plan, tensors.in, shared.bc, [&](int group, uint64_t starts) {
+    GroupMaps<T, kSplit, kVector>(plan, tensors.in, shared.bc, own, blockIdx.z, blockIdx.y, group)
+        .Run(starts, tensors);
+  });
+}
 
- private:
-  __device__ bool Starts(int token) const { return (starts_ >> token & 1) != 0; }
+template <class T, int kSplit>
+using BlockShared = BackwardShared<kSplit, GradientsShared<T, kSplit>>;
 
-  // What the channels of each token share; zeros where there is no token or channel.
-  __device__ void LoadTokens() {
-    const int lane = place_.lane;
-#pragma unroll 4
-    for (int token = place_.warp; token < kChunk; token += kWarps) {
-      const bool exists = begin_ + token < end_ && place_.exists;
-      const int64_t at = exists ? place_.Offset(plan_, begin_ + token) : 0;
-      shared_.delta[token][lane] = exists ? Softplus(ToFloat(in_.dt[at]) + bias_) : 0;
-      shared_.x[token][lane] = exists ? ToFloat(in_.x[at]) : 0;
-      shared_.dy[token][lane] =
-          exists ? GateGradient(ToFloat(in_.z[at]), ToFloat(in_.dout[at])) : 0;
-    }
-  }
-
-  __device__ void KeepStates() {
-    float h[kThreadStates];
-    LoadStates(tensors_.states + place_.StateOffset(plan_, index_), place_.count(plan_), h);
-    for (int run = 0; run < kRuns; ++run) {
-      shared_.kept[run][threadIdx.x] = make_float4(h[0], h[1], h[2], h[3]);
-      if (run == kRuns - 1) return;
-#pragma unroll
-      for (int j = 0; j < kRun; ++j) {
-        const int token = run * kRun + j;
-        const float delta = shared_.delta[token][place_.lane];
-        const float step = delta * shared_.x[token][place_.lane];
-        const float4 b = Four(&shared_.bc[token][place_.state]);
-        if (Starts(token)) {
-#pragma unroll
-          for (int i = 0; i < kThreadStates; ++i) h[i] = 0;
-        }
-        h[0] = fmaf(Exp2(delta * rates_[0]), h[0], step * b.x);
-        h[1] = fmaf(Exp2(delta * rates_[1]), h[1], step * b.y);
-        h[2] = fmaf(Exp2(delta * rates_[2]), h[2], step * b.z);
-        h[3] = fmaf(Exp2(delta * rates_[3]), h[3], step * b.w);
-      }
-    }
-  }
-
-  // Through a run's tokens forward and back. Leaves the parts of its sums.
-  __device__ void GoBack(int run) {
-    constexpr int kPadded = Shared::kPadded;
-    const int lane = place_.lane;
-    float decay[kRun][kThreadStates];    // a
-    float decayed[kRun][kThreadStates];  // a h of the token before
-    float values[kRun * kThreadStates];
-    const float4 before = shared_.kept[run][threadIdx.x];
-    float h[kThreadStates] = {before.x, before.y, before.z, before.w};
-#pragma unroll
-    for (int j = 0; j < kRun; ++j) {
-      const int token = run * kRun + j;
-      const float delta = shared_.delta[token][lane], step = delta * shared_.x[token][lane];
-      const float dy = shared_.dy[token][lane];
-      const float4 b4 = Four(&shared_.bc[token][place_.state]);
-      const float4 c4 = Four(&shared_.bc[token][kPadded + place_.state]);
-      const float b[] = {b4.x, b4.y, b4.z, b4.w}, c[] = {c4.x, c4.y, c4.z, c4.w};
-      const bool starts = Starts(token);
-      float y = 0;
-#pragma unroll
-      for (int i = 0; i < kThreadStates; ++i) {
-        decay[j][i] = starts ? 0 : Exp2(delta * rates_[i]);
-        decayed[j][i] = starts ? 0 : decay[j][i] * h[i];
-        h[i] = fmaf(step, b[i], decayed[j][i]);
-        y = fmaf(c[i], h[i], y);
-        values[j * kThreadStates + i] = dy * h[i];
-      }
-      shared_.parts[place_.warp][j][0][lane] = y;
-    }
-    AddToPlace(run, kPadded, values);
-
-#pragma unroll
-    for (int j = kRun - 1; j >= 0; --j) {
-      const int token = run * kRun + j;
-      const float delta = shared_.delta[token][lane], step = delta * shared_.x[token][lane];
-      const float dy = shared_.dy[token][lane];
-      const float4 b4 = Four(&shared_.bc[token][place_.state]);
-      const float4 c4 = Four(&shared_.bc[token][kPadded + place_.state]);
-      const float b[] = {b4.x, b4.y, b4.z, b4.w}, c[] = {c4.x, c4.y, c4.z, c4.w};
-      const bool starts = Starts(token);
-      float through = 0, rates = 0;
-#pragma unroll
-      for (int i = 0; i < kThreadStates; ++i) {
-        const float g = fmaf(c[i], dy, carry_[i]), slope = g * decayed[j][i];
-        values[j * kThreadStates + i] = g * step;
-        through = fmaf(g, b[i], through);
-        rates = fmaf(slope, rates_[i], rates);
-        drates_[i] = fmaf(slope, delta, drates_[i]);
-        carry_[i] = starts ? 0 : decay[j][i] * g;
-      }
-      shared_.parts[place_.warp][j][1][lane] = through;
-      shared_.parts[place_.warp][j][2][lane] = rates;
-    }
-    AddToPlace(run, 0, values);
-  }
-
-  // Adds what a run gives dB (`column` 0) or dC (N, padded). Only this thread has its place.
-  __device__ void AddToPlace(int run, int column, float (&values)[kRun * kThreadStates]) {
-    const int token = run * kRun + place_.lane / kThreadStates;
-    float& sum = shared_.dbc[token][column + place_.state + place_.lane % kThreadStates];
-    sum += SumForLane(values);
-  }
-
-  // The gradients of a run's tokens, from the parts of all warps.
-  __device__ void Finish(int run, float& dskip, float& ddt_bias) {
-    const int lane = place_.lane;
-#pragma unroll
-    for (int j = place_.warp; j < kRun; j += kWarps) {
-      const int token = run * kRun + j, t = begin_ + token;
-      if (t >= end_ || !place_.exists) continue;
-      const int64_t at = place_.Offset(plan_, t);
-      const float raw = ToFloat(in_.dt[at]) + bias_, z = ToFloat(in_.z[at]);
-      const float dout = ToFloat(in_.dout[at]);
-      const float delta = shared_.delta[token][lane], x = shared_.x[token][lane];
-      const float dy = shared_.dy[token][lane];
-      float y = skip_ * x, through = 0, rates = 0;
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) {
-        y += shared_.parts[w][j][0][lane];
-        through += shared_.parts[w][j][1][lane];
-        rates += shared_.parts[w][j][2][lane];
-      }
-      const float s = Sigmoid(z);
-      const float ddt = (kLn2 * rates + x * through) * Sigmoid(raw);
-      tensors_.dz[at] = FromFloat<T>(dout * y * s * (1 + z * (1 - s)));
-      tensors_.dx[at] = FromFloat<T>(skip_ * dy + delta * through);
-      tensors_.ddt[at] = FromFloat<T>(ddt);
-      dskip += dy * x;
-      ddt_bias += ddt;
-    }
-  }
-
-  const BackwardPlan& plan_;
-  const BackwardTensors<T>& tensors_;
-  const Inputs<T>& in_;
-  Shared& shared_;
-  const Place& place_;
-  int begin_, end_;  // tokens
-  int64_t index_;    // of the chunk among all sequences'
-  float bias_, skip_;
-  uint64_t starts_ = 0;
-  float rates_[kThreadStates];
-  float carry_[kThreadStates];        // the gradient that the token after hands over, decayed
-  float drates_[kThreadStates] = {};  // of A
-};
-
-template <class T, int kWarps>
-__global__ void __launch_bounds__(32 * kWarps)
+template <class T, int kSplit, int kVector>
+__global__ void __launch_bounds__(32 * kBlockWarps, 2)
     BackwardKernel(const BackwardPlan plan, const BackwardTensors<T> tensors) {
   extern __shared__ __align__(16) unsigned char memory[];
-  auto& shared = *reinterpret_cast<BackwardShared<kWarps>*>(memory);
-  constexpr int kPadded = BackwardShared<kWarps>::kPadded;
+  auto& shared = *reinterpret_cast<BlockShared<T, kSplit>*>(memory);
+  using Sum = typename GradientsShared<T, kSplit>::Sum;
+  auto& own = shared.warps[threadIdx.x / 32];
+  constexpr int kSums = sizeof(own.dbc) / sizeof(float);
+#pragma unroll 4
+  for (int i = static_cast<int>(threadIdx.x) % 32; i < kSums; i += 32) {
+    (&own.dbc[0][0][0][0][0])[i] = 0;
+  }
   const int slab = blockIdx.x, chunk = blockIdx.y, b = blockIdx.z;
-  const int begin = chunk * kChunk, end = min(plan.time, begin + kChunk);
-  BcTile<T, kWarps, kChunk> bc;
-  bc.Load(plan, tensors.in, b, begin, end);
-  bc.Store(shared.bc);
-  for (int i = static_cast<int>(threadIdx.x); i < kChunk * 2 * kPadded; i += 32 * kWarps) {
-    (&shared.dbc[0][0])[i] = 0;
-  }
-  for (int block = slab; block < plan.blocks; block += plan.slabs) {
-    const Place place(plan, b, block);
-    const int* positions = tensors.in.positions;
-    const uint64_t early =
-        Starts(LoadPosition(plan, place, positions, begin, min(32, end - begin)));
-    const uint64_t late =
-        Starts(LoadPosition(plan, place, positions, begin + 32, end - begin - 32));
-    __syncthreads();  // the group before has been read
-    Group<T, kWarps>(plan, tensors, shared, chunk, place).Run(late << 32 | early);
-  }
+  ForGroups<kSplit>(plan, tensors.in, shared.bc, [&](int group, uint64_t starts) {
+    GroupGradients<T, kSplit, kVector>(plan, tensors, shared.bc, own, b, chunk, group).Run(starts);
+  });
   __syncthreads();
   // Rows of a slab hold dB_t and dC_t.
   const int pair = 2 * plan.states;
+  const int begin = chunk * kChunk, end = min(plan.time, begin + kChunk);
   float* to = tensors.slabs + slab * plan.slab_size() + (int64_t{b} * plan.time + begin) * pair;
-  for (int i = static_cast<int>(threadIdx.x); i < (end - begin) * pair; i += 32 * kWarps) {
-    const int token = i / pair, j = i % pair;
-    to[i] = shared.dbc[token][j < plan.states ? j : kPadded + j - plan.states];
+  for (int i = static_cast<int>(threadIdx.x); i < (end - begin) * pair; i += 32 * kBlockWarps) {
+    const int token = i / pair, j = i % pair, run = token / kRun;
+    const bool is_c = j >= plan.states;
+    const auto place = Sum::Find(token % 2 == 1, is_c ? j - plan.states : j);
+    float sum = 0;
+#pragma unroll
+    for (int w = 0; w < kBlockWarps; ++w) {
+      sum += shared.warps[w].dbc[run][is_c ? 1 : 0][place.index][place.lane][token % kRun / 2];
+    }
+    to[i] = sum;
   }
 }
 
@@ -336,7 +145,31 @@ void SelectiveScanBackwardCuda(const SelectiveScanBackwardArgs& args) {
     in.x = args.x.data<T>();
     in.z = args.z.data<T>();
     in.dout = args.dout.data<T>();
-    FindChunkMaps<T, true, true>(name, plan, {in, work.sums, work.states, work.gradients});
+    const dim3 grid(static_cast<unsigned>(plan.slabs), static_cast<unsigned>(plan.chunks),
+                    static_cast<unsigned>(plan.batch));
+    // Calls body with N / 8 and the vectors' width as integral constants.
+    const auto dispatch = [&](const auto& body) {
+      const bool vectors = AllFitVectors<T>(
+          plan.channels,
+          {in.x, in.dt, in.z, in.dout, args.dx.data<T>(), args.ddt.data<T>(), args.dz.data<T>()});
+      DispatchWarps(plan.states, [&](auto warps) {
+        constexpr int kSplit = warps() * kThreadStates / kLaneStates;
+        constexpr int kVector = std::min(kVectorWidth<T>, 32 / kSplit);
+        if (vectors) {
+          body(std::integral_constant<int, kSplit>{}, std::integral_constant<int, kVector>{});
+        } else {
+          body(std::integral_constant<int, kSplit>{}, std::integral_constant<int, 1>{});
+        }
+      });
+    };
+    const auto launch = [&](auto kernel, size_t bytes, const auto& tensors) {
+      AllowSharedMemory(kernel, bytes);
+      Launch(name, kernel, grid, dim3(32 * kBlockWarps), bytes, plan, tensors);
+    };
+    const ChunkTensors<T> maps{in, work.sums, work.states, work.gradients};
+    dispatch([&](auto split, auto vector) {
+      launch(MapsKernel<T, split(), vector()>, sizeof(MapsShared<T, split()>), maps);
+    });
     LinkChunks<false>(name, plan, in.a_log, work.sums, work.states, args.h0.data<float>(), nullptr,
                       nullptr);
     LinkChunks<true>(name, plan, in.a_log, work.sums, work.gradients, args.dh_last.data<float>(),
@@ -351,12 +184,8 @@ void SelectiveScanBackwardCuda(const SelectiveScanBackwardArgs& args) {
                                      .dskip = work.dskip,
                                      .ddt_bias = work.ddt_bias,
                                      .slabs = work.slabs};
-    const dim3 grid(static_cast<unsigned>(plan.slabs), static_cast<unsigned>(plan.chunks),
-                    static_cast<unsigned>(plan.batch));
-    DispatchWarps(plan.states, [&](auto warps) {
-      constexpr size_t kShared = sizeof(BackwardShared<warps()>);
-      AllowSharedMemory(BackwardKernel<T, warps()>, kShared);
-      Launch(name, BackwardKernel<T, warps()>, grid, dim3(32 * warps()), kShared, plan, tensors);
+    dispatch([&](auto split, auto vector) {
+      launch(BackwardKernel<T, split(), vector()>, sizeof(BlockShared<T, split()>), tensors);
     });
     const int64_t count = plan.slab_size();
     Launch(name, AddSlabsKernel<T>, dim3(Pieces(count, 256)), dim3(256), 0, count, plan.slabs,

@@ -29,18 +29,18 @@ __global__ void __launch_bounds__(32 * kWarps)
   const float bias = place.exists ? in.dt_bias[place.channel] : 0;
   const float skip = place.exists ? tensors.skip[place.channel] : 0;
   float rates[kThreadStates], h[kThreadStates] = {};
-  LoadRates(plan, place, in.a_log, rates);
+  LoadRates(in.a_log + place.StateOffset(plan, 0), place.count(plan), rates);
   const int64_t index = int64_t{place.b} * plan.chunks + blockIdx.y;
   if (tensors.first != nullptr) {
     LoadStates(tensors.first + place.StateOffset(plan, index), place.count(plan), h);
   }
 
   // The next tile's inputs travel while this one is scanned.
-  BcTile<T, kWarps, kTile> bc;
+  BcTile<T, kPadded, 32 * kWarps, kTile> bc;
   T next_x[kMine], next_dt[kMine], next_z[kMine];
   int next_position = 1;
   const auto load = [&](int first) {
-    next_position = LoadPosition(plan, place, in.positions, first, min(kTile, end - first));
+    next_position = LoadPosition(plan, place.b, in.positions, first, min(kTile, end - first));
     bc.Load(plan, in, place.b, first, end);
 #pragma unroll
     for (int k = 0; k < kMine; ++k) {
@@ -110,7 +110,7 @@ template <bool kState, class T>
 void Summarize(const char* name, const Plan& plan, const Inputs<T>& in, float* workspace,
                const Tensor& decay, const Tensor& increment) {
   float *maps = workspace, *sums = workspace + plan.all_states();
-  FindChunkMaps<T, kState, !kState>(name, plan, {in, sums, maps, maps});
+  FindChunkMaps<!kState>(name, plan, ChunkTensors<T>{in, sums, maps, maps});
   LinkChunks<!kState>(name, plan, in.a_log, sums, maps, nullptr, increment.data<float>(),
                       decay.data<float>());
 }
@@ -130,7 +130,7 @@ void SelectiveScanForwardCuda(const SelectiveScanForwardArgs& args) {
     if (plan.chunks > 1) {
       float* states = args.workspace.data<float>();
       float* sums = states + plan.all_states();
-      FindChunkMaps<T, true, false>(name, plan, {in, sums, states, nullptr});
+      FindChunkMaps<false>(name, plan, ChunkTensors<T>{in, sums, states, nullptr});
       LinkChunks<false>(name, plan, in.a_log, sums, states, first, nullptr, nullptr);
       first = states;
     }

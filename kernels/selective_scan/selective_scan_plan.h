@@ -3,6 +3,9 @@
 // planned without one.
 #pragma once
 
+#include <algorithm>
+#include <bit>
+
 #include "core/tensor.h"
 #include "kernels/cuda_partition.h"
 
@@ -42,16 +45,28 @@ inline Plan ForwardPlan(const Shape& x, int64_t states) {
   return {x, states, std::max(kLeastChunk, CeilDiv(CeilDiv(x[1], chunks), kTile) * kTile)};
 }
 
+inline constexpr int kLaneStates = 8;  // of a lane of the backward pass
+
+// A warp of the backward pass takes groups of 32 / split channels, with `split` lanes a channel.
 struct BackwardPlan : Plan {
   static constexpr int kChunk = 64;  // tokens
+  static constexpr int kWarps = 4;   // of a block
   // Parts of dB and dC in memory: each of some of the channels.
   static constexpr int64_t kMostSlabs = 16;
 
   BackwardPlan(const Shape& x, int64_t state_count)
       : Plan(x, state_count, kChunk),
-        slabs(static_cast<int>(std::min<int64_t>(kMostSlabs, blocks))) {}
+        split(static_cast<int>(
+            std::bit_ceil(static_cast<uint64_t>(CeilDiv(state_count, kLaneStates))))),
+        groups(static_cast<int>(CeilDiv(x[2], 32 / split))) {
+    // Each slab's block takes as many groups as the others, or one round less.
+    const int64_t sets = std::max<int64_t>(1, CeilDiv(groups, kWarps));
+    slabs = static_cast<int>(CeilDiv(sets, CeilDiv(sets, kMostSlabs)));
+  }
   // Elements of a slab.
   EYRIE_HOST_DEVICE int64_t slab_size() const { return int64_t{batch} * time * 2 * states; }
+  int split;
+  int groups;
   int slabs;
 };
 

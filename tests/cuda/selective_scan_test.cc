@@ -81,15 +81,25 @@ void Compare(DType dtype, const ScanSizes& sizes, int64_t length, bool states) {
   }
 }
 
-// Each number of warps, whole and not, around the edges of tiles, runs and chunks.
+// Each number of warps of the forward pass and of lanes a channel of the backward pass, whole and
+// not, around the edges of tiles, runs and chunks; with and without vectors.
 TEST(CudaSelectiveScan, MatchesTheCpuBody) {
   for (DType dtype : kCudaTypes) {
     for (const ScanSizes& sizes :
          {ScanSizes{1, 1, 1, 1}, ScanSizes{2, 1, 33, 16, 5}, ScanSizes{3, 7, 5, 3, 1},
           ScanSizes{2, 16, 32, 8}, ScanSizes{1, 17, 40, 16, 3}, ScanSizes{2, 63, 64, 16, 8},
           ScanSizes{1, 64, 31, 20, 2}, ScanSizes{2, 65, 72, 32}, ScanSizes{1, 130, 34, 64, 7},
-          ScanSizes{1, 100, 17, 45}}) {
+          ScanSizes{1, 100, 17, 45}, ScanSizes{1, 129, 40, 64}, ScanSizes{1, 71, 136, 16}}) {
       for (const bool states : {true, false}) Compare(dtype, sizes, 40, states);
+    }
+  }
+}
+
+// Short documents: many of them in each run of tokens, and single tokens.
+TEST(CudaSelectiveScan, DocumentsOfAFewTokens) {
+  for (DType dtype : kCudaTypes) {
+    for (const int64_t states : {3, 16, 32, 64}) {
+      Compare(dtype, {2, 150, 24, states, 1}, /*length=*/2, true);
     }
   }
 }
@@ -124,14 +134,14 @@ TEST(CudaSelectiveScan, SameBitsInEachRunAndInPlace) {
   }
 }
 
-// Not even a NaN crosses a document's start, forward or back.
-TEST(CudaSelectiveScan, DocumentStartForgetsEverything) {
+// Not even a NaN crosses a document's start at a token, forward or back.
+void ExpectNothingCrosses(int64_t start) {
+  SCOPED_TRACE(start);
   TestRandom random;
   const ScanSizes sizes{1, 300, 40, 16};
-  constexpr int64_t kStart = 150;
   const ScanInputs in(sizes, random);
   for (int64_t t = 0; t < sizes.time; ++t) {
-    in.positions.tensor.data<int32_t>()[t] = static_cast<int32_t>(t < kStart ? t + 1 : t - kStart);
+    in.positions.tensor.data<int32_t>()[t] = static_cast<int32_t>(t < start ? t + 1 : t - start);
   }
   const ScanOutputs clean = OnCuda(in, sizes, DType::kF32, true);
   const auto copy = [](const OwnedTensor& t) { return Clone(t.tensor); };
@@ -147,20 +157,24 @@ TEST(CudaSelectiveScan, DocumentStartForgetsEverything) {
                              TimeSlice(b.tensor, begin, end).tensor));
   };
   const ScanOutputs late = OnCuda(before, sizes, DType::kF32, true);
-  EXPECT_TRUE(std::isnan(Get(late.out.tensor, (kStart - 1) * sizes.channels)));
-  same(clean.out, late.out, kStart, sizes.time);
-  same(clean.dx, late.dx, kStart, sizes.time);
-  same(clean.ddt, late.ddt, kStart, sizes.time);
-  same(clean.dbc, late.dbc, kStart, sizes.time);
+  EXPECT_TRUE(std::isnan(Get(late.out.tensor, (start - 1) * sizes.channels)));
+  same(clean.out, late.out, start, sizes.time);
+  same(clean.dx, late.dx, start, sizes.time);
+  same(clean.ddt, late.ddt, start, sizes.time);
+  same(clean.dbc, late.dbc, start, sizes.time);
   EXPECT_TRUE(BitwiseEqual(clean.increment.tensor, late.increment.tensor));
   EXPECT_TRUE(BitwiseEqual(clean.h_last.tensor, late.h_last.tensor));
   const ScanOutputs early = OnCuda(after, sizes, DType::kF32, true);
-  EXPECT_TRUE(std::isnan(Get(early.dx.tensor, kStart * sizes.channels)));
-  same(clean.dx, early.dx, 0, kStart);
-  same(clean.ddt, early.ddt, 0, kStart);
-  same(clean.dbc, early.dbc, 0, kStart);
+  EXPECT_TRUE(std::isnan(Get(early.dx.tensor, start * sizes.channels)));
+  same(clean.dx, early.dx, 0, start);
+  same(clean.ddt, early.ddt, 0, start);
+  same(clean.dbc, early.dbc, 0, start);
   EXPECT_TRUE(BitwiseEqual(clean.dh0.tensor, early.dh0.tensor));
   EXPECT_TRUE(BitwiseEqual(clean.grad_increment.tensor, early.grad_increment.tensor));
+}
+// At the first token of a chunk, of a pair, and between.
+TEST(CudaSelectiveScan, DocumentStartForgetsEverything) {
+  for (const int64_t start : {128, 150, 151}) ExpectNothingCrosses(start);
 }
 
 TEST(CudaSelectiveScan, RejectsWrongTypesAndMissingWorkspace) {
