@@ -3,6 +3,7 @@
 #include "kernels/dispatch.h"
 #include "kernels/mlstm/mlstm_cpu.h"
 #include "kernels/mlstm/mlstm_cuda.h"
+#include "kernels/mlstm/mlstm_plan.h"
 
 namespace eyrie {
 namespace {
@@ -55,10 +56,10 @@ void CheckState(const char* kernel, const Tensor& keys, const Tensor& values,
 
 }  // namespace
 
-int64_t MlstmWorkspace([[maybe_unused]] const Tensor& q, [[maybe_unused]] const Tensor& v,
-                       [[maybe_unused]] const MlstmOptions& options) {
-  EYRIE_DISPATCH_CUDA(q, MlstmCudaWorkspace(q, v, options));
-  return 0;
+int64_t MlstmWorkspace(const Tensor& q, const Tensor& v, const MlstmOptions& options) {
+  if (!IsGpu(q.device)) return 0;
+  const MlstmLayout sizes = MlstmLayoutOf(q, v, nullptr, options);
+  return MlstmScratch(sizes, q.dtype == DType::kBF16, nullptr).total;
 }
 
 void MlstmForward(const MlstmForwardArgs& args) {
@@ -70,6 +71,7 @@ void MlstmForward(const MlstmForwardArgs& args) {
   CheckOverTokens(kernel, args.k, {args.log_i, args.log_f, args.maximum, args.normaliser});
   CheckState(kernel, args.k, args.v, args.before);
   CheckState(kernel, args.k, args.v, args.after);
+  const KernelScope timed("mlstm");
   EYRIE_DISPATCH_CUDA(args.k, MlstmForwardCuda(args));
   DispatchCpu(kernel, args.k, [&](auto real) { MlstmForwardCpu<decltype(real)>(args); });
 }
@@ -93,6 +95,7 @@ void MlstmBackward(const MlstmBackwardArgs& args) {
   CheckOverHeads(kernel, args.k, {args.after_m});
   EYRIE_CHECK(args.after_m.defined() || !args.dafter.c.defined(), kernel,
               ": dafter without after_m");
+  const KernelScope timed("mlstm");
   EYRIE_DISPATCH_CUDA(args.k, MlstmBackwardCuda(args));
   DispatchCpu(kernel, args.k, [&](auto real) { MlstmBackwardCpu<decltype(real)>(args); });
 }
@@ -105,6 +108,7 @@ void MlstmSummary(const MlstmSummaryArgs& args) {
   CheckOverHeads(kernel, args.k, {args.log_decay});
   EYRIE_CHECK(args.increment.c.defined(), kernel, ": no increment");
   CheckState(kernel, args.k, args.v, args.increment);
+  const KernelScope timed("mlstm");
   EYRIE_DISPATCH_CUDA(args.k, MlstmSummaryCuda(args));
   DispatchCpu(kernel, args.k, [&](auto real) { MlstmSummaryCpu<decltype(real)>(args); });
 }
@@ -121,6 +125,7 @@ void MlstmGradSummary(const MlstmGradSummaryArgs& args) {
   CheckOverHeads(kernel, args.q, {args.before_m, args.after_m, args.decay});
   EYRIE_CHECK(args.increment_c.defined(), kernel, ": no increment");
   CheckState(kernel, args.q, args.h, {.c = args.increment_c, .n = args.increment_n}, false);
+  const KernelScope timed("mlstm");
   EYRIE_DISPATCH_CUDA(args.q, MlstmGradSummaryCuda(args));
   DispatchCpu(kernel, args.q, [&](auto real) { MlstmGradSummaryCpu<decltype(real)>(args); });
 }

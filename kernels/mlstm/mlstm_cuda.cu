@@ -1,6 +1,4 @@
 // The mLSTM on the GPU: what its passes consist of, and in which order (mlstm_kernels.cuh).
-#include <algorithm>
-
 #include "kernels/mlstm/mlstm_cuda.h"
 #include "kernels/mlstm/mlstm_kernels.cuh"
 
@@ -8,86 +6,6 @@ namespace eyrie {
 namespace {
 
 using Bf16 = __nv_bfloat16;
-
-constexpr int64_t PiecesOf(int64_t count, int64_t each) { return (count + each - 1) / each; }
-
-// Unless the caller chooses, so many chunks that their blocks fill an H100's 132 multiprocessors,
-// but none shorter than its state's two ways through memory are worth. The plain body needs more
-// blocks, and time for each token. Depends on shapes alone, and so do the results.
-int64_t ChunkTiles(const Tensor& q, const Tensor& v, const MlstmOptions& options) {
-  const int64_t tiles = PiecesOf(q.dim(1), kMlstmTile);
-  if (options.chunk > 0) return std::min(tiles, PiecesOf(options.chunk, kMlstmTile));
-  const int keys = static_cast<int>(q.dim(3)), values = static_cast<int>(v.dim(3));
-  const bool tensor_cores = q.dtype == DType::kBF16;
-  const int64_t slices = std::min(PiecesOf(values, tensor_cores ? MlstmBlockValues(keys) : 32),
-                                  PiecesOf(keys, tensor_cores ? MlstmBlockValues(values) : 32));
-  const int64_t blocks = std::max<int64_t>(1, q.dim(0) * q.dim(2) * slices);
-  const int64_t wanted = std::max<int64_t>(1, (tensor_cores ? 132 : 528) / blocks);
-  const int64_t shortest = tensor_cores ? 4 : 2;
-  const int64_t count = std::min(wanted, PiecesOf(tiles, shortest));
-  return PiecesOf(tiles, count);
-}
-
-MlstmLayout SizesOf(const Tensor& q, const Tensor& v, const int32_t* positions,
-                    const MlstmOptions& options) {
-  const int64_t tiles = PiecesOf(q.dim(1), kMlstmTile);
-  const int64_t chunk_tiles = ChunkTiles(q, v, options);
-  return {.sequences = static_cast<int>(q.dim(0)),
-          .tokens = static_cast<int>(q.dim(1)),
-          .heads = static_cast<int>(q.dim(2)),
-          .keys = static_cast<int>(q.dim(3)),
-          .values = static_cast<int>(v.dim(3)),
-          .tiles = static_cast<int>(tiles),
-          .chunk_tiles = static_cast<int>(chunk_tiles),
-          .chunks = static_cast<int>(PiecesOf(tiles, chunk_tiles)),
-          .positions = positions};
-}
-
-// Where a call keeps what in its workspace.
-struct Scratch {
-  Scratch(const MlstmLayout& sizes, bool tensor_cores, float* base) : next_(base) {
-    const int64_t heads = sizes.all_heads(), tokens = heads * sizes.padded();
-    const int64_t width = sizes.keys, state = width * sizes.values;
-    for (float** vector :
-         {&vectors.row, &vectors.column, &vectors.before, &vectors.after,
-          &vectors.before_normaliser, &vectors.inverse_b, &vectors.dnormaliser, &excess}) {
-      *vector = Take(tokens);
-    }
-    vectors.log_decay = Take(heads * sizes.tiles);
-    step = Take(4 * heads);
-    product = Take(heads);
-    last_c = Take(heads * state);
-    last_n = Take(heads * width);
-    if (tensor_cores) {
-      const int64_t scores = heads * sizes.tiles * kMlstmTile * kMlstmTile / 2;
-      w = reinterpret_cast<Bf16*>(Take(scores));
-      p = reinterpret_cast<Bf16*>(Take(scores));
-      normaliser_states = Take(heads * sizes.tiles * width);
-    }
-    if (sizes.chunks > 1) {
-      states = Take(heads * sizes.chunks * state);
-      extra_states = Take(heads * sizes.chunks * width);
-    }
-  }
-
-  MlstmVectors vectors{};
-  float* excess;                                     // per token
-  float *step, *product;                             // of a single token; [B, H]
-  float *last_c, *last_n;                            // the state after the last token
-  Bf16 *w = nullptr, *p = nullptr;                   // [B, H, tiles, kMlstmTile, kMlstmTile]
-  float* normaliser_states = nullptr;                // [B, H, tiles, dk]
-  float *states = nullptr, *extra_states = nullptr;  // [B, H, chunks, ...]
-  int64_t total = 0;
-
- private:
-  // Aligned for vectors.
-  float* Take(int64_t count) {
-    float* taken = next_ == nullptr ? nullptr : next_ + total;
-    total += PiecesOf(count, 64) * 64;
-    return taken;
-  }
-  float* next_;
-};
 
 template <class T>
 constexpr bool kTensorCores = std::is_same_v<T, Bf16>;
@@ -109,7 +27,7 @@ void CheckRows(const char* kernel, const MlstmLayout& sizes,
 
 // Takes a state through all chunks: `pass` has what enters the first and leaves the last of them.
 template <class T>
-void RunPass(const MlstmLayout& sizes, const Scratch& scratch, MlstmPass<T> pass) {
+void RunPass(const MlstmLayout& sizes, const MlstmScratch& scratch, MlstmPass<T> pass) {
   pass.log_decay = scratch.vectors.log_decay;
   pass.loss = scratch.vectors.row;
   const auto run = [&](const MlstmPass<T>& part) {
@@ -164,7 +82,7 @@ MlstmPass<T> PassOverValues(const MlstmLayout& sizes) {
 }
 
 template <class T>
-void RunStep(const MlstmForwardArgs& args, const MlstmLayout& sizes, const Scratch& scratch) {
+void RunStep(const MlstmForwardArgs& args, const MlstmLayout& sizes, const MlstmScratch& scratch) {
   MlstmStepCuda<T>(sizes, {.q = args.q.data<T>(),
                            .k = args.k.data<T>(),
                            .v = args.v.data<T>(),
@@ -187,11 +105,13 @@ void RunStep(const MlstmForwardArgs& args, const MlstmLayout& sizes, const Scrat
 
 template <class T>
 void RunForward(const MlstmForwardArgs& args) {
-  const MlstmLayout sizes = SizesOf(args.q, args.v, args.positions.data<int32_t>(), args.options);
+  const MlstmLayout sizes =
+      MlstmLayoutOf(args.q, args.v, args.positions.data<int32_t>(), args.options);
   CheckRows<T>("MlstmForward", sizes, {args.q, args.k, args.v, args.h});
-  const Scratch scratch(sizes, kTensorCores<T>, args.workspace.data<float>());
+  const MlstmScratch scratch(sizes, kTensorCores<T>, args.workspace.data<float>());
   if (sizes.tokens == 1) return RunStep<T>(args, sizes, scratch);
   const MlstmVectors& vectors = scratch.vectors;
+  auto* w = static_cast<Bf16*>(scratch.w);
   const T *q = args.q.data<T>(), *k = args.k.data<T>();
   float* normaliser = args.normaliser.data<float>();
   const float* n_before = args.before.n.data<float>();
@@ -206,12 +126,9 @@ void RunForward(const MlstmForwardArgs& args) {
                 .tokenwise = !kTensorCores<T>},
                vectors);
   if constexpr (kTensorCores<T>) {
-    MlstmTileScores(sizes, vectors,
-                    {.q = q,
-                     .k = k,
-                     .w = scratch.w,
-                     .row_sums = normaliser,
-                     .increments = scratch.normaliser_states});
+    MlstmTileScores(
+        sizes, vectors,
+        {.q = q, .k = k, .w = w, .row_sums = normaliser, .increments = scratch.normaliser_states});
     ScanStates(sizes,
                {.states = scratch.normaliser_states,
                 .tiles = 1,
@@ -248,7 +165,7 @@ void RunForward(const MlstmForwardArgs& args) {
   pass.sees = vectors.before;
   pass.seen = vectors.after;
   pass.factor = vectors.inverse_b;
-  pass.scores = scratch.w;
+  pass.scores = w;
   pass.entering = args.before.c.data<float>();
   pass.leaving = args.after.c.data<float>();
   RunPass(sizes, scratch, pass);
@@ -271,11 +188,13 @@ void ComputeGradientDenominators(const MlstmLayout& sizes, const Args& args,
 
 template <class T>
 void RunBackward(const MlstmBackwardArgs& args) {
-  const MlstmLayout sizes = SizesOf(args.q, args.v, args.positions.data<int32_t>(), args.options);
+  const MlstmLayout sizes =
+      MlstmLayoutOf(args.q, args.v, args.positions.data<int32_t>(), args.options);
   CheckRows<T>("MlstmBackward", sizes,
                {args.q, args.k, args.v, args.h, args.dh, args.dq, args.dk, args.dv});
-  const Scratch scratch(sizes, kTensorCores<T>, args.workspace.data<float>());
+  const MlstmScratch scratch(sizes, kTensorCores<T>, args.workspace.data<float>());
   const MlstmVectors& vectors = scratch.vectors;
+  auto *w = static_cast<Bf16*>(scratch.w), *p = static_cast<Bf16*>(scratch.p);
   const T *q = args.q.data<T>(), *k = args.k.data<T>(), *v = args.v.data<T>();
   const T* dh = args.dh.data<T>();
   const float *dc_after = args.dafter.c.data<float>(), *dn_after = args.dafter.n.data<float>();
@@ -291,8 +210,7 @@ void RunBackward(const MlstmBackwardArgs& args) {
                 .backward = true},
                vectors);
   if constexpr (kTensorCores<T>) {
-    MlstmTileScores(sizes, vectors,
-                    {.q = q, .k = k, .v = v, .dh = dh, .w = scratch.w, .p = scratch.p});
+    MlstmTileScores(sizes, vectors, {.q = q, .k = k, .v = v, .dh = dh, .w = w, .p = p});
   }
 
   MlstmPass<T> queries = PassOverValues<T>(sizes);
@@ -304,7 +222,7 @@ void RunBackward(const MlstmBackwardArgs& args) {
   queries.seen = vectors.after;
   queries.extra_sees = vectors.before_normaliser;
   queries.extra_seen = vectors.after;
-  queries.scores = scratch.p;
+  queries.scores = p;
   queries.entering = args.before.c.data<float>();
   queries.entering_extra = args.before.n.data<float>();
   queries.leaving = dc_after != nullptr ? scratch.last_c : nullptr;
@@ -324,7 +242,7 @@ void RunBackward(const MlstmBackwardArgs& args) {
   keys.seen = vectors.before;
   keys.extra_sees = vectors.after;
   keys.extra_seen = vectors.before_normaliser;
-  keys.scores = scratch.p;
+  keys.scores = p;
   keys.entering = dc_after;
   keys.entering_extra = dn_after;
   keys.leaving_extra = args.dbefore.n.data<float>();
@@ -338,7 +256,7 @@ void RunBackward(const MlstmBackwardArgs& args) {
   values.reverse = true;
   values.sees = vectors.after;
   values.seen = vectors.before;
-  values.scores = scratch.w;
+  values.scores = w;
   values.entering = dc_after;
   values.leaving = args.dbefore.c.data<float>();
   RunPass(sizes, scratch, values);
@@ -355,9 +273,10 @@ void RunBackward(const MlstmBackwardArgs& args) {
 
 template <class T>
 void RunSummary(const MlstmSummaryArgs& args) {
-  const MlstmLayout sizes = SizesOf(args.k, args.v, args.positions.data<int32_t>(), args.options);
+  const MlstmLayout sizes =
+      MlstmLayoutOf(args.k, args.v, args.positions.data<int32_t>(), args.options);
   CheckRows<T>("MlstmSummary", sizes, {args.k, args.v});
-  const Scratch scratch(sizes, kTensorCores<T>, args.workspace.data<float>());
+  const MlstmScratch scratch(sizes, kTensorCores<T>, args.workspace.data<float>());
   MlstmWeights(sizes,
                {.log_i = args.log_i.data<float>(),
                 .log_f = args.log_f.data<float>(),
@@ -378,9 +297,10 @@ void RunSummary(const MlstmSummaryArgs& args) {
 
 template <class T>
 void RunGradSummary(const MlstmGradSummaryArgs& args) {
-  const MlstmLayout sizes = SizesOf(args.q, args.h, args.positions.data<int32_t>(), args.options);
+  const MlstmLayout sizes =
+      MlstmLayoutOf(args.q, args.h, args.positions.data<int32_t>(), args.options);
   CheckRows<T>("MlstmGradSummary", sizes, {args.q, args.h, args.dh});
-  const Scratch scratch(sizes, kTensorCores<T>, args.workspace.data<float>());
+  const MlstmScratch scratch(sizes, kTensorCores<T>, args.workspace.data<float>());
   ComputeGradientDenominators<T>(sizes, args, scratch.vectors);
   MlstmWeights(sizes,
                {.log_f = args.log_f.data<float>(),
@@ -404,10 +324,6 @@ void RunGradSummary(const MlstmGradSummaryArgs& args) {
 }
 
 }  // namespace
-
-int64_t MlstmCudaWorkspace(const Tensor& q, const Tensor& v, const MlstmOptions& options) {
-  return Scratch(SizesOf(q, v, nullptr, options), q.dtype == DType::kBF16, nullptr).total;
-}
 
 void MlstmForwardCuda(const MlstmForwardArgs& args) {
   DispatchCuda("MlstmForward", args.q, [&]<class T>(T) { RunForward<T>(args); });

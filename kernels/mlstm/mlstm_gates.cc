@@ -27,6 +27,7 @@ void CheckGates(const char* kernel, const Args& args, std::initializer_list<Tens
 void MlstmGatesForward(const MlstmGatesForwardArgs& args) {
   const char* kernel = "MlstmGatesForward";
   CheckGates(kernel, args, {args.log_i, args.log_f});
+  const KernelScope timed("mlstm");
   EYRIE_DISPATCH_CUDA(args.i, MlstmGatesForwardCuda(args));
   DispatchCpu(kernel, args.i, [&](auto real) { MlstmGatesForwardCpu<decltype(real)>(args); });
 }
@@ -40,6 +41,7 @@ void MlstmGatesBackward(const MlstmGatesBackwardArgs& args) {
   CheckShape(kernel, "dbias_f", args.dbias_f, args.bias_f.shape);
   CheckTypes(kernel, args.i, args.i.dtype, {args.di, args.df});
   CheckTypes(kernel, args.i, FullPrecision(args.i.dtype), {args.dbias_i, args.dbias_f});
+  const KernelScope timed("mlstm");
   EYRIE_DISPATCH_CUDA(args.i, MlstmGatesBackwardCuda(args));
   DispatchCpu(kernel, args.i, [&](auto real) { MlstmGatesBackwardCpu<decltype(real)>(args); });
 }

@@ -23,45 +23,11 @@
 #pragma once
 
 #include "kernels/cuda_math.cuh"
-#include "kernels/mlstm/mlstm.h"
+#include "kernels/mlstm/mlstm_plan.h"
 
 namespace eyrie {
 
-inline constexpr int kMlstmTile = 64;
 inline constexpr int kMaxMlstmWidth = 512;
-
-// Tokens, heads and where their rows lie.
-struct MlstmLayout {
-  int sequences, tokens, heads, keys, values;  // keys: dk, values: dv
-  int tiles;                                   // ceil(tokens / kMlstmTile)
-  int chunk_tiles, chunks;                     // tiles of a chunk; how many chunks there are
-  const int32_t* positions;
-
-  __host__ __device__ int all_heads() const { return sequences * heads; }
-  // Per token vectors in the workspace are [B, H, tiles * kMlstmTile].
-  __host__ __device__ int64_t padded() const { return int64_t{tiles} * kMlstmTile; }
-  // The index of a token and head in tensors [B, T, H].
-  __device__ int64_t Row(int head, int token) const {
-    return (static_cast<int64_t>(head / heads) * tokens + token) * heads + head % heads;
-  }
-  // Equal for tokens of the same document: the index of its first token, -1 before the first one.
-  __device__ int Document(int head, int token) const {
-    const int position = positions[static_cast<int64_t>(head / heads) * tokens + token];
-    return token < position ? -1 : token - position;
-  }
-};
-
-// What a pass needs of the gates, in the workspace.
-struct MlstmVectors {
-  // Of scores: exp(row_t - column_s) is the weight of token s in token t of its tile. Where tokens
-  // go one by one, `row` is exp(f_t + m_{t-1} - m_t) - 1 instead.
-  float *row, *column;
-  float *before, *after;     // g_t (times 1 / b_t where inverse_b is given), w_t
-  float* before_normaliser;  // g_t times the gradient of the normaliser; backward only
-  float* inverse_b;          // 1 / b_t
-  float* dnormaliser;
-  float* log_decay;  // [B, H, tiles] of a tile: sum of f + m before - m after
-};
 
 // Where the gates come from, and where m goes.
 struct MlstmGateInputs {
@@ -168,8 +134,5 @@ struct MlstmStep {
 };
 template <class T>
 void MlstmStepCuda(const MlstmLayout& sizes, const MlstmStep<T>& step);
-
-// The values per block of the tensor cores' pass.
-constexpr int MlstmBlockValues(int keys) { return keys > 256 ? 64 : 128; }
 
 }  // namespace eyrie

@@ -30,6 +30,7 @@ void LayerNormForward(const LayerNormForwardArgs& args) {
   CheckInputs(kernel, args);
   CheckShape(kernel, "y", args.y, args.x.shape);
   CheckTypes(kernel, args.x, args.x.dtype, {args.y});
+  const KernelScope timed("norm");
   EYRIE_DISPATCH_CUDA(args.x, LayerNormForwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { LayerNormForwardCpu<decltype(real)>(args); });
 }
@@ -44,13 +45,13 @@ void LayerNormBackward(const LayerNormBackwardArgs& args) {
   CheckTypes(kernel, args.x, args.x.dtype, {args.dy, args.dresidual, args.dx});
   CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.dweight});
   CheckWorkspace(kernel, args.x, args.workspace, LayerNormBackwardWorkspace(args.x));
+  const KernelScope timed("norm");
   EYRIE_DISPATCH_CUDA(args.x, LayerNormBackwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { LayerNormBackwardCpu<decltype(real)>(args); });
 }
 
-int64_t LayerNormBackwardWorkspace([[maybe_unused]] const Tensor& x) {
-  EYRIE_DISPATCH_CUDA(x, LayerNormBackwardWorkspaceCuda(x));
-  return 0;
+int64_t LayerNormBackwardWorkspace(const Tensor& x) {
+  return IsGpu(x.device) ? LayerNormStripes(x) * x.dim(-2) * x.dim(-1) : 0;
 }
 
 }  // namespace eyrie

@@ -1,8 +1,6 @@
 // LayerNorm on the GPU. N rows of G groups of D channels. A team of threads, a part of a warp or a
 // whole block, holds a group in registers, each thread kVectors vectors of kWidth elements that lie
 // a team's width apart: one pass over every tensor.
-#include <algorithm>
-
 #include "kernels/column_sum.cuh"
 #include "kernels/norm/layer_norm_cuda.h"
 #include "kernels/norm/rms_norm_cuda.h"
@@ -197,14 +195,6 @@ void PickTeam(int64_t width, bool fits_vectors, const Body& body) {
   }
 }
 
-// Stripes of the backward pass: about 1024 threads for each multiprocessor, of 16 elements each,
-// and not so many that adding up their shares takes long.
-int Stripes(const Tensor& x) {
-  const int64_t row_width = x.dim(-2) * x.dim(-1), rows = x.size() / row_width;
-  const int64_t each = std::clamp<int64_t>(1024 * 16 / row_width, 1, 32);
-  return static_cast<int>(std::min(rows, each * Multiprocessors()));
-}
-
 void CheckWidth(const char* kernel, int64_t width) {
   EYRIE_CHECK(width <= kMaxNormWidthCuda, kernel, ": groups of ", width, " elements, at most ",
               kMaxNormWidthCuda);
@@ -230,17 +220,13 @@ void LayerNormForwardCuda(const LayerNormForwardArgs& args) {
   });
 }
 
-int64_t LayerNormBackwardWorkspaceCuda(const Tensor& x) {
-  return Stripes(x) * x.dim(-2) * x.dim(-1);
-}
-
 void LayerNormBackwardCuda(const LayerNormBackwardArgs& args) {
   const char* kernel = "LayerNormBackward";
   const int64_t groups = args.x.dim(-2), width = args.x.dim(-1);
   const int64_t rows = args.x.size() / (groups * width);
   CheckWidth(kernel, width);
   if (rows == 0) return;
-  const int stripes = Stripes(args.x);
+  const int stripes = LayerNormStripes(args.x);
   float* partial = args.workspace.data<float>();
   DispatchCuda(kernel, args.x, [&]<class T>(T) {
     const T *x = args.x.data<T>(), *weight = args.weight.data<T>(), *dy = args.dy.data<T>();

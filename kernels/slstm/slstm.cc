@@ -1,6 +1,9 @@
 #include "kernels/slstm/slstm.h"
 
+#include <algorithm>
+
 #include "kernels/dispatch.h"
+#include "kernels/elementwise/elementwise.h"
 #include "kernels/slstm/slstm_cpu.h"
 #include "kernels/slstm/slstm_cuda.h"
 
@@ -44,13 +47,13 @@ void SlstmForward(const SlstmForwardArgs& args) {
   CheckInputs(kernel, args);
   CheckState(kernel, "after", args.x, args.after, false);
   CheckWorkspace(kernel, args.x, args.workspace, SlstmForwardWorkspace(args.x));
+  const KernelScope timed("slstm");
   EYRIE_DISPATCH_CUDA(args.x, SlstmForwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { SlstmForwardCpu<decltype(real)>(args); });
 }
 
-int64_t SlstmForwardWorkspace([[maybe_unused]] const Tensor& x) {
-  EYRIE_DISPATCH_CUDA(x, SlstmForwardWorkspaceCuda(x));
-  return 0;
+int64_t SlstmForwardWorkspace(const Tensor& x) {
+  return IsGpu(x.device) ? 3 * x.dim(0) * x.dim(2) * x.dim(4) : 0;  // SlstmForwardView::cells
 }
 
 void SlstmBackward(const SlstmBackwardArgs& args) {
@@ -65,13 +68,15 @@ void SlstmBackward(const SlstmBackwardArgs& args) {
   CheckState(kernel, "dafter", args.x, args.dafter, true);
   CheckState(kernel, "dbefore", args.x, args.dbefore, true);
   CheckWorkspace(kernel, args.x, args.workspace, SlstmBackwardWorkspace(args.x));
+  const KernelScope timed("slstm");
   EYRIE_DISPATCH_CUDA(args.x, SlstmBackwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { SlstmBackwardCpu<decltype(real)>(args); });
 }
 
-int64_t SlstmBackwardWorkspace([[maybe_unused]] const Tensor& x) {
-  EYRIE_DISPATCH_CUDA(x, SlstmBackwardWorkspaceCuda(x));
-  return 0;
+int64_t SlstmBackwardWorkspace(const Tensor& x) {
+  if (!IsGpu(x.device)) return 0;
+  const Tensor dx = x.View({x.dim(0) * x.dim(1), x.size() / (x.dim(0) * x.dim(1))});
+  return std::max(SlstmBackwardScratch(x).total, SumRowsWorkspace(dx));
 }
 
 }  // namespace eyrie

@@ -23,23 +23,6 @@ bool UsesCluster(const View& view) {
   return view.sizes.tokens > 1 && SlstmFitsCluster(view);
 }
 
-// Where the backward pass keeps what in its workspace, in float32 elements.
-struct BackwardWorkspace {
-  explicit BackwardWorkspace(const Tensor& x)
-      : cells(x.size() / 4),
-        slope(4 * cells),
-        c(slope + cells),
-        n(c + cells),
-        carry(n + cells),
-        entering(carry + 2 * x.dim(0) * x.dim(2) * x.dim(4)),
-        total(entering + cells) {}
-  int64_t cells;        // B T H d
-  int64_t slope, c, n;  // [B, T, H, d], after the gates [B, T, H, 4, d]
-  int64_t carry;        // [2, B, H, d]
-  int64_t entering;     // [B, T, H, d] in the activations' type
-  int64_t total;
-};
-
 // entering = y before each token, [B, T, H d], vectors of kWidth.
 template <class T, int kWidth>
 __global__ void __launch_bounds__(256)
@@ -140,8 +123,6 @@ void ComputeEntering(const SlstmBackwardArgs& args, const Tensor& entering) {
 
 }  // namespace
 
-int64_t SlstmForwardWorkspaceCuda(const Tensor& x) { return 3 * x.dim(0) * x.dim(2) * x.dim(4); }
-
 void SlstmForwardCuda(const SlstmForwardArgs& args) {
   DispatchCuda("SlstmForward", args.x, [&]<class T>(T) {
     const SlstmForwardView<T> view{.sizes = SizesOf(args),
@@ -161,17 +142,12 @@ void SlstmForwardCuda(const SlstmForwardArgs& args) {
   });
 }
 
-int64_t SlstmBackwardWorkspaceCuda(const Tensor& x) {
-  const Tensor dx = x.View({x.dim(0) * x.dim(1), x.size() / (x.dim(0) * x.dim(1))});
-  return std::max(BackwardWorkspace(x).total, SumRowsWorkspace(dx));
-}
-
 void SlstmBackwardCuda(const SlstmBackwardArgs& args) {
   const char* kernel = "SlstmBackward";
   const SlstmSizes sizes = SizesOf(args);
   const int64_t rows = int64_t{sizes.batch} * sizes.tokens, heads = sizes.heads;
   const int64_t units = sizes.units, wide = 4 * units;
-  const BackwardWorkspace at(args.x);
+  const SlstmBackwardScratch at(args.x);
   float* workspace = args.workspace.data<float>();
   const Tensor gates{workspace, DType::kF32, Device::kCuda, args.x.shape};
   const Tensor entering{workspace + at.entering, args.x.dtype, Device::kCuda, args.y.shape};

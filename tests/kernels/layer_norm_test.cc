@@ -1,5 +1,6 @@
 #include "kernels/norm/layer_norm.h"
 
+#include "kernels/cuda_partition.h"
 #include "tests/kernels/kernel_test_util.h"
 
 namespace eyrie {
@@ -193,6 +194,16 @@ TEST(LayerNorm, RejectsWrongShapes) {
   LayerNormBackwardArgs bad = c.backward(true);
   bad.dweight = wrong.tensor;
   EXPECT_THROW(LayerNormBackward(bad), Error);
+}
+
+// A row of sums for every stripe, and no more stripes than rows.
+TEST(LayerNorm, WorkspaceOnGpusIsKnownWithoutOne) {
+  const auto workspace = [](int64_t rows, Device device) {
+    return LayerNormBackwardWorkspace(OwnedTensor(DType::kF32, {rows, 4, 64}, device).tensor);
+  };
+  EXPECT_EQ(workspace(700, Device::kMeta), 0);
+  EXPECT_EQ(workspace(700, Device::kMetaCuda), 700 * 4 * 64);
+  EXPECT_EQ(workspace(100000, Device::kMetaCuda), 32 * kPlannedMultiprocessors * 4 * 64);
 }
 
 }  // namespace

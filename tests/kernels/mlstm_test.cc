@@ -383,5 +383,18 @@ TEST(Mlstm, RejectsWhatDoesNotFit) {
   refused([](MlstmProblem& p) { p.options.chunk = -1; });
 }
 
+// Several chunks take their states, c and n, besides what one chunk takes.
+TEST(Mlstm, WorkspaceOnGpusIsKnownWithoutOne) {
+  const auto workspace = [](int64_t chunk, Device device) {
+    const OwnedTensor q(DType::kF32, {1, 256, 3, 64}, device),
+        v(DType::kF32, {1, 256, 3, 32}, device);
+    return MlstmWorkspace(q.tensor, v.tensor, {.chunk = chunk});
+  };
+  EXPECT_EQ(workspace(64, Device::kMeta), 0);
+  const int64_t one = workspace(256, Device::kMetaCuda);
+  EXPECT_GT(one, 3 * 64 * (32 + 1));
+  EXPECT_EQ(workspace(64, Device::kMetaCuda), one + 4 * 3 * 64 * (32 + 1));
+}
+
 }  // namespace
 }  // namespace eyrie

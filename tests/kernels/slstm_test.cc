@@ -403,5 +403,17 @@ TEST(Slstm, RejectsWrongShapes) {
   EXPECT_THROW(SlstmBackward(bad), Error);
 }
 
+TEST(Slstm, WorkspaceOnGpusIsKnownWithoutOne) {
+  const Shape shape{2, 7, 3, 4, 5};
+  const Tensor cpu = OwnedTensor(DType::kF32, shape, Device::kMeta).tensor;
+  const Tensor gpu = OwnedTensor(DType::kBF16, shape, Device::kMetaCuda).tensor;
+  EXPECT_EQ(SlstmForwardWorkspace(cpu), 0);
+  EXPECT_EQ(SlstmBackwardWorkspace(cpu), 0);
+  const int64_t state = 2 * 3 * 5;
+  EXPECT_EQ(SlstmForwardWorkspace(gpu), 3 * state);
+  // Four gates, their slope, c, n and the y before of every token, and two gradients between them.
+  EXPECT_EQ(SlstmBackwardWorkspace(gpu), 8 * 7 * state + 2 * state);
+}
+
 }  // namespace
 }  // namespace eyrie
