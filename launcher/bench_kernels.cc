@@ -296,7 +296,7 @@ std::vector<Case> RgLruCases(const Problem& p) {
   RgLruForwardArgs forward{.u = p.Activations(),
                            .zi = p.Activations(4.0f),
                            .zr = p.Activations(4.0f),
-                           .lambda = p.Row(),
+                           .lambda = p.FullParameter({p.channels}),
                            .positions = p.Positions(),
                            .h = p.Output()};
   forward.workspace = p.Workspace(RgLruForwardWorkspace(forward.u));
@@ -347,9 +347,9 @@ std::vector<Case> SelectiveScanCases(const Problem& p) {
                                    .dt = p.Activations(4.0f),
                                    .z = p.Activations(),
                                    .bc = p.device.Uniform({p.batch, p.time, 2 * kStates}),
-                                   .a_log = p.device.Uniform({p.channels, kStates}),
-                                   .skip = p.Row(),
-                                   .dt_bias = p.Row(),
+                                   .a_log = p.FullParameter({p.channels, kStates}),
+                                   .skip = p.FullParameter({p.channels}),
+                                   .dt_bias = p.FullParameter({p.channels}),
                                    .positions = p.Positions(),
                                    .out = p.Output()};
   forward.workspace = p.Workspace(SelectiveScanForwardWorkspace(forward.x, kStates));
@@ -424,6 +424,7 @@ constexpr Kernel kKernels[] = {
     {"embedding", EmbeddingCases},
     {"gated_norm", GatedNormCases},
     {"glu", GluCases},
+    {"layer_norm", LayerNormCases},
     {"lightning_attention", LightningAttentionCases},
     {"lrpe", LrpeCases},
     {"mlstm", MlstmCases},
@@ -432,6 +433,7 @@ constexpr Kernel kKernels[] = {
     {"rms_norm", RmsNormCases},
     {"rotary", RotaryCases},
     {"selective_scan", SelectiveScanCases},
+    {"slstm", SlstmCases},
 };
 
 struct KernelsOptions {

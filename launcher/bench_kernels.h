@@ -20,8 +20,9 @@ struct KernelProblem {
   Tensor Activations(float scale = 1.0f) const { return device.Uniform(full(), scale); }
   Tensor Output() const { return device.Zeros(device.dtype(), full()); }
   Tensor Row() const { return device.Uniform({channels}); }
-  // What keeps full precision beside activations.
+  // What keeps full precision beside activations: to be written, and parameters to be read.
   Tensor Full(Shape shape) const { return device.Zeros(device.full(), shape); }
+  Tensor FullParameter(Shape shape) const { return device.Uniform(device.full(), shape, 1.0f); }
   // Of as many elements as a kernel asks for.
   Tensor Workspace(int64_t elements) const {
     return elements == 0 ? Tensor{} : device.Zeros(DType::kF32, {elements});
@@ -53,7 +54,9 @@ inline double BytesOf(std::initializer_list<Tensor> tensors) {
 }
 
 // Of the kernels whose cases have a file of their own, bench_kernels_<family>.cc.
+std::vector<KernelCase> LayerNormCases(const KernelProblem& p);
 std::vector<KernelCase> MlstmCases(const KernelProblem& p);
 std::vector<KernelCase> MlstmGatesCases(const KernelProblem& p);
+std::vector<KernelCase> SlstmCases(const KernelProblem& p);
 
 }  // namespace eyrie

@@ -1,6 +1,8 @@
 // The kernels of the xLSTM in `eyrie bench kernels`.
 #include "kernels/mlstm/mlstm.h"
 #include "kernels/mlstm/mlstm_gates.h"
+#include "kernels/norm/layer_norm.h"
+#include "kernels/slstm/slstm.h"
 #include "launcher/bench_kernels.h"
 
 namespace eyrie {
@@ -108,6 +110,63 @@ std::vector<KernelCase> MlstmGatesCases(const KernelProblem& p) {
   return {{"forward", gates, [forward] { MlstmGatesForward(forward); }, inputs},
           {"backward", gates, [backward] { MlstmGatesBackward(backward); },
            inputs + BytesOf({backward.di, backward.df})}};
+}
+
+// A norm a head.
+std::vector<KernelCase> LayerNormCases(const KernelProblem& p) {
+  const Shape heads = p.Heads(512), row{heads[2], heads[3]}, statistics{p.batch, p.time, heads[2]};
+  const auto output = [&] { return p.device.Zeros(p.device.dtype(), heads); };
+  const LayerNormForwardArgs forward{.x = p.device.Uniform(heads),
+                                     .weight = p.device.Uniform(row),
+                                     .y = output(),
+                                     .mean = p.Full(statistics),
+                                     .rstd = p.Full(statistics)};
+  const LayerNormBackwardArgs backward{
+      .x = forward.x,
+      .weight = forward.weight,
+      .mean = forward.mean,
+      .rstd = forward.rstd,
+      .dy = p.device.Uniform(heads),
+      .dresidual = p.device.Uniform(heads),
+      .dx = output(),
+      .dweight = p.Full(row),
+      .workspace = p.Workspace(LayerNormBackwardWorkspace(forward.x))};
+  return {
+      {"forward", heads, [forward] { LayerNormForward(forward); }, BytesOf({forward.x, forward.y})},
+      {"backward", heads, [backward] { LayerNormBackward(backward); },
+       BytesOf({backward.x, backward.dy, backward.dresidual, backward.dx})}};
+}
+
+// Heads as wide as a cluster of blocks can hold; on the CPU, as its caches can.
+std::vector<KernelCase> SlstmCases(const KernelProblem& p) {
+  const Tensor positions = p.Positions();
+  const Shape cells = p.Heads(positions.device == Device::kCuda ? 512 : 128);
+  const int64_t heads = cells[2], units = cells[3];
+  const Shape gates{p.batch, p.time, heads, 4, units};
+  SlstmForwardArgs forward{.x = p.device.Uniform(gates, 4.0f),
+                           .r = p.device.Uniform({heads, units, 4, units}, 0.02f),
+                           .bias = p.Full({heads, 4, units}),
+                           .positions = positions,
+                           .y = p.device.Zeros(p.device.dtype(), cells)};
+  forward.workspace = p.Workspace(SlstmForwardWorkspace(forward.x));
+  SlstmForward(forward);  // what backward starts from
+  const SlstmBackwardArgs backward{.x = forward.x,
+                                   .r = forward.r,
+                                   .bias = forward.bias,
+                                   .positions = positions,
+                                   .y = forward.y,
+                                   .dy = p.device.Uniform(cells),
+                                   .dx = p.device.Zeros(p.device.dtype(), gates),
+                                   .dr = p.Full(forward.r.shape),
+                                   .dbias = p.Full(forward.bias.shape),
+                                   .workspace = p.Workspace(SlstmBackwardWorkspace(forward.x))};
+  // A product of every token with r: backward makes the pre-activations again, the gradient of y
+  // and that of r.
+  const double product = 2.0 * static_cast<double>(forward.x.size() * units);
+  const double inputs = BytesOf({forward.x, forward.y});
+  return {{"forward", cells, [forward] { SlstmForward(forward); }, inputs, product},
+          {"backward", cells, [backward] { SlstmBackward(backward); },
+           inputs + BytesOf({backward.dy, backward.dx}), 3 * product}};
 }
 
 }  // namespace eyrie

@@ -46,8 +46,9 @@ struct MlstmOptions {
   // changes nothing where a norm of each head follows whose epsilon is 0.
   bool normaliser_gradient = true;
   double epsilon = 1e-6;
-  // Tokens whose outputs are computed from one state; 0: what the body prefers. On a GPU it is
-  // rounded up to a multiple of 64. 1 is the recurrent form.
+  // Tokens whose outputs are computed from one state; 0: what the body prefers. 1 is the recurrent
+  // form. On a GPU, tokens between two states that are kept in memory, rounded up to a multiple of
+  // 64; a single token is a step of the recurrence.
   int64_t chunk = 0;
 };
 

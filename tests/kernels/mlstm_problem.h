@@ -122,7 +122,8 @@ struct MlstmProblem {
                   .maximum = maximum.tensor,
                   .normaliser = normaliser.tensor,
                   .after = with_state ? after.whole() : MlstmState{},
-                  .options = options});
+                  .options = options,
+                  .workspace = workspace.tensor});
   }
   void Backward() const {
     MlstmBackward({.q = q.tensor,
@@ -144,7 +145,8 @@ struct MlstmProblem {
                    .dlog_i = dlog_i.tensor,
                    .dlog_f = dlog_f.tensor,
                    .dbefore = with_state ? dbefore.gradient() : MlstmState{},
-                   .options = options});
+                   .options = options,
+                   .workspace = workspace.tensor});
   }
   // b_t of token `row`, times exp(m_t): that of the true memory.
   double TrueDenominator(int64_t row) const {
@@ -185,6 +187,7 @@ struct MlstmProblem {
   OwnedMlstmState before, dafter;
   OwnedTensor h, maximum, normaliser, dq, dk, dv, dlog_i, dlog_f;
   OwnedMlstmState after, dbefore;
+  OwnedTensor workspace;  // on a GPU
 };
 
 // All outputs of two runs of the same problem.
