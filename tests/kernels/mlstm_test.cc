@@ -313,7 +313,8 @@ TEST(Mlstm, FloatAgreesWithDouble) {
   for (const auto& [kind, options] : kKinds) {
     for (const int64_t chunk : {0, 1}) {
       SCOPED_TRACE(StrCat(kind, " chunk ", chunk));
-      const MlstmProblem narrow(DType::kF32, {2, 300, 3, 64, 32}, WithChunk(options, chunk),
+      const int64_t time = chunk == 1 ? 60 : 300;
+      const MlstmProblem narrow(DType::kF32, {2, time, 3, 64, 32}, WithChunk(options, chunk),
                                 random),
           wide(narrow, DType::kF64);
       for (const MlstmProblem* p : {&wide, &narrow}) {
