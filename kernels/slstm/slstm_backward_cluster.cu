@@ -24,12 +24,13 @@ struct BackwardShape {
   static constexpr int kTiles = std::max(1, kBlocks / 4);  // of 16 units, of a warp that has any
   static constexpr int kSteps = 4 * kSlstmBlockUnits / 16;
   // What a block gets from each block: for each of its 2 tiles and 2 groups of 8 sequences, the
-  // accumulators of a warp. Two buffers, then the gradients of the block's gates, [16 sequences, 4
-  // gates, 32 units] with 16 bytes between rows.
+  // accumulators of a warp. Two buffers; then, twice, the gradients of the block's gates, [16
+  // sequences, 4 gates, 32 units] with 16 bytes between rows; then the buffers' barriers.
   static constexpr uint32_t kFragment = 32 * sizeof(float4), kShare = 4 * kFragment;
   static constexpr uint32_t kBuffer = kBlocks * kShare, kGates = 2 * kBuffer;
   static constexpr uint32_t kRow = 4 * kSlstmBlockUnits * 2 + 16;
-  static constexpr uint32_t kShared = kGates + kSlstmSequences * kRow;
+  static constexpr uint32_t kBarriers = kGates + 2 * kSlstmSequences * kRow;
+  static constexpr uint32_t kShared = kBarriers + 2 * sizeof(uint64_t);
 };
 
 template <int kBlocks>
@@ -129,9 +130,14 @@ __global__ void __launch_bounds__(kSlstmThreads, 1) BackwardKernel(const View vi
 
   const LaneChunk in_b = LaneOfB(lane);
   const uint32_t memory = SharedAddress(shared);
-  const uint32_t b_lane = memory + S::kGates + in_b.row * S::kRow + in_b.chunk * 16;
-  ClusterBarrier();  // all blocks are there
-  for (int t = sizes.tokens - 1; t >= 0; --t) {
+  const uint32_t b_lane = in_b.row * S::kRow + in_b.chunk * 16;
+  if (thread < 2) FillBarrier::Init(memory + S::kBarriers + thread * 8);
+  ClusterBarrier();  // all blocks are there, with their barriers
+  for (int step = 0; step < sizes.tokens; ++step) {
+    const int t = sizes.tokens - 1 - step, turn = step % 2;
+    const uint32_t gates = S::kGates + turn * kSlstmSequences * S::kRow;
+    const uint32_t buffer = turn * S::kBuffer, barrier = memory + S::kBarriers + turn * 8;
+    if (thread == 0) FillBarrier::Arm(barrier, S::kBuffer);
     const Token token[2] = {next[0], next[1]};
     if (t > 0) load(t - 1);
 #pragma unroll
@@ -143,34 +149,22 @@ __global__ void __launch_bounds__(kSlstmThreads, 1) BackwardKernel(const View vi
                     token[e].dy + dy_next[e], dc[e], dn[e], dp);
       c[e] = token[e].c_previous;
       n[e] = token[e].n_previous;
-      unsigned char* row = shared + S::kGates + (own_sequence + e) * S::kRow;
+      Bf16* row = reinterpret_cast<Bf16*>(shared + gates + (own_sequence + e) * S::kRow);
 #pragma unroll
-      for (int g = 0; g < 4; ++g) {
-        reinterpret_cast<Bf16*>(row)[g * kSlstmBlockUnits + own_unit] = __float2bfloat16_rn(dp[g]);
-      }
+      for (int g = 0; g < 4; ++g) row[g * kSlstmBlockUnits + own_unit] = __float2bfloat16_rn(dp[g]);
     }
     __syncthreads();
 
-    {  // to memory: 16 rows of 4 gates of four vectors
-      const int row = thread / 16, gate = thread % 16 / 4, chunk = thread % 4;
-      const int b = first_sequence + row, u = first_unit + chunk * 8;
-      if (b < sizes.batch && u < sizes.units) {
-        *reinterpret_cast<uint4*>(view.dx + sizes.GateAt(b, t, head, gate, u)) =
-            *reinterpret_cast<const uint4*>(shared + S::kGates + row * S::kRow +
-                                            gate * kSlstmBlockUnits * 2 + chunk * 16);
-      }
-    }
-    const uint32_t buffer = t % 2 * S::kBuffer;
     if (warp * S::kTiles < 2 * kBlocks) {
       float shares[S::kTiles][2][4] = {};
 #pragma unroll
-      for (int step = 0; step < S::kSteps; ++step) {
+      for (int k = 0; k < S::kSteps; ++k) {
         uint32_t right[4];
-        LoadMatrices(right, b_lane + step * 32);
+        LoadMatrices(right, memory + gates + b_lane + k * 32);
 #pragma unroll
         for (int tile = 0; tile < S::kTiles; ++tile) {
-          Mma(shares[tile][0], r[tile][step], right[0], right[1]);
-          Mma(shares[tile][1], r[tile][step], right[2], right[3]);
+          Mma(shares[tile][0], r[tile][k], right[0], right[1]);
+          Mma(shares[tile][1], r[tile][k], right[2], right[3]);
         }
       }
 #pragma unroll
@@ -181,13 +175,25 @@ __global__ void __launch_bounds__(kSlstmThreads, 1) BackwardKernel(const View vi
           const float(&values)[4] = shares[tile][group];
           StoreRemote(memory + buffer + rank * S::kShare + (all % 2 * 2 + group) * S::kFragment +
                           lane * sizeof(float4),
-                      owner,
+                      barrier, owner,
                       make_uint4(__float_as_uint(values[0]), __float_as_uint(values[1]),
                                  __float_as_uint(values[2]), __float_as_uint(values[3])));
         }
       }
     }
-    ClusterBarrier();
+    {  // to memory: 16 rows of 4 gates of four vectors
+      const int row = thread / 16, gate = thread % 16 / 4, chunk = thread % 4;
+      const int b = first_sequence + row, u = first_unit + chunk * 8;
+      if (b < sizes.batch && u < sizes.units) {
+        *reinterpret_cast<uint4*>(view.dx + sizes.GateAt(b, t, head, gate, u)) =
+            *reinterpret_cast<const uint4*>(shared + gates + row * S::kRow +
+                                            gate * kSlstmBlockUnits * 2 + chunk * 16);
+      }
+    }
+
+    // Nobody writes into this buffer again before having shares of the next step from all blocks,
+    // who then have read it.
+    FillBarrier::Wait(barrier, step / 2 % 2);
     float sum[2] = {};
 #pragma unroll
     for (int from = 0; from < kBlocks; ++from) {
@@ -203,6 +209,7 @@ __global__ void __launch_bounds__(kSlstmThreads, 1) BackwardKernel(const View vi
       if (token[e].starts) dc[e] = dn[e] = 0.0f;
     }
   }
+  ClusterBarrier();  // until then others may reach this block's memory
 
 #pragma unroll
   for (int e = 0; e < 2; ++e) {

@@ -18,13 +18,47 @@ __device__ __forceinline__ int ClusterRank() {
   asm("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
   return static_cast<int>(rank);
 }
-// Writes 16 bytes to an address of this block's shared memory, but in block `rank`.
-__device__ __forceinline__ void StoreRemote(uint32_t address, int rank, uint4 value) {
-  uint32_t remote;
+
+// The barrier of a buffer that other blocks fill, each phase with a number of bytes known before:
+// no thread but those that read the buffer waits for anyone. All functions take addresses of this
+// block's shared memory. A phase is armed once, by one thread, after the phase before it is over;
+// bytes may come earlier than that.
+struct FillBarrier {
+  static __device__ __forceinline__ void Init(uint32_t address) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n" ::"r"(address) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
+  }
+  static __device__ __forceinline__ void Arm(uint32_t address, uint32_t bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(address),
+                 "r"(bytes)
+                 : "memory");
+  }
+  // Until all bytes of a phase are there; phases have parities 0, 1, 0, ...
+  static __device__ __forceinline__ void Wait(uint32_t address, int parity) {
+    uint32_t done = 0;
+    while (done == 0) {
+      asm volatile(
+          "{\n.reg .pred p;\n"
+          "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+          "selp.u32 %0, 1, 0, p;\n}\n"
+          : "=r"(done)
+          : "r"(address), "r"(parity)
+          : "memory");
+    }
+  }
+};
+// Writes 16 bytes to an address of this block's shared memory, but in block `rank`, and counts them
+// at the barrier there.
+__device__ __forceinline__ void StoreRemote(uint32_t address, uint32_t barrier, int rank,
+                                            uint4 value) {
+  uint32_t remote, remote_barrier;
   asm("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(remote) : "r"(address), "r"(rank));
-  asm volatile("st.shared::cluster.v4.u32 [%0], {%1, %2, %3, %4};\n" ::"r"(remote), "r"(value.x),
-               "r"(value.y), "r"(value.z), "r"(value.w)
-               : "memory");
+  asm("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(remote_barrier) : "r"(barrier), "r"(rank));
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, "
+      "[%5];\n" ::"r"(remote),
+      "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"(remote_barrier)
+      : "memory");
 }
 
 // A launch of clusters of `cluster` blocks along x.

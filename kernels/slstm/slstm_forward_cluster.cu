@@ -22,9 +22,12 @@ struct ForwardShape {
   static constexpr int kUnits = kBlocks * kSlstmBlockUnits;  // of a head, those beyond it zeros
   // Rows lie 16 bytes off a multiple of 32: eight of them are in different banks.
   static constexpr uint32_t kRow = kUnits * 2 + 16, kBuffer = kSlstmSequences * kRow;
-  // Two buffers of y, then what warps of a pair give each other.
+  // Two buffers of y, then what warps of a pair give each other, then the buffers' barriers.
   static constexpr uint32_t kShares = 2 * kBuffer;
-  static constexpr uint32_t kShared = kShares + kSlstmThreads / 32 * 2 * 32 * sizeof(float4);
+  static constexpr uint32_t kBarriers = kShares + kSlstmThreads * 2 * sizeof(float4);
+  static constexpr uint32_t kShared = kBarriers + 2 * sizeof(uint64_t);
+  // What the other blocks write into a buffer for a token.
+  static constexpr uint32_t kFill = (kBlocks - 1) * kSlstmSequences * kSlstmBlockUnits * 2;
 };
 
 // Waits for the other warp of a pair.
@@ -112,11 +115,17 @@ __global__ void __launch_bounds__(kSlstmThreads, 1) ForwardKernel(const View vie
   const uint32_t memory = SharedAddress(shared);
   const uint32_t b_lane = in_b.row * S::kRow + in_b.chunk * 16 + half * kSteps * 32;
   float4* shares = reinterpret_cast<float4*>(shared + S::kShares);
+  const auto barrier = [&](int t) { return memory + S::kBarriers + t % 2 * 8; };
+  if (thread < 2) FillBarrier::Init(barrier(thread));
   float y[2];
 
-  // All blocks are there, and all of y before the first token.
+  // All blocks are there, with their barriers and y before the first token.
   ClusterBarrier();
   for (int t = 0; t < sizes.tokens; ++t) {
+    // Token t reads buffer t % 2, filled for the first time before tokens 1 and 2. Nobody writes
+    // into the other one before having y of this token from all blocks, who then have read it.
+    if (t > 0) FillBarrier::Wait(barrier(t), (t - 1) / 2 % 2);
+    if (thread == 0 && t + 1 < sizes.tokens) FillBarrier::Arm(barrier(t + 1), S::kFill);
     float p[2][4];
     bool fresh[2];
 #pragma unroll
@@ -171,21 +180,21 @@ __global__ void __launch_bounds__(kSlstmThreads, 1) ForwardKernel(const View vie
     }
     __syncthreads();
 
-    // The block's y are 16 rows of four vectors: to memory, and to the other blocks.
-    const bool more = t + 1 < sizes.tokens;
+    // The block's y are 16 rows of four vectors: to the other blocks, and to memory.
     const int row = thread % 64 / 4, chunk = thread % 4;
     const uint32_t offset = next + row * S::kRow + first_unit * 2 + chunk * 16;
     const uint4 vector = *reinterpret_cast<const uint4*>(shared + offset);
+    if (t + 1 < sizes.tokens) {
+      for (int to = thread / 64; to < kBlocks; to += kSlstmThreads / 64) {
+        if (to != rank) StoreRemote(memory + offset, barrier(t + 1), to, vector);
+      }
+    }
     const int b = first_sequence + row, u = first_unit + chunk * 8;
     if (thread < 64 && b < sizes.batch && u < sizes.units) {
       *reinterpret_cast<uint4*>(view.y + sizes.At(b, t, head, u)) = vector;
     }
-    if (!more) break;
-    for (int to = thread / 64; to < kBlocks; to += kSlstmThreads / 64) {
-      if (to != rank) StoreRemote(memory + offset, to, vector);
-    }
-    ClusterBarrier();
   }
+  ClusterBarrier();  // until then others may reach this block's memory
 
 #pragma unroll
   for (int e = 0; e < 2; ++e) {

@@ -91,7 +91,8 @@ class CudaLayerNorm : public testing::TestWithParam<DType> {
 
 // Each way to divide a group among threads, its limits and what is one beyond them.
 TEST_P(CudaLayerNorm, MatchesTheCpu) {
-  for (int64_t width : {1, 5, 32, 33, 64, 65, 72, 128, 130, 136, 256, 264, 512, 520, 2048, 2056}) {
+  for (int64_t width :
+       {1, 5, 32, 33, 64, 65, 72, 128, 130, 136, 256, 264, 512, 520, 1024, 1032, 2048, 2056}) {
     for (int64_t groups : {1, 3, 4}) {
       for (int64_t rows : {1, 37}) Compare(rows, groups, width, groups != 3);
     }
@@ -99,7 +100,7 @@ TEST_P(CudaLayerNorm, MatchesTheCpu) {
 }
 
 TEST_P(CudaLayerNorm, WideGroups) {
-  for (int64_t width : {4096, 8192, 12345, 16384}) {
+  for (int64_t width : {4096, 4104, 8192, 12345, 16384}) {
     for (bool with_residual : {false, true}) Compare(5, 1, width, with_residual);
   }
 }
