@@ -7,8 +7,6 @@
 //
 // and writes it into the shared memory of the blocks whose units these are, which add up the
 // shares in the order of the blocks. Warps divide the units; r stays in registers, as operand A.
-#include <algorithm>
-
 #include "kernels/slstm/slstm_cluster.cuh"
 #include "kernels/slstm/slstm_kernels.cuh"
 #include "kernels/slstm/slstm_tiles.cuh"
@@ -21,8 +19,6 @@ using View = SlstmBackwardView<Bf16>;
 
 template <int kBlocks>
 struct BackwardShape {
-  static constexpr int kTiles = std::max(1, kBlocks / 4);  // of 16 units, of a warp that has any
-  static constexpr int kSteps = 4 * kSlstmBlockUnits / 16;
   // What a block gets from each block: for each of its 2 tiles and 2 groups of 8 sequences, the
   // accumulators of a warp. Two buffers; then, twice, the gradients of the block's gates, [16
   // sequences, 4 gates, 32 units] with 16 bytes between rows; then the buffers' barriers.
@@ -37,6 +33,8 @@ template <int kBlocks>
 __global__ void __launch_bounds__(kSlstmThreads, 1) BackwardKernel(const View view) {
 #if __CUDA_ARCH__ >= 900
   using S = BackwardShape<kBlocks>;
+  constexpr int kTiles = kBlocks < 4 ? 1 : kBlocks / 4;  // of 16 units, of a warp that has any
+  constexpr int kSteps = 4 * kSlstmBlockUnits / 16;
   extern __shared__ __align__(128) unsigned char shared[];
   const SlstmSizes& sizes = view.sizes;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
@@ -46,14 +44,14 @@ __global__ void __launch_bounds__(kSlstmThreads, 1) BackwardKernel(const View vi
 
   // Row i of a tile of r, i < 8, is that of its unit 2 i, and row i + 8 that of unit 2 i + 1: of
   // an accumulator's four elements two are one unit's in two sequences.
-  uint32_t r[S::kTiles][S::kSteps][4];
+  uint32_t r[kTiles][kSteps][4];
 #pragma unroll
-  for (int tile = 0; tile < S::kTiles; ++tile) {
+  for (int tile = 0; tile < kTiles; ++tile) {
 #pragma unroll
-    for (int step = 0; step < S::kSteps; ++step) {
+    for (int step = 0; step < kSteps; ++step) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int from = (warp * S::kTiles + tile) * 16 + lane / 4 * 2 + i % 2;
+        const int from = (warp * kTiles + tile) * 16 + lane / 4 * 2 + i % 2;
         const int column = step * 16 + lane % 4 * 2 + i / 2 * 8;
         const int gate = column / kSlstmBlockUnits, unit = first_unit + column % kSlstmBlockUnits;
         r[tile][step][i] = 0;
@@ -155,21 +153,21 @@ __global__ void __launch_bounds__(kSlstmThreads, 1) BackwardKernel(const View vi
     }
     __syncthreads();
 
-    if (warp * S::kTiles < 2 * kBlocks) {
-      float shares[S::kTiles][2][4] = {};
+    if (warp * kTiles < 2 * kBlocks) {
+      float shares[kTiles][2][4] = {};
 #pragma unroll
-      for (int k = 0; k < S::kSteps; ++k) {
+      for (int k = 0; k < kSteps; ++k) {
         uint32_t right[4];
         LoadMatrices(right, memory + gates + b_lane + k * 32);
 #pragma unroll
-        for (int tile = 0; tile < S::kTiles; ++tile) {
+        for (int tile = 0; tile < kTiles; ++tile) {
           Mma(shares[tile][0], r[tile][k], right[0], right[1]);
           Mma(shares[tile][1], r[tile][k], right[2], right[3]);
         }
       }
 #pragma unroll
-      for (int tile = 0; tile < S::kTiles; ++tile) {
-        const int all = warp * S::kTiles + tile, owner = all / 2;
+      for (int tile = 0; tile < kTiles; ++tile) {
+        const int all = warp * kTiles + tile, owner = all / 2;
 #pragma unroll
         for (int group = 0; group < 2; ++group) {
           const float(&values)[4] = shares[tile][group];

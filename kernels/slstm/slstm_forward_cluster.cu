@@ -26,20 +26,15 @@ struct ForwardShape {
   static constexpr uint32_t kShares = 2 * kBuffer;
   static constexpr uint32_t kBarriers = kShares + kSlstmThreads * 2 * sizeof(float4);
   static constexpr uint32_t kShared = kBarriers + 2 * sizeof(uint64_t);
-  // What the other blocks write into a buffer for a token.
-  static constexpr uint32_t kFill = (kBlocks - 1) * kSlstmSequences * kSlstmBlockUnits * 2;
 };
-
-// Waits for the other warp of a pair.
-__device__ __forceinline__ void PairBarrier(int pair) {
-  asm volatile("bar.sync %0, 64;\n" ::"r"(pair + 1) : "memory");
-}
 
 template <int kBlocks>
 __global__ void __launch_bounds__(kSlstmThreads, 1) ForwardKernel(const View view) {
 #if __CUDA_ARCH__ >= 900
   using S = ForwardShape<kBlocks>;
   constexpr int kSteps = kBlocks;  // of 16 units, in one half of the inner index
+  // What the other blocks write into a buffer for a token.
+  constexpr uint32_t kFill = (kBlocks - 1) * kSlstmSequences * kSlstmBlockUnits * 2;
   extern __shared__ __align__(128) unsigned char shared[];
   const SlstmSizes& sizes = view.sizes;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
@@ -125,7 +120,7 @@ __global__ void __launch_bounds__(kSlstmThreads, 1) ForwardKernel(const View vie
     // Token t reads buffer t % 2, filled for the first time before tokens 1 and 2. Nobody writes
     // into the other one before having y of this token from all blocks, who then have read it.
     if (t > 0) FillBarrier::Wait(barrier(t), (t - 1) / 2 % 2);
-    if (thread == 0 && t + 1 < sizes.tokens) FillBarrier::Arm(barrier(t + 1), S::kFill);
+    if (thread == 0 && t + 1 < sizes.tokens) FillBarrier::Arm(barrier(t + 1), kFill);
     float p[2][4];
     bool fresh[2];
 #pragma unroll

@@ -13,6 +13,11 @@ __device__ __forceinline__ uint32_t PackSlstm(__nv_bfloat16 low, __nv_bfloat16 h
          static_cast<uint32_t>(__bfloat16_as_ushort(high)) << 16;
 }
 
+// Waits for the other warp of a pair; pairs count from 0.
+__device__ __forceinline__ void PairBarrier(int pair) {
+  asm volatile("bar.sync %0, 64;\n" ::"r"(pair + 1) : "memory");
+}
+
 // Returns body(blocks) for the number of blocks, 1 to 16, whose cluster holds a head of so many
 // units; false where none does.
 template <class Body>
