@@ -88,14 +88,15 @@ __global__ void __launch_bounds__(kSlstmThreads, 1) BackwardKernel(const View vi
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       next[e] = {{0.0f, 0.0f, 0.0f, 0.0f}, 0.0f, 0.0f, 0.0f, 1.0f, false};
-      if (!exists[e]) continue;
       const int b = sequence[e];
+      // Units that only fill up the block forget too: see the forward kernel.
+      next[e].starts = b < sizes.batch && view.Starts(b, t);
+      if (!exists[e]) continue;
       const auto gate = [&](int g) { return view.gates[sizes.GateAt(b, t, head, g, unit)]; };
       const int64_t at = sizes.At(b, t, head, unit);
       next[e].gates = {gate(0), gate(1), gate(2), gate(3)};
       next[e].slope = view.slope[at];
       next[e].dy = __bfloat162float(view.dy[at]);
-      next[e].starts = view.Starts(b, t);
       if (t > 0) {
         const int64_t previous = sizes.At(b, t - 1, head, unit);
         next[e].c_previous = view.c[previous];

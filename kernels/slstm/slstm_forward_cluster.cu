@@ -97,7 +97,9 @@ __global__ void __launch_bounds__(kSlstmThreads, 1) ForwardKernel(const View vie
   const auto load = [&](int t) {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      starts[e] = exists[e] && view.Starts(sequence[e], t);
+      // Units that only fill up the block forget too: what they hold meets zeros of r, but a NaN
+      // would stay one.
+      starts[e] = sequence[e] < sizes.batch && view.Starts(sequence[e], t);
 #pragma unroll
       for (int g = 0; g < 4; ++g) {
         x[e][g] = exists[e] ? view.x[sizes.GateAt(sequence[e], t, head, g, unit)]
