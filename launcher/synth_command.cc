@@ -31,7 +31,8 @@ void AddSynthCommand(CLI::App& app) {
       "synth", "Make the data of a synthetic task: PREFIX and PREFIX.labels, each .bin and .idx");
   command->footer(
       "For configurations with data.labels: GIVEN, in which losses and accuracy are those of the\n"
-      "labels alone. Sequence i is a function of the seed and i: the first ones of a longer file are\n"
+      "labels alone. Sequence i is a function of the seed and i: the first ones of a longer file "
+      "are\n"
       "those of a shorter one. See configs/tasks and docs/results.md.\n\n"
       "Example:\n"
       "  eyrie synth associative-recall --pairs 4 --length 64 --vocab 64 --sequences 100000 \\\n"
@@ -76,8 +77,7 @@ void AddSynthCommand(CLI::App& app) {
       [](const Arguments& a) { return AssociativeRecall(a.length, a.pairs, a.vocab); })
       ->add_option("--pairs", arguments->pairs, "pairs of key and value (default 8)");
   add("parity", "Bits, then padding (id 2): tell at the last bit whether the ones are odd",
-      /*length=*/40, /*vocab=*/0,
-      [](const Arguments& a) { return Parity(a.length, a.shortest); })
+      /*length=*/40, /*vocab=*/0, [](const Arguments& a) { return Parity(a.length, a.shortest); })
       ->add_option("--shortest", arguments->shortest, "the fewest bits (default 1)");
 }
 

@@ -25,8 +25,8 @@ std::vector<int32_t> Choose(Draws& draws, int64_t size, int64_t count) {
   return all;
 }
 
-// `count` different numbers of [0, size) in random order; number i with a weight of (i + 1)^(power -
-// 1). Efraimidis and Spirakis, "Weighted random sampling with a reservoir", 2006.
+// `count` different numbers of [0, size) in random order; number i with a weight of (i + 1)^(power
+// - 1). Efraimidis and Spirakis, "Weighted random sampling with a reservoir", 2006.
 std::vector<int32_t> ChooseNear(Draws& draws, int64_t size, int64_t count, double power) {
   std::vector<std::pair<double, int32_t>> keys;
   for (int32_t i = 0; i < size; ++i) {

@@ -1,6 +1,6 @@
 // Synthetic tasks that show what a sequence mixer can do, as token files with given labels
-// (data.labels: GIVEN). A sequence is a document of its own, of `length` tokens, and the function of
-// a seed and its number alone.
+// (data.labels: GIVEN). A sequence is a document of its own, of `length` tokens, and the function
+// of a seed and its number alone.
 #pragma once
 
 #include <cstdint>
@@ -41,18 +41,18 @@ struct SyntheticTask {
 // Each throws kBadInput naming the option that does not fit the others.
 
 // Gu and Dao, arXiv:2312.00752, section 4.1, after Jing et al., arXiv:1706.02761: `copied` tokens
-// (ids from 2 on) at random places among noise (id 0), then as many markers (id 1), at which they are
-// to be told in order. `length` includes the markers.
+// (ids from 2 on) at random places among noise (id 0), then as many markers (id 1), at which they
+// are to be told in order. `length` includes the markers.
 SyntheticTask SelectiveCopying(int64_t length, int64_t copied, int64_t vocab_size);
 
-// The same section, after Olsson et al., arXiv:2209.11895: random tokens, of which a special one (id
-// 0) stands at a random place and at the end; there the token that followed it is to be told.
+// The same section, after Olsson et al., arXiv:2209.11895: random tokens, of which a special one
+// (id 0) stands at a random place and at the end; there the token that followed it is to be told.
 SyntheticTask InductionHeads(int64_t length, int64_t vocab_size);
 
-// Multi-query associative recall, Arora et al., arXiv:2312.04927, section 4: `pairs` keys (the lower
-// half of the ids), all different, each with a value (the upper half); then every key once more, at
-// which its value is to be told. Of the distances to these queries small ones are the likelier, by a
-// power law, and random values stand between them.
+// Multi-query associative recall, Arora et al., arXiv:2312.04927, section 4: `pairs` keys (the
+// lower half of the ids), all different, each with a value (the upper half); then every key once
+// more, at which its value is to be told. Of the distances to these queries small ones are the
+// likelier, by a power law, and random values stand between them.
 SyntheticTask AssociativeRecall(int64_t length, int64_t pairs, int64_t vocab_size);
 
 // From `shortest` to `length` random bits (ids 0 and 1), at the last of which it is to be told
