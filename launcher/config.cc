@@ -119,7 +119,8 @@ void WriteDefaults(Message& message) {
   }
 }
 
-// The path of the first field in which two messages differ, or empty.
+// The path of the first field in which two messages differ, or empty. A scalar that is not set has
+// its default: older checkpoints lack the fields that came later.
 std::string FirstDifference(const Message& a, const Message& b) {
   for (int i = 0; i < a.GetDescriptor()->field_count(); ++i) {
     const FieldDescriptor* field = a.GetDescriptor()->field(i);
@@ -139,7 +140,8 @@ std::string FirstDifference(const Message& a, const Message& b) {
           TextFormat::PrintFieldValueToString(message, field, j, &item);
           text += (j == 0 ? "" : ",") + item;
         }
-      } else if (reflection.HasField(message, field)) {
+      } else if (field->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE ||
+                 reflection.HasField(message, field)) {
         TextFormat::PrintFieldValueToString(message, field, -1, &text);
       }
       return text.empty() ? std::string("unset") : text;

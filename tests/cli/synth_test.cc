@@ -39,11 +39,11 @@ TEST_F(SynthTest, WritesWhatItSaysAndTrainsOnIt) {
   // The same again is the same file; another seed is not.
   const std::string bytes = ReadFile(data + ".bin"), labels = ReadFile(data + ".labels.bin");
   for (const auto& [seed, same] : {std::pair{"0", true}, {"1", false}}) {
-    ASSERT_EQ(RunEyrie(0, {"synth", "associative-recall", "--pairs", "4", "--vocab", "64",
-                           "--length", "32", "--sequences", "500", "--seed", seed, "--output",
-                           Path("again")})
-                  .code,
-              0);
+    ASSERT_EQ(
+        RunEyrie(0, {"synth", "associative-recall", "--pairs", "4", "--vocab", "64", "--length",
+                     "32", "--sequences", "500", "--seed", seed, "--output", Path("again")})
+            .code,
+        0);
     EXPECT_EQ(ReadFile(Path("again.bin")) == bytes, same);
     EXPECT_EQ(ReadFile(Path("again.labels.bin")) == labels, same);
   }
@@ -86,12 +86,12 @@ TEST_F(SynthTest, RefusesWhatDoesNotFit) {
                  "--pairs");
   ExpectBadInput(synth({"parity", "--output", Path("config.textproto/x"), "--sequences", "3"}),
                  "config.textproto");
-  ExpectBadInput(synth({"selective-copying", "--length", "16", "--output", Path("x"),
-                        "--sequences", "3"}),
-                 "--length: 16 is less than 32");
-  ExpectBadInput(synth({"associative-recall", "--vocab", "many", "--output", Path("x"),
-                        "--sequences", "3"}),
-                 "--vocab");
+  ExpectBadInput(
+      synth({"selective-copying", "--length", "16", "--output", Path("x"), "--sequences", "3"}),
+      "--length: 16 is less than 32");
+  ExpectBadInput(
+      synth({"associative-recall", "--vocab", "many", "--output", Path("x"), "--sequences", "3"}),
+      "--vocab");
   EXPECT_FALSE(std::filesystem::exists(Path("x.bin")));
   const ProcessResult help = synth({"parity", "--help"});
   EXPECT_EQ(help.code, 0);

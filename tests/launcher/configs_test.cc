@@ -61,6 +61,17 @@ TEST(ConfigFiles, CanTrain) {
   }
 }
 
+// Checkpoints written before a field was there lack it.
+TEST(ConfigFiles, AModelWithoutAFieldHasItsDefault) {
+  config::Config complete;
+  ASSERT_EQ(Load("mamba/tiny", 1, {}, complete), "");
+  config::ModelConfig older = complete.model();
+  older.mutable_mamba()->clear_input_dependent();
+  EXPECT_NO_THROW(RequireSameModel(older, complete.model(), "run"));
+  complete.mutable_model()->mutable_mamba()->set_input_dependent(false);
+  EXPECT_THROW(RequireSameModel(older, complete.model(), "run"), Error);
+}
+
 // The models of tests and of the quickstart fit every layout of four ranks.
 TEST(ConfigFiles, SmallOnesFitFourRanks) {
   for (const std::string& name : Names()) {

@@ -73,8 +73,7 @@ class EvaluateTest : public TempFolderTest {
                           .stripe = chunk_length,
                           .labels = config::DataConfig::GIVEN});
       try {
-        const Evaluation own =
-            Evaluate(run, model, reader, kSequences, micro_batch, chunk_length);
+        const Evaluation own = Evaluate(run, model, reader, kSequences, micro_batch, chunk_length);
         const std::lock_guard lock(mutex);
         result = own;
       } catch (const AgreedError& error) {
@@ -107,9 +106,8 @@ TEST_F(EvaluateTest, CountsLabelsAndWholeSequencesOnEveryLayout) {
   ask(6, 2, kAnother);
   ask(6, 9, kItself);
   Write(asked);
-  for (const MeshShape& shape :
-       {MeshShape{1, 1, 1}, MeshShape{3, 1, 1}, MeshShape{1, 2, 1}, MeshShape{1, 1, 2},
-        MeshShape{2, 2, 2}}) {
+  for (const MeshShape& shape : {MeshShape{1, 1, 1}, MeshShape{3, 1, 1}, MeshShape{1, 2, 1},
+                                 MeshShape{1, 1, 2}, MeshShape{2, 2, 2}}) {
     for (const int64_t micro_batch : {1, 3}) {
       for (const int64_t chunk : {0, 3}) {
         SCOPED_TRACE(StrCat(shape.data, " x ", shape.sequence, " x ", shape.tensor, ", ",

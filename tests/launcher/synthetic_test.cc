@@ -35,8 +35,8 @@ class SyntheticTest : public TempFolderTest {
     int64_t counted = 0;
     for (int64_t i = 0; i < sequences; ++i) {
       Sequence& sequence = made[static_cast<size_t>(i)];
-      for (const auto& [file, to] : {std::pair{&tokens_file, &sequence.tokens},
-                                     std::pair{&labels_file, &sequence.labels}}) {
+      for (const auto& [file, to] :
+           {std::pair{&tokens_file, &sequence.tokens}, std::pair{&labels_file, &sequence.labels}}) {
         EXPECT_EQ(file->document_start(i), i * task.length);
         to->resize(static_cast<size_t>(task.length));
         file->Read(i * task.length, task.length, to->data());
@@ -104,8 +104,7 @@ TEST_F(SyntheticTest, AssociativeRecallAsksForTheValueOfEachKey) {
     const int64_t pairs = random_.Int(1, 9);
     const int64_t length = 4 * pairs + (trial == 0 ? 0 : random_.Int(0, 100));
     const int64_t vocab = 2 * pairs + (trial == 0 ? 0 : random_.Int(0, 100)), keys = vocab / 2;
-    for (const Sequence& made :
-         Make(AssociativeRecall(length, pairs, vocab), 20, random_.seed())) {
+    for (const Sequence& made : Make(AssociativeRecall(length, pairs, vocab), 20, random_.seed())) {
       std::map<int32_t, int32_t> value_of;
       for (int64_t i = 0; i < pairs; ++i) {
         const auto key = static_cast<size_t>(2 * i);
@@ -148,7 +147,8 @@ TEST_F(SyntheticTest, ParityAsksWhetherTheOnesAreOdd) {
   std::set<int64_t> lengths;
   for (const int64_t shortest : {int64_t{1}, random_.Int(2, 12), int64_t{12}}) {
     for (const Sequence& made : Make(Parity(12, shortest), 300, random_.seed())) {
-      const int64_t bits = std::find(made.tokens.begin(), made.tokens.end(), 2) - made.tokens.begin();
+      const int64_t bits =
+          std::find(made.tokens.begin(), made.tokens.end(), 2) - made.tokens.begin();
       EXPECT_GE(bits, shortest);
       EXPECT_EQ(std::count(made.tokens.begin() + bits, made.tokens.end(), 2), 12 - bits);
       EXPECT_EQ(made.Labels(), 1);
@@ -161,9 +161,8 @@ TEST_F(SyntheticTest, ParityAsksWhetherTheOnesAreOdd) {
 }
 
 TEST_F(SyntheticTest, SequencesAreAFunctionOfSeedAndNumber) {
-  for (const SyntheticTask& task :
-       {SelectiveCopying(40, 4, 16), InductionHeads(40, 16), AssociativeRecall(40, 4, 64),
-        Parity(40, 1)}) {
+  for (const SyntheticTask& task : {SelectiveCopying(40, 4, 16), InductionHeads(40, 16),
+                                    AssociativeRecall(40, 4, 64), Parity(40, 1)}) {
     SCOPED_TRACE(task.name);
     const uint64_t seed = random_.seed();
     const std::vector<Sequence> few = Make(task, 3, seed), many = Make(task, 50, seed);
