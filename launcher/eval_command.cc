@@ -74,9 +74,8 @@ void AddEvalCommand(CLI::App& app, ExitCode& code) {
       "object: loss (nats a token), perplexity, accuracy (the share of tokens that the largest\n"
       "logit predicts), exact_sequences (the share of sequences all of whose tokens it predicts),\n"
       "tokens, sequences. Tokens are those whose labels count: with data.labels: GIVEN, what\n"
-      "PREFIX.labels says. As in training, train.chunk_length tokens run at once (0: all), so "
-      "that\n"
-      "memory need not follow the sequence. Under mpirun the ranks share the sequences.");
+      "PREFIX.labels says. As in training, train.chunk_length tokens run at once (0: all), and\n"
+      "memory follows them. Under mpirun the ranks share the sequences.");
   AddInferenceOptions(*command, options->inference);
   command->add_option("--data", options->data, "token file: PREFIX.bin and PREFIX.idx")
       ->required()

@@ -1,7 +1,6 @@
 #include "launcher/evaluate.h"
 
 #include <algorithm>
-#include <array>
 
 #include "launcher/agree.h"
 #include "layers/chunked.h"

@@ -31,9 +31,8 @@ void AddSynthCommand(CLI::App& app) {
       "synth", "Make the data of a synthetic task: PREFIX and PREFIX.labels, each .bin and .idx");
   command->footer(
       "For configurations with data.labels: GIVEN, in which losses and accuracy are those of the\n"
-      "labels alone. Sequence i is a function of the seed and i: the first ones of a longer file "
-      "are\n"
-      "those of a shorter one. See configs/tasks and docs/results.md.\n\n"
+      "labels alone. Sequence i is a function of the seed and i alone. See configs/tasks and\n"
+      "docs/results.md.\n\n"
       "Example:\n"
       "  eyrie synth associative-recall --pairs 4 --length 64 --vocab 64 --sequences 100000 \\\n"
       "      --output data/recall/train");
