@@ -109,7 +109,9 @@ TEST(ChunkedTest, EvaluationEqualsTheWholeInTheMemoryOfAChunk) {
     const OwnedTensor chunked = evaluate(chunk, loss, peak);
     EXPECT_NEAR(loss, whole_loss, 1e-10 * whole_loss) << chunk;
     EXPECT_TRUE(BitwiseEqual(chunked.tensor, whole.tensor)) << chunk;
-    if (chunk <= 64) EXPECT_LT(4 * peak, whole_peak) << chunk;
+    if (chunk <= 64) {
+      EXPECT_LT(4 * peak, whole_peak) << chunk;
+    }
   }
 }
 
