@@ -35,15 +35,15 @@ StepMeasure MeasureStep(const config::Config& config, const Precision& precision
 
   // One step of Trainer::Run. All microbatches but the last are alike.
   StepMeasure measure;
-  const config::DataConfig::Labels labels = config.data().labels();
-  if (labels == config::DataConfig::GIVEN) {
-    AllReduceValue(mesh.replicas(), 0.0, ReduceOp::kSum);  // how many count
-  }
   const int64_t rounds = Rounds(config);
   if (rounds > 1) {
     microbatch(/*completes_step=*/false);
     measure.traffic += (rounds - 1) * sent;
     sent = {};
+  }
+  const config::DataConfig::Labels labels = config.data().labels();
+  if (labels == config::DataConfig::GIVEN) {
+    AllReduceValue(mesh.replicas(), 0.0, ReduceOp::kSum);  // how many count
   }
   microbatch(/*completes_step=*/true);
   params.ReduceGrads();

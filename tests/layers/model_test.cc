@@ -105,7 +105,7 @@ TEST(ModelTest, PredictionsAreTheLargestLogits) {
       ParamStore store(model.params(), mesh, DType::kF64, /*with_gradients=*/false);
       store.Initialise(7);
       Arena arena;
-      Run run{mesh, store, arena};
+      eyrie::Run run{mesh, store, arena};
       run.positions = data.positions.tensor;
       const OwnedTensor predicted(DType::kI32, {kBatch, kTokens}), sums(DType::kF64, {2});
       const OwnedTensor logits(DType::kF64, {kBatch, kTokens, config.vocab_size()});
