@@ -6,6 +6,7 @@
 
 #include "core/device.h"
 #include "core/error.h"
+#include "core/kernel_times.h"
 #include "core/threads.h"
 
 namespace eyrie {
@@ -73,7 +74,8 @@ void Gemm(const GemmArgs& args) {
   EYRIE_CHECK(args.a.dtype == args.b.dtype && args.a.device == args.b.device &&
                   args.a.device == args.c.device,
               "Gemm: A, B and C do not go together");
-  if (args.m == 0 || args.n == 0 || args.a.device == Device::kMeta) return;
+  if (args.m == 0 || args.n == 0 || IsMeta(args.a.device)) return;
+  const KernelScope timed("gemm");
   if constexpr (kCudaBuild) {
     if (args.a.device == Device::kCuda) return GemmCuda(args);
   }

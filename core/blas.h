@@ -41,5 +41,8 @@ void Gemm(Trans trans_a, Trans trans_b, int64_t m, int64_t n, int64_t k, double 
 
 // The body of a CUDA build.
 void GemmCuda(const GemmArgs& args);
+// Scratch that all products of a process share, in bytes.
+inline constexpr size_t kGemmWorkspaceCuda = size_t{32} << 20;
+inline size_t GemmWorkspaceBytes(Device device) { return IsGpu(device) ? kGemmWorkspaceCuda : 0; }
 
 }  // namespace eyrie

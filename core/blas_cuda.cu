@@ -17,8 +17,6 @@ void Check(cublasStatus_t status, const char* what) {
 }
 #define EYRIE_CUBLAS_CHECK(call) Check(call, #call)
 
-constexpr size_t kWorkspace = size_t{32} << 20;
-
 cudaDataType_t Convert(DType dtype) {
   switch (dtype) {
     case DType::kF32: return CUDA_R_32F;
@@ -75,7 +73,7 @@ class Plan {
       EYRIE_CUBLAS_CHECK(
           cublasLtMatmulPreferenceSetAttribute(preference, attribute, &value, sizeof(value)));
     };
-    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspace);
+    prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kGemmWorkspaceCuda);
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment);
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment);
     prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment);
@@ -99,9 +97,10 @@ class Plan {
   void Run(cublasLtHandle_t handle, const GemmArgs& args, void* workspace) {
     if (args.bias.defined()) SetBias(args);
     const float alpha = 1.0f, beta = args.accumulate ? 1.0f : 0.0f;
-    EYRIE_CUBLAS_CHECK(cublasLtMatmul(
-        handle, description_, &alpha, args.b.raw, b_.get(), args.a.raw, a_.get(), &beta, args.c.raw,
-        c_.get(), args.c.raw, c_.get(), &algorithm_, workspace, kWorkspace, ComputeStream()));
+    EYRIE_CUBLAS_CHECK(cublasLtMatmul(handle, description_, &alpha, args.b.raw, b_.get(),
+                                      args.a.raw, a_.get(), &beta, args.c.raw, c_.get(), args.c.raw,
+                                      c_.get(), &algorithm_, workspace, kGemmWorkspaceCuda,
+                                      ComputeStream()));
   }
 
  private:
@@ -132,7 +131,7 @@ class Products {
  public:
   Products() {
     EYRIE_CUBLAS_CHECK(cublasLtCreate(&handle_));
-    EYRIE_CUDA_CHECK(cudaMalloc(&workspace_, kWorkspace));
+    EYRIE_CUDA_CHECK(cudaMalloc(&workspace_, kGemmWorkspaceCuda));
   }
 
   void Run(const GemmArgs& args) {

@@ -14,13 +14,13 @@ namespace {
 constexpr size_t kAlignment = 256;
 constexpr size_t kHugePage = size_t{1} << 21;
 
-// Never read: tensors on Device::kMeta must only not be absent.
+// Never read: tensors on a meta device must only not be absent.
 void* const kMetaAddress = reinterpret_cast<void*>(kAlignment);
 }  // namespace
 
 void* AllocateBytes(Device device, size_t bytes) {
   if (device == Device::kCuda) return cuda::Allocate(bytes);
-  if (device == Device::kMeta) return kMetaAddress;
+  if (IsMeta(device)) return kMetaAddress;
   // Long tensors in huge pages, where the system has them to give: reading main memory is up to
   // half as fast again, because fewer addresses need translating.
   const size_t alignment = bytes >= 2 * kHugePage ? kHugePage : kAlignment;
@@ -34,13 +34,13 @@ void* AllocateBytes(Device device, size_t bytes) {
 
 void FreeBytes(Device device, void* pointer) {
   if (device == Device::kCuda) return cuda::Free(pointer);
-  if (device == Device::kMeta) return;
+  if (IsMeta(device)) return;
   std::free(pointer);
 }
 
 void CopyBytes(void* to, Device to_device, const void* from, Device from_device, size_t bytes) {
   if (bytes == 0) return;
-  if (to_device == Device::kMeta || from_device == Device::kMeta) {
+  if (IsMeta(to_device) || IsMeta(from_device)) {
     EYRIE_CHECK(to_device == from_device, "a meta tensor has no elements");
     return;
   }
@@ -52,7 +52,7 @@ void CopyBytes(void* to, Device to_device, const void* from, Device from_device,
 }
 
 void ZeroBytes(Device device, void* pointer, size_t bytes) {
-  if (bytes == 0 || device == Device::kMeta) return;
+  if (bytes == 0 || IsMeta(device)) return;
   if (device == Device::kCuda) return cuda::Zero(pointer, bytes);
   std::memset(pointer, 0, bytes);
 }
@@ -99,6 +99,8 @@ double SecondsOf(const std::function<void()>&) { Refuse(); }
 void* RecordGraph(const std::function<void()>&) { Refuse(); }
 void LaunchGraph(void*) { Refuse(); }
 void DropGraph(void*) {}
+uint64_t StartRange(const std::string&) { Refuse(); }
+void EndRange(uint64_t) { Refuse(); }
 std::unique_ptr<Region> ReserveRegion() { Refuse(); }
 }  // namespace cuda
 #endif

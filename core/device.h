@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -19,8 +20,8 @@ inline constexpr bool kCudaBuild = true;
 inline constexpr bool kCudaBuild = false;
 #endif
 
-// Zero-filled memory, aligned to 256 bytes; throws where there is not enough. On Device::kMeta, an
-// address without memory.
+// Zero-filled memory, aligned to 256 bytes; throws where there is not enough. On a meta
+// device, an address without memory.
 void* AllocateBytes(Device device, size_t bytes);
 void FreeBytes(Device device, void* pointer);
 // Returns when the result can be used: on a GPU, by what is given to the compute stream next;
@@ -72,6 +73,9 @@ double SecondsOf(const std::function<void()>& body);
 void* RecordGraph(const std::function<void()>& body);
 void LaunchGraph(void* graph);
 void DropGraph(void* graph);
+// A named range on the timeline of a profiler (NVTX), and the end of one.
+uint64_t StartRange(const std::string& name);
+void EndRange(uint64_t range);
 std::unique_ptr<Region> ReserveRegion();
 }  // namespace cuda
 

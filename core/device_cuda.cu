@@ -1,5 +1,6 @@
 // The CUDA side of core/device.h.
 #include <cuda.h>
+#include <nvtx3/nvToolsExt.h>
 
 #include <vector>
 
@@ -150,6 +151,9 @@ void CopyPitched(void* to, size_t to_pitch, const void* from, size_t from_pitch,
 void Zero(void* pointer, size_t bytes) {
   EYRIE_CUDA_CHECK(cudaMemsetAsync(pointer, 0, bytes, ComputeStream()));
 }
+
+uint64_t StartRange(const std::string& name) { return nvtxRangeStartA(name.c_str()); }
+void EndRange(uint64_t range) { nvtxRangeEnd(range); }
 
 void Synchronize() { EYRIE_CUDA_CHECK(cudaDeviceSynchronize()); }
 

@@ -24,14 +24,31 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
   const size_t size = static_cast<size_t>(status.st_size);
   void* start = nullptr;
   if (size > 0) start = mmap(nullptr, size, PROT_READ, MAP_SHARED, file, 0);
-  const int problem = errno;
-  close(file);  // the mapping keeps the file open
-  if (start == MAP_FAILED) ThrowFailure(path, ": cannot map: ", std::strerror(problem));
+  if (start == MAP_FAILED) {
+    const int problem = errno;
+    close(file);
+    ThrowFailure(path, ": cannot map: ", std::strerror(problem));
+  }
+  descriptor_ = file;
   bytes_ = {static_cast<const std::byte*>(start), size};
 }
 
 MappedFile::~MappedFile() {
   if (!bytes_.empty()) munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
+  close(descriptor_);
+}
+
+void MappedFile::Read(size_t begin, std::span<std::byte> to) const {
+  EYRIE_CHECK(begin <= bytes_.size() && to.size() <= bytes_.size() - begin);
+  while (!to.empty()) {
+    const ssize_t count = pread(descriptor_, to.data(), to.size(), static_cast<off_t>(begin));
+    if (count < 0 && errno == EINTR) continue;
+    if (count <= 0) {
+      ThrowFailure(path_, ": cannot read: ", count == 0 ? "the file ends" : std::strerror(errno));
+    }
+    begin += static_cast<size_t>(count);
+    to = to.subspan(static_cast<size_t>(count));
+  }
 }
 
 }  // namespace eyrie

@@ -27,6 +27,9 @@ struct ParamSpec {
   // holds a part of its gradient, and the parts are summed over the tensor axis.
   bool partial_gradient = false;
   bool weight_decay = false;
+  // Kernels read its values in full precision (FullPrecision in core/dtype.h) even where those of
+  // other parameters are rounded: rates of decay and what else is exponentiated over many tokens.
+  bool full_precision = false;
   InitFn init;
 };
 

@@ -20,7 +20,9 @@ struct Precision {
   // Whether the optimiser updates a copy of the parameters, the masters, and not the values.
   constexpr bool has_masters() const { return masters != values; }
 
-  DType values;       // the parameters that products read, on every rank
+  // The parameters that kernels read, on every rank; those declared so (ParamSpec::full_precision)
+  // have FullPrecision(values).
+  DType values;
   DType activations;  // what layers compute and save
   DType gradients;    // of the parameters: what is added to and reduced
   DType masters, moments;

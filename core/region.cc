@@ -47,7 +47,7 @@ class MetaRegion final : public Region {
 }  // namespace
 
 std::unique_ptr<Region> ReserveRegion(Device device) {
-  if (device == Device::kMeta) return std::make_unique<MetaRegion>();
+  if (IsMeta(device)) return std::make_unique<MetaRegion>();
   if (device == Device::kCuda) return cuda::ReserveRegion();
   return std::make_unique<HostRegion>();
 }

@@ -75,6 +75,10 @@ class SafetensorsFile {
   const Entry* Find(const std::string& name) const;
   // A tensor's bytes, which need not be aligned. They live as long as this object.
   std::span<const std::byte> Bytes(const Entry& entry) const;
+  // Copies bytes of a tensor from `begin` on, with MappedFile::Read.
+  void ReadBytes(const Entry& entry, size_t begin, std::span<std::byte> to) const {
+    file_.Read(static_cast<size_t>(entry.offset) + begin, to);
+  }
   // The length and the header.
   std::span<const std::byte> Header() const { return file_.bytes().first(data_start_); }
   int64_t size() const { return static_cast<int64_t>(file_.bytes().size()); }

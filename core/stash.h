@@ -22,6 +22,14 @@ constexpr DType TypeOf(Holds holds, DType activations) {
   return holds == Holds::kActivations ? activations : FullPrecision(activations);
 }
 
+// Which saved activations are dropped after the forward pass and computed once more in backward.
+// The second is selective recomputation, Korthikanti et al., arXiv:2205.05198, section 5.
+enum class Recompute : uint8_t {
+  kNothing,
+  kSelective,  // what a pass over memory gives: norms' and convolutions' outputs, products of gates
+  kBlocks,     // also the outputs of matrix products, attention and recurrences
+};
+
 // Activations a layer saves: `width` numbers a token; or, for what has crossed a time boundary,
 // rows of its own.
 class StashTable {
@@ -33,6 +41,10 @@ class StashTable {
   SlotId Add(std::string name, int64_t width, Holds holds = Holds::kActivations) {
     return Add({std::move(name), width, holds, nullptr});
   }
+  // A slot that elementwise work, a norm or a convolution fills from other slots.
+  SlotId AddCheap(std::string name, int64_t width, Holds holds = Holds::kActivations) {
+    return Add({std::move(name), width, holds, nullptr, /*cheap=*/true});
+  }
   // A slot that outlives recomputation: what came from another rank is not sent twice.
   SlotId AddKept(std::string name, int64_t width, Rows rows, Holds holds = Holds::kActivations) {
     return Add({std::move(name), width, holds, std::move(rows)});
@@ -42,7 +54,13 @@ class StashTable {
     int64_t width;
     Holds holds;
     Rows rows;  // null: one a token, and not kept
+    bool cheap = false;
     bool kept() const { return rows != nullptr; }
+    // Whether recomputation leaves it alone.
+    bool Outlives(Recompute recompute) const {
+      return kept() || recompute == Recompute::kNothing ||
+             (recompute == Recompute::kSelective && !cheap);
+    }
   };
   const std::vector<Slot>& slots() const { return slots_; }
 
@@ -54,8 +72,8 @@ class StashTable {
   std::vector<Slot> slots_;
 };
 
-// The memory of a StashTable for B sequences of T tokens, taken in two parts: kept slots once, the
-// others again for each recomputation.
+// The memory of a StashTable for B sequences of T tokens, taken in two parts: slots that outlive
+// recomputation once, the others again for it.
 class Stash {
  public:
   Stash() = default;
@@ -64,18 +82,18 @@ class Stash {
     tensors_.resize(table.slots().size());
   }
 
-  void TakeKept(Arena& arena) { Take(arena, /*kept=*/true); }
-  void TakeRest(Arena& arena) { Take(arena, /*kept=*/false); }
+  void TakeKept(Arena& arena, Recompute recompute) { Take(arena, recompute, /*kept=*/true); }
+  void TakeRest(Arena& arena, Recompute recompute) { Take(arena, recompute, /*kept=*/false); }
 
   // [B, T, width], or [B, rows, width] for a kept slot.
   const Tensor& operator[](SlotId id) const { return tensors_[static_cast<size_t>(id)]; }
 
  private:
-  void Take(Arena& arena, bool kept) {
+  void Take(Arena& arena, Recompute recompute, bool kept) {
     for (size_t i = 0; i < tensors_.size(); ++i) {
       const StashTable::Slot& slot = table_->slots()[i];
-      if (slot.kept() != kept) continue;
-      const int64_t rows = kept ? slot.rows(tokens_, chunk_) : tokens_;
+      if (slot.Outlives(recompute) != kept) continue;
+      const int64_t rows = slot.kept() ? slot.rows(tokens_, chunk_) : tokens_;
       tensors_[i] = arena.Allocate(TypeOf(slot.holds, dtype_), {batch_, rows, slot.width});
     }
   }

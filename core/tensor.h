@@ -13,10 +13,21 @@
 
 namespace eyrie {
 
-// kMeta is no device: tensors there have a shape and no memory, and whatever is done with them is
-// checked and then does nothing. A whole training step runs on it in no time, which is how a run is
-// measured before it takes any memory (launcher/measure.h). The idea and the name are PyTorch's.
-enum class Device : uint8_t { kCpu, kCuda, kMeta };
+// The meta devices are none: tensors there have a shape and no memory, and whatever is done with
+// them is checked and then does nothing. A whole training step runs there in no time, which is how
+// a run is measured before it takes any memory (launcher/measure.h). kMeta stands for the CPU and
+// kMetaCuda for a GPU: layers and kernels take as much scratch there as on what they stand for. The
+// idea and the name are PyTorch's.
+enum class Device : uint8_t { kCpu, kCuda, kMeta, kMetaCuda };
+
+constexpr bool IsMeta(Device device) {
+  return device == Device::kMeta || device == Device::kMetaCuda;
+}
+// A GPU, or what stands for one.
+constexpr bool IsGpu(Device device) {
+  return device == Device::kCuda || device == Device::kMetaCuda;
+}
+constexpr Device MetaOf(Device device) { return IsGpu(device) ? Device::kMetaCuda : Device::kMeta; }
 
 // Up to five extents, outermost first.
 class Shape {
@@ -72,7 +83,7 @@ struct Tensor {
   template <class T>
   T* data() const {
     if (raw == nullptr) return nullptr;
-    EYRIE_CHECK(device != Device::kMeta, "a meta tensor has no elements");
+    EYRIE_CHECK(!IsMeta(device), "a meta tensor has no elements");
     EYRIE_CHECK(dtype == DTypeOf<T>::value, "tensor holds ", Name(dtype));
     return static_cast<T*>(raw);
   }

@@ -1,10 +1,13 @@
 #include "core/tensor_math.h"
 
 #include "core/device.h"
+#include "core/kernel_times.h"
 #include "core/threads.h"
 
 namespace eyrie {
 namespace {
+
+constexpr const char* kTensorMath = "tensor_math";
 
 // Calls body(T{}) with T the floating-point type of `tensor`.
 template <class Body>
@@ -40,7 +43,8 @@ To As(From value) {
 }  // namespace
 
 void AddRows(const Tensor& from, int64_t from_row, const Tensor& to, int64_t to_row, int64_t rows) {
-  if (rows == 0 || to.device == Device::kMeta) return;
+  if (rows == 0 || IsMeta(to.device)) return;
+  const KernelScope timed(kTensorMath);
   EYRIE_CHECK(from.dtype == to.dtype && from.device == to.device && from.dim(0) == to.dim(0) &&
               from.dim(2) == to.dim(2));
   EYRIE_CHECK(0 <= from_row && from_row + rows <= from.dim(1) && 0 <= to_row &&
@@ -61,7 +65,8 @@ void AddRows(const Tensor& from, int64_t from_row, const Tensor& to, int64_t to_
 void MultiplyAdd(const Tensor& factor, const Tensor& addend, const Tensor& state) {
   EYRIE_CHECK(factor.size() > 0 && state.size() % factor.size() == 0 &&
               addend.size() == state.size());
-  if (state.device == Device::kMeta) return;
+  if (IsMeta(state.device)) return;
+  const KernelScope timed(kTensorMath);
   if constexpr (kCudaBuild) {
     if (state.device == Device::kCuda) return cuda::MultiplyAdd(factor, addend, state);
   }
@@ -79,8 +84,9 @@ void MultiplyAdd(const Tensor& factor, const Tensor& addend, const Tensor& state
 
 void Convert(const Tensor& from, const Tensor& to) {
   EYRIE_CHECK(from.size() == to.size() && from.device == to.device);
-  if (to.device == Device::kMeta) return;
+  if (IsMeta(to.device)) return;
   if (from.dtype == to.dtype) return Copy(from, to);
+  const KernelScope timed(kTensorMath);
   if constexpr (kCudaBuild) {
     if (to.device == Device::kCuda) return cuda::Convert(from, to);
   }

@@ -2,20 +2,20 @@
 // each of some chunks, then the chunks' sums.
 #pragma once
 
-#include <algorithm>
-
 #include "kernels/cuda_math.cuh"
+#include "kernels/cuda_partition.h"
 
 namespace eyrie {
 
 // A block takes rows [chunk * blockIdx.x, ...) of 32 vectors of columns, its warps row by row in
 // turn, and then adds up what its warps have. out [gridDim.x, width] := the sums of the chunks, or,
 // with kAdd and one chunk, out [width] += the sums.
+// Blocks of 8 warps run four at a time on a multiprocessor.
 template <class T, int kWidth, int kWarps, bool kAdd>
-__global__ void __launch_bounds__(32 * kWarps)
+__global__ void __launch_bounds__(32 * kWarps, 32 / kWarps)
     ColumnSumKernel(const T* __restrict__ x, int64_t rows, int64_t chunk, int64_t width,
                     float* __restrict__ out) {
-  constexpr int kColumns = 32 * kWidth, kUnroll = 8;
+  constexpr int kColumns = 32 * kWidth, kUnroll = 4;
   __shared__ float sums[kWarps][kColumns];
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int64_t first_column = int64_t{blockIdx.y} * kColumns;
@@ -62,13 +62,6 @@ inline void AddColumnSums(const char* name, const float* x, int64_t rows, int64_
   constexpr int kWarps = 32;
   Launch(name, ColumnSumKernel<float, 1, kWarps, true>, dim3(1, Pieces(width, 32)), 32 * kWarps, 0,
          x, rows, rows, width, out);
-}
-
-// Rows that the first stage adds up in one block: so many that about 1000 blocks keep the GPU busy,
-// and at least 32.
-inline int64_t ColumnSumChunk(int64_t rows, int64_t width) {
-  const int64_t tiles = Pieces(width, 256);
-  return std::max<int64_t>(32, Pieces(rows, std::max<int64_t>(1, 1024 / tiles)));
 }
 
 }  // namespace eyrie

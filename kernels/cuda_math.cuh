@@ -3,6 +3,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
+#include <cstring>
 #include <initializer_list>
 #include <type_traits>
 
@@ -28,7 +30,16 @@ template <class T, int N>
 struct alignas(N * sizeof(T)) Vector {
   static_assert(N * sizeof(T) <= 16);
   T values[N];
-  __device__ __forceinline__ float operator[](int i) const { return ToFloat(values[i]); }
+  __device__ __forceinline__ float operator[](int i) const {
+    if constexpr (std::is_same_v<T, __nv_bfloat16> && N % 2 == 0) {
+      // The upper half of a float32, out of the word of two: one instruction each.
+      uint32_t pair;
+      memcpy(&pair, values + i / 2 * 2, sizeof(pair));
+      return __uint_as_float(i % 2 == 0 ? pair << 16 : pair & 0xffff0000u);
+    } else {
+      return ToFloat(values[i]);
+    }
+  }
   __device__ __forceinline__ void Set(int i, float x) { values[i] = FromFloat<T>(x); }
   // Elements i, even, and i + 1: one instruction rounds both to bfloat16.
   __device__ __forceinline__ void SetPair(int i, float x, float y) {
@@ -48,9 +59,17 @@ template <int N, class T>
 __device__ __forceinline__ Vector<T, N> LoadVector(const T* from) {
   return *reinterpret_cast<const Vector<T, N>*>(from);
 }
+// As one word: assigned as it is, the compiler may store a vector element by element.
 template <int N, class T>
 __device__ __forceinline__ void StoreVector(T* to, const Vector<T, N>& vector) {
-  *reinterpret_cast<Vector<T, N>*>(to) = vector;
+  constexpr size_t kBytes = N * sizeof(T);
+  using Word = std::conditional_t<
+      kBytes == 16, uint4,
+      std::conditional_t<kBytes == 8, uint2, std::conditional_t<kBytes == 4, uint32_t, uint16_t>>>;
+  static_assert(sizeof(Word) == kBytes);
+  Word word;
+  memcpy(&word, &vector, kBytes);
+  *reinterpret_cast<Word*>(to) = word;
 }
 
 // Calls body(constant) with `condition` as a compile-time constant.

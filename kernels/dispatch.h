@@ -1,9 +1,10 @@
-// Picks a kernel's body: by device, then by element type. An unknown case is an error, never a
-// fallback. Meta tensors need no body: arguments have been checked, and there is nothing to
-// compute.
+// Picks a kernel's body: by device, then by element type, after a KernelScope that names the
+// kernel's folder. An unknown case is an error, never a fallback. Meta tensors need no body:
+// arguments have been checked, and there is nothing to compute.
 #pragma once
 
 #include "core/device.h"
+#include "core/kernel_times.h"
 #include "core/tensor.h"
 
 // Runs `body`, a call of a CUDA body, and returns, where `tensor` lies on a GPU. In a build without
@@ -20,7 +21,7 @@ namespace eyrie {
 // Calls body(T{}) with T the floating-point type of `tensor`, on the CPU.
 template <class Body>
 void DispatchCpu(const char* kernel, const Tensor& tensor, const Body& body) {
-  if (tensor.device == Device::kMeta) return;
+  if (IsMeta(tensor.device)) return;
   if (tensor.device != Device::kCpu) {
     ThrowFailure(kernel, ": this build has no body for the tensor's device");
   }

@@ -72,7 +72,7 @@ class CheckpointBench {
       : config_(config),
         mesh_(mesh),
         directory_(directory),
-        model_(config.model(), mesh.shape().tensor, /*recompute=*/false),
+        model_(config.model(), mesh.shape().tensor),
         params_(model_.params(), mesh, DType::kF32, /*with_gradients=*/false,
                 BucketOptionsOf(config.parallel())),
         writer_(directory, config, mesh, params_) {

@@ -1,9 +1,11 @@
 // `eyrie bench step`: optimiser steps of a configuration, on random tokens without files.
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <map>
 #include <memory>
 
 #include "core/device.h"
+#include "core/kernel_times.h"
 #include "launcher/agree.h"
 #include "launcher/bench.h"
 #include "launcher/bucket_options.h"
@@ -12,6 +14,7 @@
 #include "launcher/job.h"
 #include "launcher/optimizer.h"
 #include "layers/slices.h"
+#include "parallel/communicator_wrapper.h"
 
 namespace eyrie {
 namespace {
@@ -20,8 +23,43 @@ struct StepOptions {
   std::string config;
   std::vector<std::string> settings;
   int steps = 10;
+  bool kernels = false;
   bool json = false;
 };
+
+// Hands out operations that are complete, and counts their time as communication.
+class TimedCommunicator final : public CommunicatorWrapper {
+ public:
+  using CommunicatorWrapper::CommunicatorWrapper;
+
+ private:
+  Event Started(const Operation&, Event event) override {
+    const KernelScope timed("communication");
+    event.Wait();
+    return Event();
+  }
+};
+
+// Entries of several steps, by class of kernel.
+using KernelSums = std::map<std::string, KernelTimes::Entry>;
+
+// The largest class first; "other" is the host's time between kernels, and comes last.
+void ReportKernels(const KernelSums& sums, int steps, const std::string& other, bool json) {
+  std::vector<std::pair<std::string, KernelTimes::Entry>> rows(sums.begin(), sums.end());
+  std::stable_sort(rows.begin(), rows.end(), [&](const auto& a, const auto& b) {
+    return std::pair(b.first == other, a.second.seconds) >
+           std::pair(a.first == other, b.second.seconds);
+  });
+  double seconds = 0;
+  for (const auto& row : rows) seconds += row.second.seconds;
+  BenchReport report("step", {"kernel", "calls", "ms", "share"});
+  report.Set("ms a step", seconds / steps * 1e3);
+  for (const auto& [kind, entry] : rows) {
+    report.AddRow(
+        {kind, entry.calls / steps, entry.seconds / steps * 1e3, entry.seconds / seconds});
+  }
+  report.Print(json);
+}
 
 // FLOPs of one token, forward and backward: 6 for each parameter (the tied table counts once, as
 // the head's product), and 12 for each channel of attention and key that a query sees, on average.
@@ -56,10 +94,13 @@ ExitCode BenchStep(const StepOptions& options, Job& job) {
     config.mutable_train()->set_validation_interval(0);
     ValidateForTraining(config);
   });
-  const Mesh mesh = job.MakeMesh(config);
+  const Mesh untimed = job.MakeMesh(config);
+  const Mesh timed(untimed, [](const char*, Communicator& inner) {
+    return std::make_unique<TimedCommunicator>(inner);
+  });
+  const Mesh& mesh = options.kernels ? timed : untimed;
   const auto& train = config.train();
-  const Model model(config.model(), mesh.shape().tensor,
-                    train.recompute() == config::TrainConfig::BLOCKS);
+  const Model model(config.model(), mesh.shape().tensor, RecomputeOf(train));
   ParamStore params(model.params(), mesh, PrecisionOf(config), /*with_gradients=*/true,
                     BucketOptionsOf(config.parallel()), DeviceOf(config));
   Optimizer optimizer(config.optimizer(), params, mesh);
@@ -77,6 +118,8 @@ ExitCode BenchStep(const StepOptions& options, Job& job) {
   const Tensor loss = device.Zeros(DType::kF64, {2});
 
   std::vector<double> seconds;
+  KernelSums sums;
+  const std::string other = "other";
   for (int step = 0; step <= options.steps; ++step) {
     // Drawn anew, before the clock starts.
     std::vector<Model::Batch> batches;
@@ -89,7 +132,8 @@ ExitCode BenchStep(const StepOptions& options, Job& job) {
                          .loss = loss});
     }
     mesh.world().Barrier();
-    const double taken = device.SecondsOf([&] {
+    const ProfilerRange range(StrCat("step ", step));
+    const auto run_step = [&] {
       params.ZeroGrads();
       for (int64_t round = 0; round < rounds; ++round) {
         slices.ForwardBackward(model, run, batches[static_cast<size_t>(round)],
@@ -97,11 +141,29 @@ ExitCode BenchStep(const StepOptions& options, Job& job) {
       }
       params.ReduceGrads();
       optimizer.Step(step + 1, config.optimizer().learning_rate(), optimizer.GradNorm());
-    });
+    };
+    if (options.kernels) {
+      KernelTimes times(DeviceOf(config));
+      {
+        const KernelScope rest(other.c_str());
+        run_step();
+      }
+      for (const auto& [kind, entry] : times.entries()) {
+        if (step == 0) continue;
+        sums[kind].calls += entry.calls;
+        sums[kind].seconds += entry.seconds;
+      }
+    } else {
+      const double taken = device.SecondsOf(run_step);
+      if (step > 0) seconds.push_back(AllReduceValue(mesh.world(), taken, ReduceOp::kMax));
+    }
     device.Release(mark);
-    if (step > 0) seconds.push_back(AllReduceValue(mesh.world(), taken, ReduceOp::kMax));
   }
   params.GatherDone();
+  if (options.kernels) {
+    if (mesh.is_root()) ReportKernels(sums, options.steps, other, options.json);
+    return ExitCode::kOk;
+  }
 
   const double median = Median(seconds);
   const int64_t parameters = params.table().TotalElements();
@@ -144,6 +206,11 @@ void AddBenchStep(CLI::App& bench, ExitCode& code) {
       ->allow_extra_args(false);
   command->add_option("--steps", options->steps, "timed steps (default: 10)")
       ->check(CLI::PositiveNumber);
+  command->add_flag("--kernels", options->kernels,
+                    "print instead what a step of the root rank spends on each class of kernel: a\n"
+                    "folder of kernels/, gemm, copies, tensor_math (core/tensor_math.h),\n"
+                    "communication, or other, which is the host between them; each has the device\n"
+                    "to itself and is waited for, so that nothing overlaps");
   command->add_flag("--json", options->json, "print one JSON object");
   command->callback(
       [options, &code] { code = RunJob([&](Job& job) { return BenchStep(*options, job); }); });

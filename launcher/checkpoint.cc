@@ -21,6 +21,47 @@ bool HasGroup(const config::Manifest& manifest, const std::string& prefix) {
                      [&](const auto& tensor) { return PrefixOf(tensor) == prefix; });
 }
 
+// The tensors of a checkpoint that belong to a store's parameters.
+class Source {
+ public:
+  Source(const fs::path& checkpoint, const config::Manifest& manifest, const ParamStore& store)
+      : checkpoint_(checkpoint),
+        manifest_(manifest),
+        table_(store.table()),
+        reader_(checkpoint, manifest) {}
+
+  // Throws if a group holds a tensor of no parameter.
+  void RequireNoOthers(const std::string& prefix) const {
+    std::set<std::string> expected;
+    for (const ParamSpec& spec : table_.specs()) expected.insert(prefix + spec.name);
+    for (const auto& stored : manifest_.tensor()) {
+      if (PrefixOf(stored) == prefix && !expected.contains(stored.name())) {
+        ThrowBadInput((checkpoint_ / kManifestName).string(), ": tensor ", stored.name(),
+                      " is not part of the model");
+      }
+    }
+  }
+
+  // `to` := a box of a parameter or of what a group holds for it, rounded to its type: parameters
+  // are stored in full precision, whatever they are computed with.
+  void Read(const std::string& prefix, ParamId param, const Slice& box, const Tensor& to) {
+    const ParamSpec& spec = table_.spec(param);
+    const DType stored = prefix.empty() ? FullPrecision(to.dtype) : to.dtype;
+    const int tensor = reader_.Find(prefix + spec.name, stored, spec.shape);
+    if (to.device == Device::kCpu && to.dtype == stored) return reader_.Read(tensor, box, to.raw);
+    const OwnedTensor host(stored, to.shape), rounded(to.dtype, to.shape);
+    reader_.Read(tensor, box, host.tensor.raw);
+    Convert(host.tensor, rounded.tensor);
+    Copy(rounded.tensor, to);
+  }
+
+ private:
+  const fs::path& checkpoint_;
+  const config::Manifest& manifest_;
+  const ParamTable& table_;
+  ShardReader reader_;
+};
+
 }  // namespace
 
 char* NamedFlat::At(int64_t offset) const {
@@ -39,39 +80,8 @@ void CheckGroups(const ParamStore& store, const std::vector<NamedFlat>& groups) 
 Position LoadCheckpoint(const fs::path& checkpoint, const config::Manifest& manifest,
                         const ParamStore& store, const std::vector<NamedFlat>& groups) {
   CheckGroups(store, groups);
-  ShardReader reader(checkpoint, manifest);
-  std::set<std::string> expected;
-  for (const NamedFlat& group : groups) {
-    for (const ParamSpec& spec : store.table().specs()) expected.insert(group.prefix + spec.name);
-  }
-  for (const auto& stored : manifest.tensor()) {
-    const std::string prefix = PrefixOf(stored);
-    for (const NamedFlat& group : groups) {
-      if (group.prefix == prefix && !expected.contains(stored.name())) {
-        ThrowBadInput((checkpoint / kManifestName).string(), ": tensor ", stored.name(),
-                      " is not part of the model");
-      }
-    }
-  }
-  // Parameters are stored in full precision, whatever they are computed with.
-  const auto stored_type = [](const NamedFlat& group) {
-    return group.prefix.empty() ? FullPrecision(group.flat.dtype) : group.flat.dtype;
-  };
-  const auto find = [&](const NamedFlat& group, ParamId param) {
-    const ParamSpec& spec = store.table().spec(param);
-    return reader.Find(group.prefix + spec.name, stored_type(group), spec.shape);
-  };
-  const auto read = [&](int tensor, const Slice& box, const NamedFlat& group, int64_t offset) {
-    const int64_t size = box.extent.size();
-    const Tensor to = group.flat.Rows(offset, offset + size);
-    if (to.device == Device::kCpu && to.dtype == stored_type(group)) {
-      return reader.Read(tensor, box, to.raw);
-    }
-    const OwnedTensor host(stored_type(group), {size}), rounded(to.dtype, {size});
-    reader.Read(tensor, box, host.tensor.raw);
-    Convert(host.tensor, rounded.tensor);
-    Copy(rounded.tensor, to);
-  };
+  Source source(checkpoint, manifest, store);
+  for (const NamedFlat& group : groups) source.RequireNoOthers(group.prefix);
   for (const NamedFlat& group : groups) {
     if (manifest.step() == 0 && !group.prefix.empty() && !HasGroup(manifest, group.prefix)) {
       FillZero(group.flat);
@@ -79,21 +89,31 @@ Position LoadCheckpoint(const fs::path& checkpoint, const config::Manifest& mani
     }
     if (group.owned && store.plan().sharded()) {
       for (const BucketPlan::Part& part : store.owned()) {
-        const int tensor = find(group, part.param);
         int64_t offset = part.owned;
         for (const Slice& box :
              BoxesOf(store.slice(part.param), part.range.begin, part.range.end)) {
-          read(tensor, box, group, offset);
-          offset += box.extent.size();
+          const int64_t end = offset + box.extent.size();
+          source.Read(group.prefix, part.param, box, group.flat.Rows(offset, end));
+          offset = end;
         }
       }
       continue;
     }
     for (ParamId param = 0; param < static_cast<ParamId>(store.table().specs().size()); ++param) {
-      read(find(group, param), store.slice(param), group, store.offset(param));
+      const int64_t begin = store.offset(param), end = begin + store.slice(param).extent.size();
+      source.Read(group.prefix, param, store.slice(param), group.flat.Rows(begin, end));
     }
   }
   return {manifest.step(), manifest.samples(), manifest.tokens()};
+}
+
+void LoadParameters(const fs::path& checkpoint, const config::Manifest& manifest,
+                    const ParamStore& store) {
+  Source source(checkpoint, manifest, store);
+  source.RequireNoOthers("");
+  for (ParamId param = 0; param < static_cast<ParamId>(store.table().specs().size()); ++param) {
+    source.Read("", param, store.slice(param), store.value(param));
+  }
 }
 
 CheckpointSize VerifyCheckpoint(const fs::path& checkpoint) {

@@ -28,7 +28,7 @@ struct Position {
 
 // A flat buffer laid out like the ParamStore, or like what this rank owns of it (with ZeRO a
 // share). Its tensors are stored under the parameters' names with `prefix` before them:
-// {"", store.flat_values()}, {"adamw.m/", m, true}, {"adamw.v/", v, true}. On any device.
+// {"", store.masters(), true}, {"adamw.m/", m, true}, {"adamw.v/", v, true}. On any device.
 struct NamedFlat {
   std::string prefix;
   Tensor flat;
@@ -41,12 +41,15 @@ struct NamedFlat {
 // Throws unless `groups` are laid out as they say.
 void CheckGroups(const ParamStore& store, const std::vector<NamedFlat>& groups);
 
-// Fills `groups` of a store of any layout; inference passes the group "" alone. Reads and checks
-// only what this rank needs. Moments that a checkpoint of step 0 does not hold start from zero.
-// Call inside Collectively. Throws kBadInput naming the file that is missing or damaged, or the
-// tensor that does not fit the store.
+// Fills `groups` of a store of any layout. Reads and checks only what this rank needs. Moments that
+// a checkpoint of step 0 does not hold start from zero. Call inside Collectively. Throws kBadInput
+// naming the file that is missing or damaged, or the tensor that does not fit the store.
 Position LoadCheckpoint(const std::filesystem::path& checkpoint, const config::Manifest& manifest,
                         const ParamStore& store, const std::vector<NamedFlat>& groups);
+
+// The same of the parameters alone, into the store's values: for inference.
+void LoadParameters(const std::filesystem::path& checkpoint, const config::Manifest& manifest,
+                    const ParamStore& store);
 
 // "step-00000100"
 std::string CheckpointName(int64_t step);

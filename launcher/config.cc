@@ -201,9 +201,10 @@ void ApplySettings(const std::vector<std::string>& settings, config::Config& con
   }
 }
 
-void Resolve(config::Config& config, int ranks) {
-  WriteDefaults(config);
-  ConfigErrors errors;
+namespace {
+
+// What both ways to resolve share, after defaults are written out.
+void Complete(config::Config& config, int ranks, ConfigErrors& errors) {
   auto& parallel = *config.mutable_parallel();
   errors.RequirePositive("parallel.tensor", parallel.tensor());
   errors.RequirePositive("parallel.sequence", parallel.sequence());
@@ -220,11 +221,26 @@ void Resolve(config::Config& config, int ranks) {
                  ranks == 1 ? " rank" : " ranks");
     }
   }
-  ValidateDevice(config, errors);
   if (config.run().threads() < 0) errors.Add("run.threads must not be negative");
   ValidateModel(config.model(), parallel.tensor(), errors);
   errors.RequirePositive("run.timeout_seconds", config.run().timeout_seconds());
   ThrowIfAny(errors);
+}
+
+}  // namespace
+
+void Resolve(config::Config& config, int ranks) {
+  WriteDefaults(config);
+  ConfigErrors errors;
+  ValidateDevice(config, errors);
+  Complete(config, ranks, errors);
+}
+
+void Resolve(config::Config& config, int ranks, Device device) {
+  WriteDefaults(config);
+  ConfigErrors errors;
+  ValidatePrecision(config, device, errors);
+  Complete(config, ranks, errors);
 }
 
 void ValidateStep(const config::Config& config, ConfigErrors& errors) {
@@ -308,6 +324,15 @@ void ThrowIfAny(const ConfigErrors& errors) {
     line += (line.empty() ? "" : "; ") + message;
   }
   throw Error(ExitCode::kBadInput, line);
+}
+
+Recompute RecomputeOf(const config::TrainConfig& train) {
+  switch (train.recompute()) {
+    case config::TrainConfig::NOTHING: return Recompute::kNothing;
+    case config::TrainConfig::SELECTIVE: return Recompute::kSelective;
+    case config::TrainConfig::BLOCKS: return Recompute::kBlocks;
+  }
+  ThrowFailure("unknown train.recompute");
 }
 
 MeshShape MeshShapeOf(const config::ParallelConfig& parallel) {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "configs/schema/config.pb.h"
+#include "core/stash.h"
 #include "layers/registry.h"
 #include "parallel/mesh.h"
 
@@ -24,6 +25,8 @@ void ApplySettings(const std::vector<std::string>& settings, config::Config& con
 // parallel.data. Throws kBadInput, in one line, with everything that is wrong with the model and
 // the layout.
 void Resolve(config::Config& config, int ranks);
+// The same for a job elsewhere, on `device`.
+void Resolve(config::Config& config, int ranks, Device device);
 // Likewise for the fields that only training needs. Call after Resolve.
 void ValidateForTraining(const config::Config& config);
 
@@ -39,6 +42,7 @@ int64_t Rounds(const config::Config& config);
 // Throws kBadInput with all of them in one line, if there are any.
 void ThrowIfAny(const ConfigErrors& errors);
 
+Recompute RecomputeOf(const config::TrainConfig& train);
 MeshShape MeshShapeOf(const config::ParallelConfig& parallel);
 
 // Throws kBadInput naming the first field in which the models differ; `checkpoint` is where `saved`

@@ -17,15 +17,29 @@ Device DeviceOf(const config::Config& config) {
   return cuda::DeviceCount() > 0 ? Device::kCuda : Device::kCpu;
 }
 
-Precision PrecisionOf(const config::Config& config) {
+Precision PrecisionOf(const config::Config& config, Device device) {
   const auto wanted = config.train().precision();
   const bool mixed = wanted == config::TrainConfig::MIXED ||
-                     (wanted == config::TrainConfig::AUTO && DeviceOf(config) == Device::kCuda);
+                     (wanted == config::TrainConfig::AUTO && device == Device::kCuda);
   Precision precision = mixed ? Precision::Mixed() : Precision(DType::kF32);
   if (config.optimizer().moments() == config::OptimizerConfig::BFLOAT16) {
     precision.moments = DType::kBF16;
   }
   return precision;
+}
+
+Precision PrecisionOf(const config::Config& config) {
+  return PrecisionOf(config, DeviceOf(config));
+}
+
+void ValidatePrecision(const config::Config& config, Device device, ConfigErrors& errors) {
+  if (device != Device::kCpu) return;
+  if (config.train().precision() == config::TrainConfig::MIXED) {
+    errors.Add("train.precision: the CPU backend computes in FLOAT32 alone");
+  }
+  if (config.optimizer().moments() != config::OptimizerConfig::FLOAT32) {
+    errors.Add("optimizer.moments: the CPU backend keeps them in FLOAT32 alone");
+  }
 }
 
 void ValidateDevice(const config::Config& config, ConfigErrors& errors) {
@@ -36,14 +50,7 @@ void ValidateDevice(const config::Config& config, ConfigErrors& errors) {
       errors.Add("run.device: this machine has no GPU that CUDA can use");
     }
   }
-  if (config.train().precision() == config::TrainConfig::MIXED &&
-      DeviceOf(config) == Device::kCpu) {
-    errors.Add("train.precision: the CPU backend computes in FLOAT32 alone");
-  }
-  if (config.optimizer().moments() != config::OptimizerConfig::FLOAT32 &&
-      DeviceOf(config) == Device::kCpu) {
-    errors.Add("optimizer.moments: the CPU backend keeps them in FLOAT32 alone");
-  }
+  ValidatePrecision(config, DeviceOf(config), errors);
 }
 
 std::unique_ptr<Communicator> UseDevice(const config::Config& config,

@@ -13,9 +13,12 @@ namespace eyrie {
 
 // run.device; `auto` is a GPU where this build and this machine have one.
 Device DeviceOf(const config::Config& config);
-// train.precision; `AUTO` is MIXED on a GPU and FLOAT32 on the CPU.
+// train.precision and optimizer.moments, of a run on `device` or on DeviceOf(config); `AUTO` is
+// MIXED on a GPU and FLOAT32 on the CPU.
+Precision PrecisionOf(const config::Config& config, Device device);
 Precision PrecisionOf(const config::Config& config);
-// What is wrong with both on this machine.
+// What is wrong with the types on `device`; and with the device, and the types, on this machine.
+void ValidatePrecision(const config::Config& config, Device device, ConfigErrors& errors);
 void ValidateDevice(const config::Config& config, ConfigErrors& errors);
 
 // Makes this rank's GPU, if the run computes on GPUs, the one of its number on the node, and gives

@@ -27,8 +27,8 @@ config::Hardware LoadHardware(const std::string& file) {
   return hardware;
 }
 
-Precision PrecisionOf(config::Hardware::Device device) {
-  return device == config::Hardware::GPU ? Precision::Mixed() : Precision(DType::kF32);
+Device DeviceOf(const config::Hardware& hardware) {
+  return hardware.device() == config::Hardware::GPU ? Device::kCuda : Device::kCpu;
 }
 
 }  // namespace eyrie

@@ -4,7 +4,7 @@
 #include <string>
 
 #include "configs/schema/hardware.pb.h"
-#include "core/precision.h"
+#include "core/tensor.h"
 
 namespace eyrie {
 
@@ -12,7 +12,7 @@ namespace eyrie {
 // the field.
 config::Hardware LoadHardware(const std::string& file);
 
-// The element types of a training run on such a device.
-Precision PrecisionOf(config::Hardware::Device device);
+// What a run on it computes on.
+Device DeviceOf(const config::Hardware& hardware);
 
 }  // namespace eyrie

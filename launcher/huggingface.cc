@@ -191,7 +191,7 @@ HuggingFaceSummary ImportHuggingFace(const fs::path& folder, const fs::path& out
   }
   Resolve(config, 1);
 
-  const Model model(config.model(), /*tensor_size=*/1, /*recompute=*/false);
+  const Model model(config.model(), /*tensor_size=*/1);
   const ParamTable& table = model.params();
   HuggingFaceTensors tensors(folder);
   CheckTensors(family, table, tensors);
@@ -240,7 +240,7 @@ HuggingFaceSummary ExportHuggingFace(const fs::path& checkpoint, const fs::path&
   config.clear_run();
   Resolve(config, 1);
   const HuggingFaceFamily& family = FamilyFor(config.model(), source);
-  const Model model(config.model(), /*tensor_size=*/1, /*recompute=*/false);
+  const Model model(config.model(), /*tensor_size=*/1);
 
   nlohmann::ordered_json description = family.write(config.model());
   description["torch_dtype"] = options.dtype == DType::kF32 ? "float32" : "bfloat16";

@@ -55,9 +55,7 @@ Inference::Inference(const InferenceOptions& options, Layout layout, Job& job) {
     RequireSameModel(manifest.config().model(), config_.model(), checkpoint.string());
   });
   Build(job);
-  Collectively(job.world(), [&] {
-    LoadCheckpoint(checkpoint, manifest, *params_, {{"", params_->flat_values()}});
-  });
+  Collectively(job.world(), [&] { LoadParameters(checkpoint, manifest, *params_); });
 }
 
 Inference::Inference(const config::Config& config, Job& job) : config_(config) {
@@ -72,7 +70,7 @@ Inference::Inference(const config::Config& config, Job& job) : config_(config) {
 
 void Inference::Build(Job& job) {
   mesh_ = std::make_unique<Mesh>(job.MakeMesh(config_));
-  model_ = std::make_unique<Model>(config_.model(), mesh_->shape().tensor, /*recompute=*/false);
+  model_ = std::make_unique<Model>(config_.model(), mesh_->shape().tensor);
   Collectively(job.world(), [&] {
     params_ =
         std::make_unique<ParamStore>(model_->params(), *mesh_, PrecisionOf(config_),

@@ -1,5 +1,6 @@
 #include "launcher/measure.h"
 
+#include "core/blas.h"
 #include "launcher/batches.h"
 #include "launcher/bucket_options.h"
 #include "launcher/config.h"
@@ -9,24 +10,25 @@
 
 namespace eyrie {
 
-StepMeasure MeasureStep(const config::Config& config, const Precision& precision, int rank) {
+StepMeasure MeasureStep(const config::Config& config, const Precision& precision, Device device,
+                        int rank) {
+  const Device meta = MetaOf(device);
   const auto& train = config.train();
   const MeshShape shape = MeshShapeOf(config.parallel());
   MeshTraffic sent;
   const Mesh mesh(shape, CountingGroups(AbsentGroups(shape, rank), sent));
-  const Model model(config.model(), shape.tensor, train.recompute() == config::TrainConfig::BLOCKS);
+  const Model model(config.model(), shape.tensor, RecomputeOf(train));
   ParamStore params(model.params(), mesh, precision, /*with_gradients=*/true,
-                    BucketOptionsOf(config.parallel()), Device::kMeta);
+                    BucketOptionsOf(config.parallel()), meta);
   Optimizer optimizer(config.optimizer(), params, mesh);
-  Arena arena(Device::kMeta);
+  Arena arena(meta);
   Run run{mesh, params, arena};
-  Slices slices(mesh, train.batch_slices(), Device::kMeta, nullptr);
+  Slices slices(mesh, train.batch_slices(), meta, nullptr);
 
   const int64_t micro = train.micro_batch_size();
-  const OwnedTensor integers(DType::kI32, {micro, train.sequence_length() / shape.sequence},
-                             Device::kMeta);
+  const OwnedTensor integers(DType::kI32, {micro, train.sequence_length() / shape.sequence}, meta);
   run.positions = integers.tensor;
-  const OwnedTensor loss(DType::kF64, {2}, Device::kMeta);
+  const OwnedTensor loss(DType::kF64, {2}, meta);
   const Model::Batch batch{
       .tokens = integers.tensor, .labels = integers.tensor, .loss = loss.tensor};
   const auto microbatch = [&](bool completes_step) {
@@ -64,9 +66,10 @@ StepMeasure MeasureStep(const config::Config& config, const Precision& precision
                     .masters = bytes(params.master_bytes()),
                     .moments = bytes(optimizer.moment_bytes()),
                     .activations = bytes(arena.peak_bytes() + slices.peak_bytes()),
-                    .buffers = bytes(BatchReader::BufferBytes(micro, train.sequence_length(),
+                    .buffers = bytes(optimizer.workspace_bytes() + GemmWorkspaceBytes(device)) +
+                               bytes(BatchReader::BufferBytes(micro, train.sequence_length(),
                                                               shape.sequence, labels)) *
-                               (train.validation_interval() > 0 ? 2 : 1)};
+                                   (train.validation_interval() > 0 ? 2 : 1)};
   return measure;
 }
 

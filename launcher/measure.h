@@ -1,4 +1,4 @@
-// What a training step takes, found by running it on Device::kMeta: the trainer's own calls, on
+// What a training step takes, found by running it on a meta device: the trainer's own calls, on
 // tensors without memory, among ranks that are not there. So whatever a layer saves, takes as
 // scratch or sends is counted, and no layer has to declare it for the purpose.
 #pragma once
@@ -16,7 +16,7 @@ struct MemoryUse {
   int64_t masters = 0;      // where the optimiser updates copies of the parameters
   int64_t moments = 0;      // of AdamW
   int64_t activations = 0;  // the arena at its fullest: what is saved, states, scratch
-  int64_t buffers = 0;      // tokens, labels and positions, as they are read
+  int64_t buffers = 0;      // batches as they are read; scratch of the optimiser and of cuBLASLt
 
   int64_t total() const {
     return parameters + gradients + masters + moments + activations + buffers;
@@ -28,8 +28,9 @@ struct StepMeasure {
   MeshTraffic traffic;  // what the rank sends in a step
 };
 
-// Of rank `rank`. `config` is resolved and its layout valid; takes no memory that grows with the
-// model.
-StepMeasure MeasureStep(const config::Config& config, const Precision& precision, int rank);
+// Of rank `rank` on `device`, which need not be there. `config` is resolved and its layout valid;
+// takes no memory that grows with the model.
+StepMeasure MeasureStep(const config::Config& config, const Precision& precision, Device device,
+                        int rank);
 
 }  // namespace eyrie

@@ -34,7 +34,7 @@ double Optimizer::GradNorm() {
     SumOfSquares(params_.owned_grad(part), squares_.tensor, workspace_.tensor);
   }
   double sum = 0.0;  // where nothing is computed there is nothing to read
-  if (params_.device() != Device::kMeta) {
+  if (!IsMeta(params_.device())) {
     Copy(squares_.tensor, Tensor{&sum, DType::kF64, Device::kCpu, {1}});
   }
   // Owned parts differ from replica to replica with ZeRO, and are all there is without.

@@ -23,6 +23,7 @@ class Optimizer {
   Tensor v() const { return v_.At(0, dtype_, {params_.plan().owned_elements()}); }
 
   size_t moment_bytes() const { return m_.bytes() + v_.bytes(); }
+  size_t workspace_bytes() const { return squares_.buffer.bytes() + workspace_.buffer.bytes(); }
 
  private:
   Tensor At(const Buffer& moment, const BucketPlan::Part& part) const;

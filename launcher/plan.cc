@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "launcher/config.h"
+#include "launcher/device.h"
 #include "launcher/hardware.h"
 #include "layers/model.h"
 
@@ -40,7 +41,7 @@ struct MatrixElements {
 
 void CountWork(const config::Config& config, const Precision& precision, Plan& plan) {
   const auto& train = config.train();
-  const Model model(config.model(), plan.shape.tensor, false);
+  const Model model(config.model(), plan.shape.tensor);
   const MatrixElements elements(model.params(), plan.shape.tensor);
   plan.parameters = model.params().TotalElements();
   plan.local_parameters = elements.local;
@@ -54,17 +55,24 @@ void CountWork(const config::Config& config, const Precision& precision, Plan& p
   const double head = 2.0 * tokens * static_cast<double>(elements.head);
   const double forward = 2.0 * tokens * static_cast<double>(elements.matrices) +
                          sequences * model.ExtraFlops(before, share);
-  const bool recomputes = train.recompute() == config::TrainConfig::BLOCKS;
+  const bool recomputes = RecomputeOf(train) == Recompute::kBlocks;
   const int64_t chunk = train.chunk_length() == 0 ? share : std::min(train.chunk_length(), share);
   const double advanced = 1.0 - static_cast<double>(chunk) / static_cast<double>(share);
   plan.model_flops = 3.0 * forward;
   plan.flops = plan.model_flops + ((recomputes ? 1.0 : 0.0) + advanced) * (forward - head);
 
   // Elementwise kernels move what is saved: forward writes it and reads it, backward reads it, and
-  // writes and reads as large a gradient; a second forward pass repeats the first.
-  const double saved = static_cast<double>(plan.microbatches * plan.activations_kept) *
-                       static_cast<double>(share) / static_cast<double>(chunk);
-  const double passes = 5.0 + (recomputes ? 2.0 : 0.0) + 2.0 * advanced;
+  // writes and reads as large a gradient; a second forward pass repeats the first, a selective one
+  // reads and writes again what is not kept.
+  const double pieces = static_cast<double>(plan.microbatches) * static_cast<double>(share) /
+                        static_cast<double>(chunk);
+  const auto saved = [&](int64_t bytes) { return pieces * static_cast<double>(bytes); };
+  const double all = saved(plan.activations_nothing);
+  double moved = (5.0 + 2.0 * advanced) * all;
+  if (recomputes) moved += 2.0 * all;
+  if (RecomputeOf(train) == Recompute::kSelective) {
+    moved += 2.0 * (all - saved(plan.activations_selective));
+  }
   // The optimiser reads the sum of gradients twice (for its norm), reads and writes masters and
   // moments, and writes the values; gradients are zeroed.
   const MemoryUse& memory = plan.memory;
@@ -74,10 +82,11 @@ void CountWork(const config::Config& config, const Precision& precision, Plan& p
   const auto per_owner = [&](DType dtype) {
     return static_cast<double>(elements.local) * static_cast<double>(SizeOf(dtype)) / owners;
   };
-  const double update = 2.0 * per_owner(precision.gradients) + 2.0 * per_owner(precision.masters) +
-                        2.0 * static_cast<double>(memory.moments) +
-                        (precision.has_masters() ? per_owner(precision.values) : 0.0);
-  plan.memory_traffic = passes * saved + update + static_cast<double>(memory.gradients);
+  const double update =
+      2.0 * per_owner(precision.gradients) + 2.0 * per_owner(precision.masters) +
+      2.0 * static_cast<double>(memory.moments) +
+      (precision.has_masters() ? static_cast<double>(memory.parameters) / owners : 0.0);
+  plan.memory_traffic = moved + update + static_cast<double>(memory.gradients);
 }
 
 void PredictTime(const config::Hardware& hardware, Plan& plan) {
@@ -108,7 +117,8 @@ void PredictTime(const config::Hardware& hardware, Plan& plan) {
 }  // namespace
 
 Plan MakePlan(const config::Config& config, const config::Hardware& hardware) {
-  const Precision precision = PrecisionOf(hardware.device());
+  const Device device = DeviceOf(hardware);
+  const Precision precision = PrecisionOf(config, device);
   Plan plan;
   plan.shape = MeshShapeOf(config.parallel());
   plan.microbatches = Rounds(config);
@@ -116,7 +126,7 @@ Plan MakePlan(const config::Config& config, const config::Hardware& hardware) {
   // Ranks differ in how much they get from those of earlier chunks.
   for (int chunk = 0; chunk < plan.shape.sequence; ++chunk) {
     const int rank = chunk * plan.shape.tensor;
-    const StepMeasure measure = MeasureStep(config, precision, rank);
+    const StepMeasure measure = MeasureStep(config, precision, device, rank);
     if (measure.memory.total() <= plan.memory.total()) continue;
     plan.rank = rank;
     plan.memory = measure.memory;
@@ -125,10 +135,11 @@ Plan MakePlan(const config::Config& config, const config::Hardware& hardware) {
   const auto activations = [&](config::TrainConfig::Recompute recompute) {
     config::Config other = config;
     other.mutable_train()->set_recompute(recompute);
-    return MeasureStep(other, precision, plan.rank).memory.activations;
+    return MeasureStep(other, precision, device, plan.rank).memory.activations;
   };
-  plan.activations_kept = activations(config::TrainConfig::NOTHING);
-  plan.activations_recomputed = activations(config::TrainConfig::BLOCKS);
+  plan.activations_nothing = activations(config::TrainConfig::NOTHING);
+  plan.activations_selective = activations(config::TrainConfig::SELECTIVE);
+  plan.activations_blocks = activations(config::TrainConfig::BLOCKS);
   CountWork(config, precision, plan);
   PredictTime(hardware, plan);
   return plan;

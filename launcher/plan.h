@@ -31,8 +31,8 @@ struct Plan {
 
   int rank = 0;  // the one that needs the most memory
   MemoryUse memory;
-  // Of `memory`, the other way round: activations with and without recomputation.
-  int64_t activations_kept = 0, activations_recomputed = 0;
+  // Activations under each train.recompute.
+  int64_t activations_nothing = 0, activations_selective = 0, activations_blocks = 0;
   MeshTraffic traffic;  // a step of that rank
 
   // Of one rank in a step: what the model needs, and with what is computed twice.

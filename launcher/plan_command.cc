@@ -8,6 +8,7 @@
 
 #include "launcher/commands.h"
 #include "launcher/config.h"
+#include "launcher/device.h"
 #include "launcher/hardware.h"
 #include "launcher/plan.h"
 
@@ -48,7 +49,7 @@ config::Config LoadForPlan(const PlanOptions& options, const config::Hardware& h
   }
   if (ranks > std::numeric_limits<int>::max())
     ThrowBadInput("parallel: ", ranks, " are too many ranks");
-  Resolve(config, static_cast<int>(ranks));
+  Resolve(config, static_cast<int>(ranks), DeviceOf(hardware));
   ConfigErrors errors;
   ValidateStep(config, errors);
   ThrowIfAny(errors);
@@ -80,7 +81,9 @@ ordered_json ToJson(const Plan& plan, const config::Hardware& hardware) {
             {"buffers", memory.buffers},
             {"total", memory.total()}}},
           {"activations",
-           {{"NOTHING", plan.activations_kept}, {"BLOCKS", plan.activations_recomputed}}},
+           {{"NOTHING", plan.activations_nothing},
+            {"SELECTIVE", plan.activations_selective},
+            {"BLOCKS", plan.activations_blocks}}},
           {"sent",
            {{"tensor", traffic(plan.traffic.tensor)},
             {"sequence", traffic(plan.traffic.sequence)},
@@ -140,7 +143,7 @@ std::string Seconds(double seconds) {
 
 void Print(const Plan& plan, const config::Config& config, const config::Hardware& hardware) {
   const auto& train = config.train();
-  const Precision precision = PrecisionOf(hardware.device());
+  const Precision precision = PrecisionOf(config, DeviceOf(hardware));
   const auto row = [](const char* name, const std::string& value, const std::string& remark) {
     std::printf("  %-16s%14s%s%s\n", name, value.c_str(), remark.empty() ? "" : "  ",
                 remark.c_str());
@@ -158,7 +161,15 @@ void Print(const Plan& plan, const config::Config& config, const config::Hardwar
               Grouped(train.sequence_length() / plan.shape.sequence).c_str());
   std::printf("hardware  %s\n", hardware.name().c_str());
 
-  const bool recomputes = train.recompute() == config::TrainConfig::BLOCKS;
+  std::string others;
+  for (const auto& [mode, taken] :
+       {std::pair{config::TrainConfig::NOTHING, plan.activations_nothing},
+        {config::TrainConfig::SELECTIVE, plan.activations_selective},
+        {config::TrainConfig::BLOCKS, plan.activations_blocks}}) {
+    if (mode == train.recompute()) continue;
+    others += StrCat(others.empty() ? "; " : ", ", config::TrainConfig::Recompute_Name(mode),
+                     others.empty() ? " would take " : " ", bytes(taken));
+  }
   const auto type = [](DType dtype) { return std::string(Name(dtype)); };
   std::printf("\nmemory of rank %d%s\n", plan.rank,
               plan.shape.sequence > 1 ? ", which needs the most" : "");
@@ -168,9 +179,8 @@ void Print(const Plan& plan, const config::Config& config, const config::Hardwar
       precision.has_masters() ? type(precision.masters) : "the parameters are their own");
   row("moments", bytes(plan.memory.moments), type(precision.moments));
   row("activations", bytes(plan.memory.activations),
-      StrCat(Name(precision.activations), ", train.recompute: ", recomputes ? "BLOCKS" : "NOTHING",
-             "; ", recomputes ? "NOTHING" : "BLOCKS", " would take ",
-             bytes(recomputes ? plan.activations_kept : plan.activations_recomputed)));
+      StrCat(Name(precision.activations), ", train.recompute: ",
+             config::TrainConfig::Recompute_Name(train.recompute()), others));
   row("buffers", bytes(plan.memory.buffers), "");
   const bool fits = static_cast<double>(plan.memory.total()) <= hardware.memory_bytes();
   row("total", bytes(plan.memory.total()),

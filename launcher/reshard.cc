@@ -51,7 +51,7 @@ void ReshardCheckpoint(const fs::path& checkpoint, const fs::path& output,
   *job.mutable_parallel() = layout;
   job.clear_run();
   Resolve(job, static_cast<int>(ranks));
-  const Model model(job.model(), layout.tensor(), /*recompute=*/false);
+  const Model model(job.model(), layout.tensor());
   ReshardCheckpoint(checkpoint, output, job.parallel(), model.params());
 }
 

@@ -101,7 +101,11 @@ void ShardReader::Read(int tensor, const Slice& box, void* target) {
   const auto& stored = manifest_.tensor(tensor);
   for (int piece = 0; piece < stored.piece_size(); ++piece) {
     const Slice slice = SliceOf(stored.piece(piece));
-    if (const auto part = Intersect(slice, box)) {
+    const auto part = Intersect(slice, box);
+    if (!part) continue;
+    if (slice.offset == box.offset && slice.extent == box.extent) {
+      ReadPiece(tensor, piece, static_cast<std::byte*>(target));
+    } else {
       CopyPart(*part, slice, Piece(tensor, piece), box, target, SizeOf(DTypeOfStored(stored)));
     }
   }
@@ -140,9 +144,7 @@ const SafetensorsFile& ShardReader::Open(int file) {
   return *open;
 }
 
-const std::byte* ShardReader::Piece(int tensor, int piece) {
-  const std::byte*& checked = checked_[{tensor, piece}];
-  if (checked != nullptr) return checked;
+const SafetensorsFile::Entry& ShardReader::EntryOf(int tensor, int piece) {
   const auto& stored = manifest_.tensor(tensor);
   const auto& part = stored.piece(piece);
   const SafetensorsFile& shard = Open(part.file());
@@ -154,11 +156,39 @@ const std::byte* ShardReader::Piece(int tensor, int piece) {
     ThrowBadInput(shard.path(), ": tensor ", key, " is not the ", stored.dtype(), " ",
                   ShapeText(part.shape()), " of the manifest");
   }
-  const auto bytes = shard.Bytes(*entry);
-  if (Checksum(bytes.data(), bytes.size()) != part.xxh3()) {
-    ThrowBadInput(shard.path(), ": damaged: tensor ", key, " does not match its checksum");
+  return *entry;
+}
+
+void ShardReader::CheckPiece(int tensor, int piece, uint64_t checksum) const {
+  const auto& stored = manifest_.tensor(tensor);
+  const auto& part = stored.piece(piece);
+  if (checksum != part.xxh3()) {
+    ThrowBadInput(PathOf(part.file()), ": damaged: tensor ", KeyOf(stored, part),
+                  " does not match its checksum");
   }
+}
+
+const std::byte* ShardReader::Piece(int tensor, int piece) {
+  const std::byte*& checked = checked_[{tensor, piece}];
+  if (checked != nullptr) return checked;
+  const SafetensorsFile::Entry& entry = EntryOf(tensor, piece);
+  const auto bytes = Open(manifest_.tensor(tensor).piece(piece).file()).Bytes(entry);
+  CheckPiece(tensor, piece, Checksum(bytes.data(), bytes.size()));
   return checked = bytes.data();
+}
+
+void ShardReader::ReadPiece(int tensor, int piece, std::byte* target) {
+  // Few enough bytes to be still in a cache for their checksum.
+  constexpr size_t kAtOnce = size_t{1} << 20;
+  const SafetensorsFile::Entry& entry = EntryOf(tensor, piece);
+  const SafetensorsFile& shard = Open(manifest_.tensor(tensor).piece(piece).file());
+  RunningChecksum checksum;
+  for (size_t begin = 0; begin < entry.bytes; begin += kAtOnce) {
+    const std::span<std::byte> to(target + begin, std::min(kAtOnce, entry.bytes - begin));
+    shard.ReadBytes(entry, begin, to);
+    checksum.Add(to.data(), to.size());
+  }
+  CheckPiece(tensor, piece, checksum.value());
 }
 
 std::string ShardReader::PathOf(int file) const {

@@ -79,8 +79,13 @@ class ShardReader {
 
  private:
   const SafetensorsFile& Open(int file);
+  // Where a piece lies in its file.
+  const SafetensorsFile::Entry& EntryOf(int tensor, int piece);
   // The bytes of a piece, checked.
   const std::byte* Piece(int tensor, int piece);
+  // Copies a whole piece, checked on the way.
+  void ReadPiece(int tensor, int piece, std::byte* target);
+  void CheckPiece(int tensor, int piece, uint64_t checksum) const;
   std::string PathOf(int file) const;
 
   std::filesystem::path checkpoint_;

@@ -10,6 +10,7 @@
 #include <fstream>
 #include <optional>
 
+#include "core/blas.h"
 #include "launcher/agree.h"
 #include "launcher/bucket_options.h"
 #include "launcher/config.h"
@@ -38,8 +39,7 @@ Trainer::Trainer(const config::Config& config, const Mesh& mesh, TraceFile* trac
     : config_(config),
       mesh_(mesh),
       directory_(config.run().directory()),
-      model_(config.model(), mesh.shape().tensor,
-             config.train().recompute() == config::TrainConfig::BLOCKS),
+      model_(config.model(), mesh.shape().tensor, RecomputeOf(config.train())),
       params_(model_.params(), mesh, PrecisionOf(config), /*with_gradients=*/true,
               BucketOptionsOf(config.parallel()), DeviceOf(config)),
       optimizer_(config.optimizer(), params_, mesh),
@@ -143,7 +143,8 @@ MemoryUse Trainer::memory() const {
           .masters = bytes(params_.master_bytes()),
           .moments = bytes(optimizer_.moment_bytes()),
           .activations = bytes(arena_.peak_bytes() + slices_.peak_bytes()),
-          .buffers = reader(train_) + reader(validation_)};
+          .buffers = bytes(optimizer_.workspace_bytes() + GemmWorkspaceBytes(params_.device())) +
+                     reader(train_) + reader(validation_)};
 }
 
 int64_t Trainer::LastStep() const {
@@ -194,6 +195,7 @@ void Trainer::RunMicrobatch(int64_t first_sample, double scale, bool completes_s
 }
 
 StepMetrics Trainer::Step() {
+  const ProfilerRange range(StrCat("step ", position_.step + 1));
   const auto start = Clock::now();
   const auto& train = config_.train();
   const int64_t tokens = train.global_batch_size() * train.sequence_length();

@@ -7,8 +7,8 @@ namespace eyrie {
 void Branch::Declare(const Declaration& declare) {
   Declaration own{declare.params, stash_table_, declare.tensor_size, declare.prefix};
   norm_.Declare(own);
-  normed_ = stash_table_.Add("normed", norm_.width());
-  rstd_ = stash_table_.Add("rstd", 1, Holds::kFullPrecision);
+  normed_ = stash_table_.AddCheap("normed", norm_.width());
+  rstd_ = stash_table_.AddCheap("rstd", 1, Holds::kFullPrecision);
   mixer_->Declare(own);
 }
 
@@ -17,6 +17,11 @@ void Branch::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
   norm_.Forward(run, x, stash[normed_], stash[rstd_]);
   mixer_->Forward(run, stash[normed_], y, stash, carry);
   if (run.pass != Pass::kRecompute) Add(x, y, y);
+}
+
+void Branch::Refill(Run& run, const Tensor& x, Stash& stash, const Carry& carry) const {
+  norm_.Forward(run, x, stash[normed_], stash[rstd_]);
+  mixer_->Refill(run, stash[normed_], stash, carry);
 }
 
 void Branch::Backward(Run& run, const Tensor& x, const Tensor& d, Stash& stash, const Carry& carry,

@@ -26,6 +26,8 @@ class Branch {
 
   // y := x + mixer(norm(x)). In a recompute pass y is absent. y must not be x.
   void Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash, const Carry& carry) const;
+  // Fills the stash's cheap slots from x and the others (Mixer::Refill).
+  void Refill(Run& run, const Tensor& x, Stash& stash, const Carry& carry) const;
   // On entry d is the gradient of y, on return that of x.
   void Backward(Run& run, const Tensor& x, const Tensor& d, Stash& stash, const Carry& carry,
                 const CarryGrad& carry_grad) const;

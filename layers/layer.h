@@ -100,6 +100,10 @@ class Mixer {
   // only the stash is filled, without communication.
   virtual void Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
                        const Carry& carry) = 0;
+  // Fills the stash's cheap slots (StashTable::AddCheap) from x and the others, with the bits that
+  // Forward left there, and without communication. `carry` is the forward pass's own. Mixers
+  // without such slots leave it out.
+  virtual void Refill(Run&, const Tensor& /*x*/, Stash&, const Carry&) const {}
   // dx [B, T, D] := gradient of x, complete on every tensor rank; adds into the parameters'
   // gradients. `carry` is the forward pass's own.
   virtual void Backward(Run& run, const Tensor& x, const Tensor& dy, const Tensor& dx, Stash& stash,

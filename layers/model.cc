@@ -37,7 +37,7 @@ Carry CarryOf(size_t branch, const ModelState* before, ModelState* after) {
 
 }  // namespace
 
-Model::Model(const config::ModelConfig& config, int tensor_size, bool recompute)
+Model::Model(const config::ModelConfig& config, int tensor_size, Recompute recompute)
     : width_(config.width()),
       recompute_(recompute),
       embedding_({.vocab_size = config.vocab_size(),
@@ -102,14 +102,14 @@ void Model::Forward(Run& run, const Batch& batch, const ModelState* before, Mode
   for (size_t i = 0; i < branches_.size(); ++i) {
     const Tensor y = run.Scratch(width_);
     Stash stash = branches_[i].MakeStash(run);
-    stash.TakeKept(run.arena);
+    stash.TakeKept(run.arena, recompute_);
     const Arena::Mark mark = run.arena.mark();
-    stash.TakeRest(run.arena);
+    stash.TakeRest(run.arena, recompute_);
     {
       const Computing computing(run, names_[i], " forward");
       branches_[i].Forward(run, x, y, stash, CarryOf(i, before, after));
     }
-    if (recompute_) run.arena.Rewind(mark);
+    run.arena.Rewind(mark);
     saved.stashes.push_back(std::move(stash));
     saved.inputs.push_back(x);
     x = y;
@@ -143,11 +143,15 @@ void Model::Backward(Run& run, const Batch& batch, Activations& saved, const Mod
     const CarryGrad carry_grad{grad_after == nullptr ? nullptr : &(*grad_after)[i],
                                grad_before == nullptr ? nullptr : &(*grad_before)[i]};
     Stash& stash = saved.stashes[i];
-    if (recompute_) {
+    if (recompute_ != Recompute::kNothing) {
       const Computing computing(run, names_[i], " recompute");
-      stash.TakeRest(run.arena);
+      stash.TakeRest(run.arena, recompute_);
       run.pass = Pass::kRecompute;
-      branches_[i].Forward(run, saved.inputs[i], {}, stash, carry);
+      if (recompute_ == Recompute::kBlocks) {
+        branches_[i].Forward(run, saved.inputs[i], {}, stash, carry);
+      } else {
+        branches_[i].Refill(run, saved.inputs[i], stash, carry);
+      }
     }
     run.pass = Pass::kTrain;
     {
@@ -172,8 +176,7 @@ Tensor Model::Infer(Run& run, const Tensor& tokens, const ModelState* before,
   for (size_t i = 0; i < branches_.size(); ++i) {
     ArenaScope scope(run.arena);
     Stash stash = branches_[i].MakeStash(run);
-    stash.TakeKept(run.arena);
-    stash.TakeRest(run.arena);
+    stash.TakeKept(run.arena, Recompute::kNothing);
     const Computing computing(run, names_[i], " evaluation");
     branches_[i].Forward(run, x, y, stash, CarryOf(i, before, after));
     std::swap(x, y);

@@ -18,7 +18,8 @@ class Model {
  public:
   // `config` has passed ValidateModel. With `recompute`, training keeps only each branch's input
   // and recomputes the rest in backward.
-  Model(const config::ModelConfig& config, int tensor_size, bool recompute);
+  Model(const config::ModelConfig& config, int tensor_size,
+        Recompute recompute = Recompute::kNothing);
 
   const ParamTable& params() const { return params_; }
   // Zero states: the sequences' start. `capacity`: the longest sequence that will be carried. With
@@ -37,7 +38,7 @@ class Model {
   // What Forward leaves for Backward, in the arena of the Run.
   struct Activations {
     std::vector<Tensor> inputs;  // of each branch, [B, T, D]
-    std::vector<Stash> stashes;  // of each branch; kept slots alone when recomputing
+    std::vector<Stash> stashes;  // of each branch; only what outlives recomputation
     Tensor rstd;                 // of the final norm
     Tensor gradient;             // [B, T, D] of the final norm's input
   };
@@ -70,7 +71,7 @@ class Model {
   Tensor Infer(Run& run, const Tensor& tokens, const ModelState* before, ModelState* after) const;
 
   int64_t width_;
-  bool recompute_;
+  Recompute recompute_;
   ParamTable params_;
   Embedding embedding_;
   std::vector<Branch> branches_;

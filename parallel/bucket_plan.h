@@ -2,6 +2,10 @@
 // reduction of gradients, and, with ZeRO, which part of each bucket a replica owns: Rajbhandari et
 // al., "ZeRO", arXiv:1910.02054, stage 1. Follows from the parameter table and the layout alone,
 // so that checkpoints can be planned for ranks that are not there.
+//
+// Parameters lie in table order. Where the values of those of full precision have a type of their
+// own, these parameters come first, in table order too, in buckets of their own: a bucket's values
+// have one type.
 #pragma once
 
 #include <vector>
@@ -34,7 +38,9 @@ class BucketPlan {
     int64_t owned = 0;  // where it starts in the owner's buffers
   };
 
-  BucketPlan(const ParamTable& table, MeshShape mesh, const BucketOptions& options);
+  // `mixed`: values of full precision differ in type from the others (Precision::has_masters).
+  BucketPlan(const ParamTable& table, MeshShape mesh, const BucketOptions& options,
+             bool mixed = false);
 
   // The replicas (data x sequence) that own a part each; 1 without ZeRO, when every replica owns
   // all, and its own buffers are laid out like the flat ones.
@@ -43,24 +49,34 @@ class BucketPlan {
   // Elements of a flat buffer and of an owner's buffer, padding included.
   int64_t elements() const { return elements_; }
   int64_t owned_elements() const { return elements_ / owners_; }
-  // Where a parameter starts in a flat buffer. Parameters lie in table order.
+  // Of a flat buffer, the elements at its start whose values have a type of their own.
+  int64_t full_elements() const { return full_elements_; }
+  // The parameters as they lie in the flat buffers, and where each starts there.
+  const std::vector<ParamId>& order() const { return order_; }
   int64_t offset(ParamId param) const { return ranges_[static_cast<size_t>(param)].begin; }
 
-  int buckets() const { return static_cast<int>((elements_ + bucket_ - 1) / bucket_); }
+  int buckets() const { return full_buckets() + BucketsOf(elements_ - full_elements_); }
   // A bucket's place in the flat buffers; bucket 0 comes first there.
   Range bucket(int index) const;
   // The owner's part of it, also in the flat buffers, and where that lies in the owner's own.
   Range share(int bucket, int owner) const;
   int64_t owned_offset(int bucket) const { return this->bucket(bucket).begin / owners_; }
-  // The buckets that hold nothing but parameters from `first` on: this one and all after it.
+  // This bucket and all after it hold nothing but parameters from `first` on. Buckets of full
+  // precision count as the last to be complete.
   int FirstBucketFrom(ParamId first) const;
   // All that `owner` owns, bucket by bucket; every element of every parameter has one owner.
   std::vector<Part> Parts(int owner) const;
 
  private:
+  int BucketsOf(int64_t elements) const {
+    return static_cast<int>((elements + bucket_ - 1) / bucket_);
+  }
+  int full_buckets() const { return BucketsOf(full_elements_); }
+
   int owners_ = 1;
-  int64_t elements_ = 0;
-  int64_t bucket_ = 0;         // elements
+  int64_t elements_ = 0, full_elements_ = 0;
+  int64_t bucket_ = 0;  // elements
+  std::vector<ParamId> order_;
   std::vector<Range> ranges_;  // of each parameter in the flat buffers, without padding
 };
 

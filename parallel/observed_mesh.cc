@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <exception>
+#include <optional>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -26,7 +27,10 @@ struct Observer {
 class Transfer final : public Event::Pending {
  public:
   Transfer(std::shared_ptr<Observer> observer, Trace::Span span, Event inner)
-      : observer_(std::move(observer)), span_(std::move(span)), inner_(std::move(inner)) {
+      : observer_(std::move(observer)),
+        span_(std::move(span)),
+        range_(std::in_place, span_.name),
+        inner_(std::move(inner)) {
     observer_->under_way.push_back(this);
   }
   ~Transfer() override {
@@ -49,6 +53,7 @@ class Transfer final : public Event::Pending {
   Clock::time_point Arrival() const { return span_.begin + observer_->latency; }
   void Complete() {
     span_.end = Clock::now();
+    range_.reset();
     if (observer_->trace != nullptr) observer_->trace->Add(span_);
     Leave();
     done_ = true;
@@ -57,6 +62,7 @@ class Transfer final : public Event::Pending {
 
   std::shared_ptr<Observer> observer_;
   Trace::Span span_;
+  std::optional<ProfilerRange> range_;
   Event inner_;
   bool done_ = false;
 };

@@ -42,9 +42,9 @@ ParamStore::ParamStore(const ParamTable& table, const Mesh& mesh, Precision prec
     : table_(table),
       mesh_(mesh),
       precision_(precision),
-      plan_(table, mesh.shape(), options),
+      plan_(table, mesh.shape(), options, precision.has_masters()),
       owned_(plan_.Parts(plan_.sharded() ? mesh.replicas().rank() : 0)),
-      values_(Bytes(plan_.elements()), device),
+      values_(ValueBytes(plan_.elements()), device),
       reports_(table.specs().size()),
       ready_(static_cast<ParamId>(table.specs().size())),
       reduced_(plan_.buckets()) {
@@ -64,11 +64,17 @@ ParamStore::ParamStore(const ParamTable& table, const Mesh& mesh, Precision prec
 }
 
 Tensor ParamStore::At(const Buffer& flat, ParamId id) const {
-  return flat.At(Bytes(offset(id)), dtype(), slice(id).extent);
+  return flat.At(ValueBytes(offset(id)), ValueType(offset(id)), slice(id).extent);
+}
+
+size_t ParamStore::ValueBytes(int64_t element) const {
+  const int64_t full = std::min(element, plan_.full_elements());
+  return static_cast<size_t>(full) * SizeOf(FullPrecision(precision_.values)) +
+         static_cast<size_t>(element - full) * SizeOf(precision_.values);
 }
 
 Tensor ParamStore::ValuesAt(BucketPlan::Range range) const {
-  return values_.At(Bytes(range.begin), precision_.values, {range.size()});
+  return values_.At(ValueBytes(range.begin), ValueType(range.begin), {range.size()});
 }
 
 Tensor ParamStore::GradientsAt(const Buffer& flat, BucketPlan::Range range) const {
@@ -81,8 +87,9 @@ Tensor ParamStore::value(ParamId id) const {
 }
 
 Tensor ParamStore::flat_values() const {
+  EYRIE_CHECK(plan_.full_elements() == 0, "values of two types");
   GatherDone();
-  return values_.At(0, dtype(), {elements()});
+  return ValuesAt({0, elements()});
 }
 
 Tensor ParamStore::owned_master(const BucketPlan::Part& part) const {
@@ -114,7 +121,7 @@ Tensor ParamStore::owned_grad(const BucketPlan::Part& part) const {
 
 void ParamStore::Initialise(uint64_t seed) {
   auto owned = owned_.begin();
-  for (ParamId id = 0; id < static_cast<ParamId>(slices_.size()); ++id) {
+  for (const ParamId id : plan_.order()) {
     const Tensor to = value(id);
     // Drawn on the host, in full precision.
     const OwnedTensor drawn(FullPrecision(to.dtype), to.shape);

@@ -1,4 +1,4 @@
-// This rank's parameters and their gradients, each in one flat buffer laid out in table order, so
+// This rank's parameters and their gradients, each in one flat buffer (parallel/bucket_plan.h), so
 // that reductions, the optimiser and clipping work on long ranges.
 //
 // Gradients are summed over the replicas (data x sequence) bucket by bucket, while backward still
@@ -7,7 +7,8 @@
 // each replica the sum of the part it owns; the optimiser updates this part of the parameters, and
 // the replicas gather the rest from one another. On the CPU values and gradients are float32 (in
 // tests float64), and so are all these sums. On a GPU values may be bfloat16: then the optimiser
-// updates float32 masters of the part that this rank owns, and values are their rounded copies.
+// updates float32 masters of the part that this rank owns, and values are their rounded copies;
+// those of parameters of full precision are plain copies.
 #pragma once
 
 #include <vector>
@@ -29,7 +30,7 @@ class ParamStore {
 
   const ParamTable& table() const { return table_; }
   const BucketPlan& plan() const { return plan_; }
-  // Of values, and of the activations that layers compute from them.
+  // Of values other than those of full precision, and of the activations that layers compute.
   DType dtype() const { return precision_.values; }
   const Precision& precision() const { return precision_; }
   Device device() const { return values_.device(); }
@@ -45,6 +46,7 @@ class ParamStore {
   int64_t offset(ParamId id) const { return plan_.offset(id); }
   // Elements of the flat buffers, padding included.
   int64_t elements() const { return plan_.elements(); }
+  // Where all values have one type.
   Tensor flat_values() const;
   Tensor flat_grads() const { return grads_.At(0, precision_.gradients, {elements()}); }
 
@@ -67,7 +69,7 @@ class ParamStore {
   const std::vector<BucketPlan::Part>& owned() const { return owned_; }
   // What the optimiser updates: the masters, or the values themselves where there are none.
   Tensor owned_master(const BucketPlan::Part& part) const;
-  // The values to round them to; absent where there are no masters.
+  // The values to copy them to, rounded or not; absent where there are no masters.
   Tensor owned_copy(const BucketPlan::Part& part) const;
   Tensor owned_grad(const BucketPlan::Part& part) const;
   // Starts handing this rank's part of a bucket, just updated, to the other replicas, and taking
@@ -81,13 +83,15 @@ class ParamStore {
   // Values from masters that were just written, on all ranks.
   void PublishMasters();
 
-  // The tensor of parameter `id` inside any flat buffer laid out like this store.
+  // The tensor of parameter `id` inside any flat buffer laid out like the values.
   Tensor At(const Buffer& flat, ParamId id) const;
 
  private:
-  size_t Bytes(int64_t elements) const {
-    return static_cast<size_t>(elements) * SizeOf(precision_.values);
+  // Of the value at place `element` in the flat buffer; how many bytes lie before it.
+  DType ValueType(int64_t element) const {
+    return element < plan_.full_elements() ? FullPrecision(precision_.values) : precision_.values;
   }
+  size_t ValueBytes(int64_t element) const;
   size_t GradientBytes(int64_t elements) const {
     return static_cast<size_t>(elements) * SizeOf(precision_.gradients);
   }

@@ -6,7 +6,7 @@ namespace eyrie {
 
 Trace::Scope::Scope(Trace* trace, Kind kind, const std::string& what, const char* how,
                     const char* axis)
-    : trace_(trace) {
+    : range_(what, how), trace_(trace) {
   if (trace_ == nullptr) return;
   outer_ = trace_->current_;
   trace_->Switch({.kind = kind, .name = what + how, .axis = axis, .slice = outer_.slice});

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "core/profiler_range.h"
+
 namespace eyrie {
 
 class Trace {
@@ -26,7 +28,8 @@ class Trace {
   };
 
   // What this rank is at while the scope lives. An inner scope interrupts the outer one, so that
-  // times of computing contain no waits. Records nothing when `trace` is null.
+  // times of computing contain no waits. Records nothing when `trace` is null. A profiler sees a
+  // range of this name in either case.
   class Scope {
    public:
     Scope(Trace* trace, Kind kind, const std::string& what = {}, const char* how = "",
@@ -40,6 +43,7 @@ class Trace {
     }
 
    private:
+    ProfilerRange range_;
     Trace* trace_;
     Span outer_;
   };

@@ -17,6 +17,7 @@ void AdamW(const AdamWArgs& args) {
   CheckTypes(kKernel, args.param, args.param.dtype, {args.grad});
   CheckTypes(kKernel, args.param, args.m.dtype, {args.m, args.v});
   if (args.copy.defined()) CheckTypes(kKernel, args.param, args.copy.dtype, {args.copy});
+  const KernelScope timed("adamw");
   EYRIE_DISPATCH_CUDA(args.param, AdamWCuda(args));
   DispatchCpu(kKernel, args.param, [&]<class T>(T) { AdamWCpu<T>(args); });
 }
@@ -27,14 +28,14 @@ void SumOfSquares(const Tensor& values, const Tensor& sum, const Tensor& workspa
   CheckShape(kKernel, "sum", sum, {1});
   CheckTypes(kKernel, values, DType::kF64, {sum});
   CheckWorkspace(kKernel, values, workspace, SumOfSquaresWorkspace(values));
+  const KernelScope timed("adamw");
   EYRIE_DISPATCH_CUDA(values, SumOfSquaresCuda(values, sum, workspace));
   DispatchCpu(kKernel, values,
               [&]<class T>(T) { *sum.data<double>() += SumOfSquaresCpu<T>(values); });
 }
 
-int64_t SumOfSquaresWorkspace([[maybe_unused]] const Tensor& values) {
-  EYRIE_DISPATCH_CUDA(values, SumOfSquaresWorkspaceCuda(values));
-  return 0;
+int64_t SumOfSquaresWorkspace(const Tensor& values) {
+  return IsGpu(values.device) ? 2 * SumBlocks(values.size()) : 0;
 }
 
 }  // namespace eyrie

@@ -40,14 +40,6 @@ struct AdamWOperation {
   }
 };
 
-constexpr int kSumThreads = 256, kMaxSumBlocks = 1024, kSumUnroll = 8;
-
-// A float64 for each block.
-unsigned SumBlocks(int64_t count) {
-  constexpr int64_t kEach = 4 * kSumThreads * kSumUnroll;
-  return std::min<unsigned>(kMaxSumBlocks, Pieces(std::min(count, kEach * kMaxSumBlocks), kEach));
-}
-
 // partial[blockIdx.x] := the sum of squares of the vectors that the block's threads take in turn.
 template <class T, int kWidth>
 __global__ void __launch_bounds__(kSumThreads)
@@ -108,11 +100,9 @@ void AdamWCuda(const AdamWArgs& args) {
   });
 }
 
-int64_t SumOfSquaresWorkspaceCuda(const Tensor& values) { return 2 * SumBlocks(values.size()); }
-
 void SumOfSquaresCuda(const Tensor& values, const Tensor& sum, const Tensor& workspace) {
   const char* kernel = "sum_of_squares";
-  const unsigned blocks = SumBlocks(values.size());
+  const auto blocks = static_cast<unsigned>(SumBlocks(values.size()));
   if (blocks == 0) return;
   double* partial = reinterpret_cast<double*>(workspace.data<float>());
   DispatchCuda(kernel, values, [&]<class T>(T) {

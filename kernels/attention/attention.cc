@@ -63,12 +63,12 @@ AttentionTiles TilesOf(const Args& args) {
 }  // namespace
 
 int64_t AttentionForwardWorkspace(const AttentionForwardArgs& args) {
-  if (args.q.device != Device::kCuda) return 0;
+  if (!IsGpu(args.q.device)) return 0;
   return ForwardWorkspaceSize(SizesOf(args), TilesOf(args).forward);
 }
 
 int64_t AttentionBackwardWorkspace(const AttentionBackwardArgs& args) {
-  if (args.q.device != Device::kCuda) return 0;
+  if (!IsGpu(args.q.device)) return 0;
   return BackwardWorkspaceFor(SizesOf(args), TilesOf(args).backward).total;
 }
 
@@ -76,6 +76,7 @@ void AttentionForward(const AttentionForwardArgs& args) {
   constexpr const char* kKernel = "attention_forward";
   CheckInputs(kKernel, args);
   CheckWorkspace(kKernel, args.workspace, AttentionForwardWorkspace(args));
+  const KernelScope timed("attention");
   EYRIE_DISPATCH_CUDA(args.q, AttentionForwardCuda(args));
   DispatchCpu(kKernel, args.q, [&]<class T>(T) { AttentionForwardCpu<T>(args); });
 }
@@ -93,6 +94,7 @@ void AttentionBackward(const AttentionBackwardArgs& args) {
     CheckType(kKernel, tensor, args.q.dtype);
   }
   CheckWorkspace(kKernel, args.workspace, AttentionBackwardWorkspace(args));
+  const KernelScope timed("attention");
   EYRIE_DISPATCH_CUDA(args.q, AttentionBackwardCuda(args));
   DispatchCpu(kKernel, args.q, [&]<class T>(T) { AttentionBackwardCpu<T>(args); });
 }

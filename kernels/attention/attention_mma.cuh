@@ -77,15 +77,14 @@ __device__ __forceinline__ void SetZero(Accumulators<kTiles, kColumns>& sums) {
   }
 }
 
-// sums = A B^T: A is 16 * kTiles rows of a tile, from `a` on, B a tile of kColumns rows.
+// sums += A B^T: A is 16 * kTiles rows of a tile, from `a` on, B a tile of kColumns rows.
 template <int kWidth, int kTiles, int kColumns>
-__device__ __forceinline__ void MultiplyTransposed(uint32_t a, uint32_t b,
-                                                   Accumulators<kTiles, kColumns>& sums) {
+__device__ __forceinline__ void AddTransposed(uint32_t a, uint32_t b,
+                                              Accumulators<kTiles, kColumns>& sums) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const LaneChunk in_a = LaneOfA(lane), in_b = LaneOfB(lane);
   const uint32_t a_lane = a + ChunkOffset<kWidth>(in_a.row, in_a.chunk);
   const uint32_t b_lane = b + ChunkOffset<kWidth>(in_b.row, in_b.chunk);
-  SetZero<kTiles, kColumns>(sums);
 #pragma unroll
   for (int step = 0; step < kWidth / 16; ++step) {
     uint32_t left[kTiles][4];
@@ -106,9 +105,31 @@ __device__ __forceinline__ void MultiplyTransposed(uint32_t a, uint32_t b,
   }
 }
 
+// sums = A B^T, likewise.
+template <int kWidth, int kTiles, int kColumns>
+__device__ __forceinline__ void MultiplyTransposed(uint32_t a, uint32_t b,
+                                                   Accumulators<kTiles, kColumns>& sums) {
+  SetZero<kTiles, kColumns>(sums);
+  AddTransposed<kWidth, kTiles, kColumns>(a, b, sums);
+}
+
 __device__ __forceinline__ uint32_t Pack(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
   return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+__device__ __forceinline__ float2 Unpack(uint32_t pair) {
+  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
+}
+// A pair of elements, each times its factor.
+__device__ __forceinline__ uint32_t Scale(uint32_t pair, float2 factors) {
+  const float2 values = Unpack(pair);
+  return Pack(values.x * factors.x, values.y * factors.y);
+}
+// The sum over the four lanes that have a row of accumulators.
+__device__ __forceinline__ float QuadSum(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
 // sums += A B: A [16 * kTiles, kInner] are accumulators of an earlier product, rounded to

@@ -6,8 +6,7 @@
 // rows (queries, or keys where gradients of keys are computed) and streams tiles of the others.
 #pragma once
 
-#include <algorithm>
-#include <cstdint>
+#include "kernels/cuda_partition.h"
 
 namespace eyrie {
 
@@ -100,10 +99,6 @@ AttentionSizes SizesOf(const Args& args) {
           .past = args.past_k.defined() ? args.past_k.dim(1) : 0,
           .window = args.window};
 }
-
-// What the plans reckon with; an H100 has 132. A constant, so that results do not depend on the
-// machine.
-constexpr int64_t kPlannedMultiprocessors = 132;
 
 // Parts that the keys of a tile of queries are cut into, each for a block of its own: more than one
 // where queries are too few to fill a GPU, as in decoding.

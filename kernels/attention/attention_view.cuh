@@ -41,6 +41,11 @@ struct alignas(16) RowRecord {
   float lse;        // in units of log 2
   float delta;      // dout . o
   int first, last;  // keys it sees, both included
+
+  __device__ bool Sees(int key) const { return key >= first && key <= last; }
+  // Whether the score of `key` matters: the probability of a single key is 1 whatever its score,
+  // whose gradient dP - delta would be nothing but rounding.
+  __device__ bool Weighs(int key) const { return Sees(key) && first < last; }
 };
 
 // The sight of the query rows [row_begin, row_begin + kRows) of sequence b. rows[r] receives the

@@ -31,8 +31,9 @@ Shape CheckInputs(const char* kernel, const Args& args) {
 }  // namespace
 
 int64_t CausalConv1dBackwardWorkspace(const Tensor& x, int64_t taps) {
-  EYRIE_DISPATCH_CUDA(x, CausalConv1dBackwardWorkspaceCuda(x.shape, taps));
-  return 0;
+  using causal_conv1d::kBackwardSpan;
+  if (!IsGpu(x.device)) return 0;
+  return x.dim(0) * causal_conv1d::TimeBlocks(x.dim(1), kBackwardSpan) * (taps + 1) * x.dim(2);
 }
 
 void CausalConv1dForward(const CausalConv1dForwardArgs& args) {
@@ -42,6 +43,7 @@ void CausalConv1dForward(const CausalConv1dForwardArgs& args) {
   CheckShape(kernel, "y", args.y, args.x.shape);
   CheckOptional(kernel, "x_last", args.x_last, state);
   CheckTypes(kernel, args.x, args.x.dtype, {args.bias, args.y, args.x_last});
+  const KernelScope timed("causal_conv1d");
   EYRIE_DISPATCH_CUDA(args.x, CausalConv1dForwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { CausalConv1dForwardCpu<decltype(real)>(args); });
 }
@@ -59,6 +61,7 @@ void CausalConv1dBackward(const CausalConv1dBackwardArgs& args) {
   CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.dweight, args.dbias});
   CheckWorkspace(kernel, args.x, args.workspace,
                  CausalConv1dBackwardWorkspace(args.x, args.weight.dim(0)));
+  const KernelScope timed("causal_conv1d");
   EYRIE_DISPATCH_CUDA(args.x, CausalConv1dBackwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { CausalConv1dBackwardCpu<decltype(real)>(args); });
 }

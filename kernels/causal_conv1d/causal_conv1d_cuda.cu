@@ -11,11 +11,9 @@ namespace eyrie {
 namespace causal_conv1d {
 namespace {
 
-constexpr int kLanes = 64;   // threads along the channels of a block
-constexpr int kWalkers = 4;  // threads along time, each with a span of its own
+constexpr int kLanes = 64;  // threads along the channels of a block
 // Tokens that a thread loads before it computes; the backward pass needs the registers.
 constexpr int kForwardTokens = 8, kBackwardTokens = 4;
-constexpr int kForwardSpan = 32, kBackwardSpan = 64;  // tokens of a thread, whole groups
 constexpr int kWidth = 4;  // channels of a thread, where rows are made of vectors
 
 struct Sizes {
@@ -316,8 +314,6 @@ Sizes SizesOf(const Tensor& x, const Tensor& weight) {
           static_cast<int>(weight.dim(0))};
 }
 
-int64_t TimeBlocks(int64_t time, int span) { return CeilDiv(time, kWalkers * span); }
-
 // Launches `kernel`, which takes `width` channels a thread.
 template <class Kernel, class Tensors>
 void LaunchSpans(const char* name, Kernel kernel, const Sizes& sizes, int width, int span,
@@ -366,11 +362,6 @@ void CausalConv1dForwardCuda(const CausalConv1dForwardArgs& args) {
                   kForwardSpan, tensors);
     });
   });
-}
-
-int64_t CausalConv1dBackwardWorkspaceCuda(const Shape& x, int64_t taps) {
-  using namespace causal_conv1d;
-  return x[0] * TimeBlocks(x[1], kBackwardSpan) * (taps + 1) * x[2];
 }
 
 void CausalConv1dBackwardCuda(const CausalConv1dBackwardArgs& args) {

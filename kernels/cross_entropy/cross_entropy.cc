@@ -30,6 +30,7 @@ void CheckTokens(const char* kernel, const Tensor& row_max, const Tensor& labels
 void SoftCapRowMax(const SoftCapRowMaxArgs& args) {
   constexpr const char* kKernel = "soft_cap_row_max";
   CheckLogits(kKernel, args.logits, args.row_max);
+  const KernelScope timed("cross_entropy");
   EYRIE_DISPATCH_CUDA(args.logits, SoftCapRowMaxCuda(args));
   DispatchCpu(kKernel, args.logits, [&]<class T>(T) { SoftCapRowMaxCpu<T>(args); });
 }
@@ -47,6 +48,7 @@ void SoftmaxPartials(const SoftmaxPartialsArgs& args) {
   constexpr const char* kKernel = "softmax_partials";
   CheckLogits(kKernel, args.logits, args.row_max);
   CheckTokens(kKernel, args.row_max, args.labels, args.partials);
+  const KernelScope timed("cross_entropy");
   EYRIE_DISPATCH_CUDA(args.logits, SoftmaxPartialsCuda(args));
   DispatchCpu(kKernel, args.logits, [&]<class T>(T) { SoftmaxPartialsCpu<T>(args); });
 }
@@ -58,6 +60,7 @@ void CrossEntropyLoss(const Tensor& labels, const Tensor& row_max, const Tensor&
   CheckTokens(kKernel, row_max, labels, partials);
   CheckShape(kKernel, "loss", loss, {2});
   CheckTypes(kKernel, row_max, DType::kF64, {loss});
+  const KernelScope timed("cross_entropy");
   EYRIE_DISPATCH_CUDA(row_max, CrossEntropyLossCuda(labels, row_max, partials, loss));
   DispatchCpu(kKernel, row_max,
               [&]<class T>(T) { CrossEntropyLossCpu<T>(labels, row_max, partials, loss); });
@@ -69,6 +72,7 @@ void CrossEntropyGrad(const CrossEntropyGradArgs& args) {
   CheckTokens(kKernel, args.row_max, args.labels, args.partials);
   CheckShape(kKernel, "dlogits", args.dlogits, args.logits.shape);
   CheckTypes(kKernel, args.dlogits, FullPrecision(args.dlogits.dtype), {args.logits});
+  const KernelScope timed("cross_entropy");
   EYRIE_DISPATCH_CUDA(args.logits, CrossEntropyGradCuda(args));
   DispatchCpu(kKernel, args.logits, [&]<class T>(T) { CrossEntropyGradCpu<T>(args); });
 }

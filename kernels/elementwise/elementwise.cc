@@ -22,6 +22,7 @@ void Add(const Tensor& a, const Tensor& b, const Tensor& out) {
   CheckShape(kernel, "b", b, a.shape);
   CheckShape(kernel, "out", out, a.shape);
   CheckTypes(kernel, a, a.dtype, {b, out});
+  const KernelScope timed("elementwise");
   EYRIE_DISPATCH_CUDA(a, AddCuda(a, b, out));
   DispatchCpu(kernel, a, [&](auto real) { AddCpu<decltype(real)>(a, b, out); });
 }
@@ -31,6 +32,7 @@ void Silu(const Tensor& x, const Tensor& y) {
   CheckShape(kernel, "x", x, x.shape);
   CheckShape(kernel, "y", y, x.shape);
   CheckTypes(kernel, x, x.dtype, {y});
+  const KernelScope timed("elementwise");
   EYRIE_DISPATCH_CUDA(x, SiluCuda(x, y));
   DispatchCpu(kernel, x, [&](auto real) { SiluCpu<decltype(real)>(x, y); });
 }
@@ -41,6 +43,7 @@ void SiluBackward(const Tensor& x, const Tensor& dy, const Tensor& dx) {
   CheckShape(kernel, "dy", dy, x.shape);
   CheckShape(kernel, "dx", dx, x.shape);
   CheckTypes(kernel, x, x.dtype, {dy, dx});
+  const KernelScope timed("elementwise");
   EYRIE_DISPATCH_CUDA(x, SiluBackwardCuda(x, dy, dx));
   DispatchCpu(kernel, x, [&](auto real) { SiluBackwardCpu<decltype(real)>(x, dy, dx); });
 }
@@ -49,6 +52,7 @@ void BroadcastRows(const Tensor& bias, const Tensor& y) {
   const char* kernel = "BroadcastRows";
   CheckRows(kernel, bias, y);
   CheckTypes(kernel, y, y.dtype, {bias});
+  const KernelScope timed("elementwise");
   EYRIE_DISPATCH_CUDA(y, BroadcastRowsCuda(bias, y));
   DispatchCpu(kernel, y, [&](auto real) { BroadcastRowsCpu<decltype(real)>(bias, y); });
 }
@@ -57,6 +61,7 @@ void AddRow(const Tensor& row, const Tensor& y) {
   const char* kernel = "AddRow";
   CheckRows(kernel, row, y);
   CheckTypes(kernel, y, y.dtype, {row});
+  const KernelScope timed("elementwise");
   EYRIE_DISPATCH_CUDA(y, AddRowCuda(row, y));
   DispatchCpu(kernel, y, [&](auto real) { AddRowCpu<decltype(real)>(row, y); });
 }
@@ -66,13 +71,15 @@ void SumRows(const Tensor& dy, const Tensor& dbias, const Tensor& workspace) {
   CheckRows(kernel, dbias, dy);
   CheckTypes(kernel, dy, FullPrecision(dy.dtype), {dbias});
   CheckWorkspace(kernel, dy, workspace, SumRowsWorkspace(dy));
+  const KernelScope timed("elementwise");
   EYRIE_DISPATCH_CUDA(dy, SumRowsCuda(dy, dbias, workspace));
   DispatchCpu(kernel, dy, [&](auto real) { SumRowsCpu<decltype(real)>(dy, dbias); });
 }
 
-int64_t SumRowsWorkspace([[maybe_unused]] const Tensor& dy) {
-  EYRIE_DISPATCH_CUDA(dy, SumRowsWorkspaceCuda(dy));
-  return 0;
+int64_t SumRowsWorkspace(const Tensor& dy) {
+  if (!IsGpu(dy.device)) return 0;
+  const int64_t width = dy.dim(-1), rows = dy.size() / width;
+  return CeilDiv(rows, ColumnSumChunk(rows, width)) * width;
 }
 
 }  // namespace eyrie

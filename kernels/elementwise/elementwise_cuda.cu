@@ -132,11 +132,6 @@ void BroadcastRowsCuda(const Tensor& bias, const Tensor& y) {
 
 void AddRowCuda(const Tensor& row, const Tensor& y) { LaunchRows<true>("AddRow", row, y); }
 
-int64_t SumRowsWorkspaceCuda(const Tensor& dy) {
-  const int64_t width = dy.dim(-1), rows = dy.size() / width;
-  return Pieces(rows, ColumnSumChunk(rows, width)) * width;
-}
-
 void SumRowsCuda(const Tensor& dy, const Tensor& dbias, const Tensor& workspace) {
   const char* kernel = "SumRows";
   const int64_t width = dbias.size(), rows = dy.size() / width;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "core/tensor.h"
+#include "kernels/cuda_partition.h"
 
 namespace eyrie {
 
@@ -11,6 +12,5 @@ void SiluBackwardCuda(const Tensor& x, const Tensor& dy, const Tensor& dx);
 void BroadcastRowsCuda(const Tensor& bias, const Tensor& y);
 void AddRowCuda(const Tensor& row, const Tensor& y);
 void SumRowsCuda(const Tensor& dy, const Tensor& dbias, const Tensor& workspace);
-int64_t SumRowsWorkspaceCuda(const Tensor& dy);
 
 }  // namespace eyrie

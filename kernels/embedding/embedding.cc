@@ -25,6 +25,7 @@ void EmbeddingForward(const EmbeddingForwardArgs& args) {
   constexpr const char* kKernel = "embedding_forward";
   CheckInputs(kKernel, args.tokens, args.table, "y", args.y);
   CheckTypes(kKernel, args.table, args.table.dtype, {args.y});
+  const KernelScope timed("embedding");
   EYRIE_DISPATCH_CUDA(args.table, EmbeddingForwardCuda(args));
   DispatchCpu(kKernel, args.table, [&]<class T>(T) { EmbeddingForwardCpu<T>(args); });
 }
@@ -35,14 +36,14 @@ void EmbeddingBackward(const EmbeddingBackwardArgs& args) {
   CheckTypes(kKernel, args.dy, FullPrecision(args.dy.dtype), {args.dtable});
   CheckWorkspace(kKernel, args.dy, args.workspace,
                  EmbeddingBackwardWorkspace(args.tokens, args.dtable));
+  const KernelScope timed("embedding");
   EYRIE_DISPATCH_CUDA(args.dtable, EmbeddingBackwardCuda(args));
   DispatchCpu(kKernel, args.dtable, [&]<class T>(T) { EmbeddingBackwardCpu<T>(args); });
 }
 
-int64_t EmbeddingBackwardWorkspace([[maybe_unused]] const Tensor& tokens,
-                                   [[maybe_unused]] const Tensor& dtable) {
-  EYRIE_DISPATCH_CUDA(dtable, EmbeddingBackwardWorkspaceCuda(tokens, dtable));
-  return 0;
+int64_t EmbeddingBackwardWorkspace(const Tensor& tokens, const Tensor& dtable) {
+  if (!IsGpu(dtable.device)) return 0;
+  return EmbeddingWorkspace(tokens.size(), dtable.dim(1)).elements;
 }
 
 }  // namespace eyrie

@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kForwardThreads)
   }
 }
 
-constexpr int kPiece = 32;  // sorted positions of a warp: one a lane
+constexpr int kPiece = EmbeddingWorkspace::kPiece;
 constexpr int kSumWarps = 4;
 
 // What to sort: the row of the table, or `rows` for a token that is elsewhere, and the position.
@@ -46,88 +46,83 @@ __global__ void KeyKernel(const int32_t* __restrict__ tokens, int count, int64_t
   order[n] = n;
 }
 
-template <int kWidth>
-__device__ __forceinline__ void AddToRow(float* to, float scale, const float (&sum)[kWidth]) {
-  Vector<float, kWidth> values = LoadVector<kWidth>(to);
-#pragma unroll
-  for (int i = 0; i < kWidth; ++i) values.Set(i, values[i] + scale * sum[i]);
-  StoreVector(to, values);
-}
-
 // A warp takes piece blockIdx.x * kSumWarps + its index, and 32 vectors of columns. partial
 // [2, pieces, D]: the sums of the piece's first run where it started before the piece, and of its
-// last run where it starts here and goes on.
+// last run where it starts here and goes on. Rows of the table are read together with those of dy
+// that end their runs, so that many loads are under way at once.
 template <class T, int kWidth>
-__global__ void __launch_bounds__(32 * kSumWarps)
+__global__ void __launch_bounds__(32 * kSumWarps, 32 / kSumWarps)
     SumRunsKernel(const int32_t* __restrict__ keys, const int32_t* __restrict__ order, int count,
                   const T* __restrict__ dy, int64_t rows, int64_t width, float scale,
                   float* __restrict__ dtable, float* __restrict__ partial, int pieces) {
-  constexpr int kUnroll = 8;
-  static_assert(kPiece % kUnroll == 0);
+  constexpr int kUnroll = 4;
+  static_assert(kPiece == 32 && kPiece % kUnroll == 0);
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int piece = static_cast<int>(blockIdx.x) * kSumWarps + static_cast<int>(threadIdx.x) / 32;
   if (piece >= pieces) return;
-  const int begin = piece * kPiece, size = min(kPiece, count - begin);
-  const int32_t own_key = lane < size ? keys[begin + lane] : -1;
-  const int32_t own_order = lane < size ? order[begin + lane] : 0;
-  const int32_t before = begin > 0 ? keys[begin - 1] : -1;
-  const int32_t after = begin + size < count ? keys[begin + size] : -1;
   const int64_t column = (int64_t{blockIdx.y} * 32 + lane) * kWidth;
   const bool inside = column < width;
 
+  // Of each position, a lane each: the key, or `rows` beyond the end. Tokens that are elsewhere
+  // have it too and come last.
+  const int own = piece * kPiece + lane;
+  const auto key_at = [&](int n) { return n >= 0 && n < count ? keys[n] : static_cast<int>(rows); };
+  const int32_t own_key = key_at(own), own_order = own < count ? order[own] : 0;
+  const int32_t before = own > 0 ? key_at(own - 1) : -1, after = key_at(own + 1);
+  const bool here = own_key < rows;
+  const int size = __popc(__ballot_sync(0xffffffffu, here));
+  // Positions, a bit each, that end a run or the piece, and those whose run is in this piece alone.
+  const unsigned ends =
+      __ballot_sync(0xffffffffu, here && (lane == kPiece - 1 || after != own_key));
+  const bool from_before = __any_sync(0xffffffffu, lane == 0 && before == own_key);
+  unsigned whole = ends & ~__ballot_sync(0xffffffffu, lane == kPiece - 1 && after == own_key);
+  if (from_before) whole &= ~(ends & -ends);
+
   float sum[kWidth] = {};
-  int start = 0;  // of the run
   for (int base = 0; base < size; base += kUnroll) {
     Vector<T, kWidth> values[kUnroll];
+    Vector<float, kWidth> table[kUnroll];
+    float* to[kUnroll];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      const int key = __shfl_sync(0xffffffffu, own_key, base + u);
-      const int64_t n = __shfl_sync(0xffffffffu, own_order, base + u);
-      if (inside && key >= 0 && key < rows) values[u] = LoadVector<kWidth>(dy + n * width + column);
+      const int at = base + u;
+      const int64_t key = __shfl_sync(0xffffffffu, own_key, at);
+      const int64_t n = __shfl_sync(0xffffffffu, own_order, at);
+      to[u] = dtable + key * width + column;
+      if (inside && at < size) values[u] = LoadVector<kWidth>(dy + n * width + column);
+      if (inside && (whole >> at & 1) != 0) table[u] = LoadVector<kWidth>(to[u]);
     }
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int at = base + u;
-      const int key = __shfl_sync(0xffffffffu, own_key, at);
-      const int next = __shfl_sync(0xffffffffu, own_key, min(at + 1, kPiece - 1));
-      if (key < 0 || key >= rows) continue;  // beyond the end, or a token that is elsewhere
+      if (!inside || at >= size) continue;
 #pragma unroll
-      for (int i = 0; i < kWidth; ++i) sum[i] += inside ? values[u][i] : 0.0f;
-      const bool last = at + 1 == size;
-      if (!last && next == key) continue;
-      // The run ends here, or the piece does.
-      const bool from_before = start == 0 && before == key;
-      const bool goes_on = last && after == key;
-      if (inside && !from_before && !goes_on) {
-        AddToRow<kWidth>(dtable + key * width + column, scale, sum);
-      } else if (inside) {
-        float* to = partial + ((from_before ? 0 : int64_t{pieces}) + piece) * width + column;
-        Vector<float, kWidth> kept;
+      for (int i = 0; i < kWidth; ++i) sum[i] += values[u][i];
+      if ((ends >> at & 1) == 0) continue;
+      Vector<float, kWidth> result;
+      if ((whole >> at & 1) != 0) {
 #pragma unroll
-        for (int i = 0; i < kWidth; ++i) kept.Set(i, sum[i]);
-        StoreVector(to, kept);
+        for (int i = 0; i < kWidth; ++i) result.Set(i, table[u][i] + scale * sum[i]);
+      } else {
+        const bool first = from_before && (ends & ((1u << at) - 1)) == 0;
+        to[u] = partial + ((first ? 0 : int64_t{pieces}) + piece) * width + column;
+#pragma unroll
+        for (int i = 0; i < kWidth; ++i) result.Set(i, sum[i]);
       }
+      StoreVector(to[u], result);
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) sum[i] = 0;
-      start = at + 1;
     }
   }
 }
 
-// Adds up the parts of the run that starts in piece blockIdx.x and goes on, if one does: warps take
-// the pieces in turn, then the block adds up what its warps have.
+// Adds up the parts of a run of `key` that starts in `piece` and goes on: the block's warps take
+// the pieces in turn, then the block adds up what its warps have. `sums` is shared memory.
 constexpr int kJoinWarps = 8;
 template <int kWidth>
-__global__ void __launch_bounds__(32 * kJoinWarps)
-    JoinRunsKernel(const int32_t* __restrict__ keys, const float* __restrict__ partial, int pieces,
-                   int64_t rows, int64_t width, float scale, float* __restrict__ dtable) {
-  const int piece = static_cast<int>(blockIdx.x);
-  const int begin = piece * kPiece, end = begin + kPiece;
-  // The last piece has no successor. Of a full piece, the last run is that of its last key.
-  if (piece + 1 >= pieces) return;
-  const int32_t key = keys[end - 1];
-  const bool from_before = begin > 0 && keys[begin] == key && keys[begin - 1] == key;
-  if (key >= rows || from_before || keys[end] != key) return;
+__device__ void JoinRun(const int32_t* __restrict__ keys, const float* __restrict__ partial,
+                        int pieces, int piece, int32_t key, int64_t width, float scale,
+                        float* __restrict__ dtable, float (*sums)[32 * kWidth]) {
   // The run reaches pieces piece + 1 to `final`: the last one that starts with its key.
   int final = piece + 1;
   for (int beyond = pieces; beyond - final > 1;) {
@@ -136,7 +131,6 @@ __global__ void __launch_bounds__(32 * kJoinWarps)
   }
 
   constexpr int kUnroll = 4;
-  __shared__ float sums[kJoinWarps][32 * kWidth];
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int64_t first_column = int64_t{blockIdx.y} * 32 * kWidth;
   const int64_t column = first_column + lane * kWidth;
@@ -167,37 +161,41 @@ __global__ void __launch_bounds__(32 * kJoinWarps)
   for (int i = 0; i < kWidth; ++i) sums[warp][lane * kWidth + i] = sum[i];
   __syncthreads();
   const int c = static_cast<int>(threadIdx.x);
-  if (c >= 32 * kWidth || first_column + c >= width) return;
-  float total = 0;
+  if (c < 32 * kWidth && first_column + c < width) {
+    float total = 0;
 #pragma unroll
-  for (int w = 0; w < kJoinWarps; ++w) total += sums[w][c];
-  dtable[key * width + first_column + c] += scale * total;
+    for (int w = 0; w < kJoinWarps; ++w) total += sums[w][c];
+    dtable[key * width + first_column + c] += scale * total;
+  }
+  __syncthreads();
 }
 
-// How the workspace is laid out: each part starts at a multiple of 256 bytes.
-struct Workspace {
-  Workspace(int64_t count, int64_t rows, int64_t width)
-      : pieces(static_cast<int>(Pieces(count, kPiece))),
-        bits(std::bit_width(static_cast<uint64_t>(rows))) {
-    const int32_t* none = nullptr;
-    EYRIE_CUDA_CHECK(cub::DeviceRadixSort::SortPairs(
-        nullptr, sort_bytes, none, static_cast<int32_t*>(nullptr), none,
-        static_cast<int32_t*>(nullptr), static_cast<int>(count), 0, bits, ComputeStream()));
-    const auto take = [&](int64_t bytes) {
-      const int64_t start = elements;
-      elements += (bytes + 255) / 256 * 64;
-      return start;
-    };
-    for (int64_t& list : lists) list = take(count * 4);
-    partial = take(2 * pieces * width * 4);
-    sort = take(static_cast<int64_t>(sort_bytes));
+// A block looks for such runs in kJoinPieces pieces from blockIdx.x * kJoinPieces on; most often
+// there are none.
+constexpr int kJoinPieces = 8;
+template <int kWidth>
+__global__ void __launch_bounds__(32 * kJoinWarps)
+    JoinRunsKernel(const int32_t* __restrict__ keys, const float* __restrict__ partial, int pieces,
+                   int64_t rows, int64_t width, float scale, float* __restrict__ dtable) {
+  __shared__ float sums[kJoinWarps][32 * kWidth];
+  const int first = static_cast<int>(blockIdx.x) * kJoinPieces;
+  const int lane = static_cast<int>(threadIdx.x) % 32, piece = first + lane;
+  // The last piece has no successor. Of a full piece, the last run is that of its last key.
+  int32_t key = 0;
+  bool starts = false;
+  if (lane < kJoinPieces && piece + 1 < pieces) {
+    const int begin = piece * kPiece, end = begin + kPiece;
+    key = keys[end - 1];
+    const bool from_before = begin > 0 && keys[begin] == key && keys[begin - 1] == key;
+    starts = key < rows && !from_before && keys[end] == key;
   }
-
-  int pieces, bits;  // of a key
-  size_t sort_bytes = 0;
-  // Where they start, in float32 elements: keys, order, and both of them sorted; and their end.
-  int64_t lists[4] = {}, partial = 0, sort = 0, elements = 0;
-};
+  // All warps of the block see the same.
+  for (unsigned left = __ballot_sync(0xffffffffu, starts); left != 0; left &= left - 1) {
+    const int at = __ffs(static_cast<int>(left)) - 1;
+    JoinRun<kWidth>(keys, partial, pieces, first + at, __shfl_sync(0xffffffffu, key, at), width,
+                    scale, dtable, sums);
+  }
+}
 
 }  // namespace
 
@@ -216,10 +214,6 @@ void EmbeddingForwardCuda(const EmbeddingForwardArgs& args) {
   });
 }
 
-int64_t EmbeddingBackwardWorkspaceCuda(const Tensor& tokens, const Tensor& dtable) {
-  return Workspace(tokens.size(), dtable.dim(0), dtable.dim(1)).elements;
-}
-
 void EmbeddingBackwardCuda(const EmbeddingBackwardArgs& args) {
   const char* kernel = "embedding_backward";
   const int64_t rows = args.dtable.dim(0), width = args.dtable.dim(1);
@@ -227,17 +221,24 @@ void EmbeddingBackwardCuda(const EmbeddingBackwardArgs& args) {
               ": too many tokens or rows");
   const int count = static_cast<int>(args.tokens.size());
   if (count == 0) return;
-  const Workspace layout(count, rows, width);
+  const EmbeddingWorkspace layout(count, width);
+  const int pieces = static_cast<int>(layout.pieces);
   float* workspace = args.workspace.data<float>();
   const auto list = [&](int i) { return reinterpret_cast<int32_t*>(workspace + layout.lists[i]); };
   int32_t *keys = list(2), *order = list(3);
   constexpr int kThreads = 256;
   Launch(kernel, KeyKernel, Pieces(count, kThreads), kThreads, 0, args.tokens.data<int32_t>(),
          count, args.first_row, rows, list(0), list(1));
-  size_t sort_bytes = layout.sort_bytes;
-  EYRIE_CUDA_CHECK(cub::DeviceRadixSort::SortPairs(workspace + layout.sort, sort_bytes, list(0),
-                                                   keys, list(1), order, count, 0, layout.bits,
-                                                   ComputeStream()));
+  const int bits = std::bit_width(static_cast<uint64_t>(rows));  // of a key
+  const auto sort = [&](void* scratch, size_t& bytes) {
+    EYRIE_CUDA_CHECK(cub::DeviceRadixSort::SortPairs(scratch, bytes, list(0), keys, list(1), order,
+                                                     count, 0, bits, ComputeStream()));
+  };
+  size_t sort_bytes = 0;
+  sort(nullptr, sort_bytes);  // asks how much
+  EYRIE_CHECK(sort_bytes <= static_cast<size_t>(layout.sort_bytes), kernel, ": sorting ", count,
+              " tokens takes ", sort_bytes, " bytes");
+  sort(workspace + layout.sort, sort_bytes);
 
   constexpr int kWidth = 4;
   float *partial = workspace + layout.partial, *dtable = args.dtable.data<float>();
@@ -248,11 +249,11 @@ void EmbeddingBackwardCuda(const EmbeddingBackwardArgs& args) {
         Aligned<kWidth>(dy) && Aligned<kWidth>(dtable, partial) && width % kWidth == 0;
     const unsigned tiles = Pieces(width, 32 * (vectors ? kWidth : 1));
     Launch(kernel, vectors ? SumRunsKernel<T, kWidth> : SumRunsKernel<T, 1>,
-           dim3(Pieces(layout.pieces, kSumWarps), tiles), 32 * kSumWarps, 0, keys, order, count, dy,
-           rows, width, scale, dtable, partial, layout.pieces);
+           dim3(Pieces(pieces, kSumWarps), tiles), 32 * kSumWarps, 0, keys, order, count, dy, rows,
+           width, scale, dtable, partial, pieces);
     Launch(kernel, vectors ? JoinRunsKernel<kWidth> : JoinRunsKernel<1>,
-           dim3(static_cast<unsigned>(layout.pieces), tiles), 32 * kJoinWarps, 0, keys, partial,
-           layout.pieces, rows, width, scale, dtable);
+           dim3(Pieces(pieces, kJoinPieces), tiles), 32 * kJoinWarps, 0, keys, partial, pieces,
+           rows, width, scale, dtable);
   });
 }
 

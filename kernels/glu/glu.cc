@@ -21,6 +21,7 @@ void GluForward(const GluForwardArgs& args) {
   CheckInputs(kernel, args);
   CheckShape(kernel, "out", args.out, args.gate.shape);
   CheckTypes(kernel, args.gate, args.gate.dtype, {args.out});
+  const KernelScope timed("glu");
   EYRIE_DISPATCH_CUDA(args.gate, GluForwardCuda(args));
   DispatchCpu(kernel, args.gate, [&](auto real) { GluForwardCpu<decltype(real)>(args); });
 }
@@ -32,6 +33,7 @@ void GluBackward(const GluBackwardArgs& args) {
   CheckShape(kernel, "dgate", args.dgate, args.gate.shape);
   CheckShape(kernel, "dvalue", args.dvalue, args.gate.shape);
   CheckTypes(kernel, args.gate, args.gate.dtype, {args.dout, args.dgate, args.dvalue});
+  const KernelScope timed("glu");
   EYRIE_DISPATCH_CUDA(args.gate, GluBackwardCuda(args));
   DispatchCpu(kernel, args.gate, [&](auto real) { GluBackwardCpu<decltype(real)>(args); });
 }

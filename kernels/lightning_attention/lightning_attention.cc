@@ -29,6 +29,7 @@ Shape StateShape(const Tensor& keys, const Tensor& values) {
 
 // The decays of whole chunks: exp(-rate T), or 0 where a document starts.
 void ChunkDecays(const Tensor& rate, const Tensor& positions, const Tensor& decay) {
+  const KernelScope timed("lightning_attention");
   EYRIE_DISPATCH_CUDA(rate, LightningDecaysCuda(rate, positions, decay));
   DispatchCpu("LightningAttentionSummary", rate,
               [&](auto real) { LightningDecaysCpu<decltype(real)>(rate, positions, decay); });
@@ -43,6 +44,7 @@ void CheckSummary(const char* kernel, const Args& args, const Tensor& keys, cons
 }
 
 void RunPass(const LightningPass& pass, const Tensor& workspace) {
+  const KernelScope timed("lightning_attention");
   EYRIE_DISPATCH_CUDA(pass.k, LightningPassCuda(pass, workspace));
   DispatchCpu("LightningAttention", pass.k,
               [&](auto real) { LightningPassCpu<decltype(real)>(pass); });
@@ -50,10 +52,10 @@ void RunPass(const LightningPass& pass, const Tensor& workspace) {
 
 }  // namespace
 
-int64_t LightningAttentionWorkspace([[maybe_unused]] const Tensor& k,
-                                    [[maybe_unused]] const Tensor& v) {
-  EYRIE_DISPATCH_CUDA(k, LightningWorkspaceCuda(k, v));
-  return 0;
+int64_t LightningAttentionWorkspace(const Tensor& k, const Tensor& v) {
+  if (!IsGpu(k.device)) return 0;
+  const int64_t chunks = LightningChunks(k, v).count;
+  return chunks == 1 ? 0 : k.dim(0) * k.dim(2) * chunks * k.dim(3) * v.dim(3);
 }
 
 void LightningAttentionForward(const LightningAttentionForwardArgs& args) {

@@ -9,28 +9,6 @@ namespace {
 
 constexpr int kThreads = 256;
 
-struct Chunks {
-  int64_t tokens, count;
-};
-
-bool FitsTensorCores(const Tensor& k, const Tensor& v) {
-  return k.dtype == DType::kBF16 && k.dim(3) % 8 == 0 && v.dim(3) % 8 == 0;
-}
-
-// So many chunks that their blocks fill an H100's 132 multiprocessors, but none shorter than its
-// state's two ways through memory are worth. The plain body needs more blocks, and time for each
-// token. Depends on shapes alone, and so do the results.
-Chunks ChunksOf(const Tensor& k, const Tensor& v) {
-  const bool tensor_cores = FitsTensorCores(k, v);
-  const int64_t heads = k.dim(0) * k.dim(2), tokens = k.dim(1);
-  const int64_t wanted = std::max<int64_t>(1, (tensor_cores ? 132 : 528) / heads);
-  const int64_t shortest = tensor_cores ? 256 : 128;
-  const int64_t most = (tokens + shortest - 1) / shortest;
-  const int64_t each = (tokens + std::min(wanted, most) - 1) / std::min(wanted, most);
-  const int64_t chunk = (each + kLightningTile - 1) / kLightningTile * kLightningTile;
-  return {chunk, (tokens + chunk - 1) / chunk};
-}
-
 // Each chunk's increment in `states` becomes the state that enters it; `leaving`, unless null, is
 // what leaves the last one. `view` is that of the chunks.
 template <class T>
@@ -65,18 +43,13 @@ void RunChunks(const LightningView<__nv_bfloat16>& view, int sequences, bool ten
 
 }  // namespace
 
-int64_t LightningWorkspaceCuda(const Tensor& k, const Tensor& v) {
-  const int64_t chunks = ChunksOf(k, v).count;
-  return chunks == 1 ? 0 : k.dim(0) * k.dim(2) * chunks * k.dim(3) * v.dim(3);
-}
-
 void LightningPassCuda(const LightningPass& pass, const Tensor& workspace) {
   const char* kernel = "LightningAttention";
   const int64_t keys = pass.k.dim(3), values = pass.v.dim(3);
   EYRIE_CHECK(keys <= kMaxLightningWidth && values <= kMaxLightningWidth, kernel, ": heads of ",
               keys, " keys and ", values, " values, at most ", kMaxLightningWidth);
   const int sequences = static_cast<int>(pass.k.dim(0));
-  const Chunks chunks = ChunksOf(pass.k, pass.v);
+  const LightningChunks chunks(pass.k, pass.v);
   DispatchCuda(kernel, pass.k, [&]<class T>(T) {
     LightningView<T> view{.q = pass.q.data<T>(),
                           .k = pass.k.data<T>(),
@@ -96,7 +69,7 @@ void LightningPassCuda(const LightningPass& pass, const Tensor& workspace) {
                           .key_stride = static_cast<int>(pass.transposed ? 1 : values),
                           .value_stride = static_cast<int>(pass.transposed ? keys : 1)};
     // A single token is not worth a tile.
-    const bool tensor_cores = FitsTensorCores(pass.k, pass.v) && view.tokens > 1 &&
+    const bool tensor_cores = FitsLightningTensorCores(pass.k, pass.v) && view.tokens > 1 &&
                               AllFitVectors<T>(keys, {view.q, view.k}) &&
                               AllFitVectors<T>(values, {view.v, view.o});
     if (chunks.count > 1) {

@@ -31,11 +31,6 @@ struct MmaShape {
 template <int kKeys>
 using State = float[kKeys / 8][4];
 
-__device__ __forceinline__ uint32_t Scale(uint32_t pair, float2 factors) {
-  const float2 values = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
-  return Pack(values.x * factors.x, values.y * factors.y);
-}
-
 // Writes the warp's part of the tile's decayed and masked scores q k^T, in bfloat16. `documents`
 // are those of the tile. Parts above the diagonal are left as they are: nobody reads them.
 template <class S>

@@ -25,6 +25,7 @@ void CheckInputs(const char* kernel, const Args& args, const Tensor& y) {
 void LrpeForward(const LrpeForwardArgs& args) {
   const char* kernel = "LrpeForward";
   CheckInputs(kernel, args, args.y);
+  const KernelScope timed("lrpe");
   EYRIE_DISPATCH_CUDA(args.x, LrpeForwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { LrpeForwardCpu<decltype(real)>(args); });
 }
@@ -39,14 +40,13 @@ void LrpeBackward(const LrpeBackwardArgs& args) {
   CheckTypes(kernel, args.x, args.x.dtype, {args.dx});
   CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.dtheta});
   CheckWorkspace(kernel, args.x, args.workspace, LrpeBackwardWorkspace(args.x, args.theta));
+  const KernelScope timed("lrpe");
   EYRIE_DISPATCH_CUDA(args.x, LrpeBackwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { LrpeBackwardCpu<decltype(real)>(args); });
 }
 
-int64_t LrpeBackwardWorkspace([[maybe_unused]] const Tensor& x,
-                              [[maybe_unused]] const Tensor& theta) {
-  EYRIE_DISPATCH_CUDA(x, LrpeBackwardWorkspaceCuda(x, theta));
-  return 0;
+int64_t LrpeBackwardWorkspace(const Tensor& x, const Tensor& theta) {
+  return IsGpu(x.device) && theta.defined() ? LrpeTokenBlocks(x) * theta.size() : 0;
 }
 
 }  // namespace eyrie

@@ -124,11 +124,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Rows of blocks of the backward pass: tokens that each takes, about 16.
-unsigned TokenBlocks(const Tensor& x) {
-  return Pieces(x.dim(0) * x.dim(1), std::max<int64_t>(16, x.dim(0) * x.dim(1) / 1024));
-}
-
 }  // namespace
 
 void LrpeForwardCuda(const LrpeForwardArgs& args) {
@@ -153,10 +148,6 @@ void LrpeForwardCuda(const LrpeForwardArgs& args) {
   });
 }
 
-int64_t LrpeBackwardWorkspaceCuda(const Tensor& x, const Tensor& theta) {
-  return theta.defined() ? int64_t{TokenBlocks(x)} * theta.size() : 0;
-}
-
 void LrpeBackwardCuda(const LrpeBackwardArgs& args) {
   const char* kernel = "LrpeBackward";
   const int64_t width = args.x.dim(3), channels = args.x.dim(2) * width;
@@ -169,7 +160,7 @@ void LrpeBackwardCuda(const LrpeBackwardArgs& args) {
                                 SiluBackward<T>{x, dy, dx});
       return;
     }
-    const unsigned token_blocks = TokenBlocks(args.x);
+    const auto token_blocks = static_cast<unsigned>(LrpeTokenBlocks(args.x));
     float* partial = args.workspace.data<float>();
     const auto launch = [&](auto body, int each) {
       Launch(kernel, body, dim3(Pieces(channels, int64_t{kThreads} * each), token_blocks), kThreads,

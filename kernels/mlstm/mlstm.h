@@ -10,7 +10,8 @@
 //
 // At a document start (position 0) nothing from before counts, as if C_{t-1} = n_{t-1} = 0 and
 // m_{t-1} = -infinity; the same holds before the first token without a state. Where the memory is
-// not normalised (`normalised` false), h_t = C_t^T q_t.
+// not normalised (`normalised` false), h_t = C_t^T q_t; such a memory must not be stabilised, since
+// nothing would undo the factor exp(-m_t) of C_t.
 //
 // B sequences, T tokens, H heads of width dk (queries and keys) and dv (values); positions rise by
 // one inside a document. Gates, states, what forward saves for backward and what a summary holds
@@ -40,13 +41,14 @@ struct MlstmState {
 struct MlstmOptions {
   // Needed where a gate's logarithm may exceed 0. Without it m is 0: for sigmoid gates.
   bool stabilised = true;
-  bool normalised = true;
+  bool normalised = true;  // needed where the memory is stabilised
   // Of b_t with respect to q, k and the gates; exact with it. Public kernels leave it out, which
   // changes nothing where a norm of each head follows whose epsilon is 0.
   bool normaliser_gradient = true;
   double epsilon = 1e-6;
-  // Tokens whose outputs are computed from one state; 0: what the body prefers. On a GPU it is
-  // rounded up to a multiple of 64. 1 is the recurrent form.
+  // Tokens whose outputs are computed from one state; 0: what the body prefers. 1 is the recurrent
+  // form. On a GPU, tokens between two states that are kept in memory, rounded up to a multiple of
+  // 64; a single token is a step of the recurrence.
   int64_t chunk = 0;
 };
 

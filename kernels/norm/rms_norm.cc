@@ -31,6 +31,7 @@ void RmsNormForward(const RmsNormForwardArgs& args) {
   EYRIE_CHECK(args.residual.defined() == args.sum.defined(), kernel,
               ": residual and sum come together");
   CheckTypes(kernel, args.x, args.x.dtype, {args.y, args.residual, args.sum});
+  const KernelScope timed("norm");
   EYRIE_DISPATCH_CUDA(args.x, RmsNormForwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { RmsNormForwardCpu<decltype(real)>(args); });
 }
@@ -49,13 +50,14 @@ void RmsNormBackward(const RmsNormBackwardArgs& args) {
   if (args.weight.defined()) {
     CheckWorkspace(kernel, args.x, args.workspace, RmsNormBackwardWorkspace(args.x));
   }
+  const KernelScope timed("norm");
   EYRIE_DISPATCH_CUDA(args.x, RmsNormBackwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { RmsNormBackwardCpu<decltype(real)>(args); });
 }
 
-int64_t RmsNormBackwardWorkspace([[maybe_unused]] const Tensor& x) {
-  EYRIE_DISPATCH_CUDA(x, RmsNormBackwardWorkspaceCuda(x));
-  return 0;
+int64_t RmsNormBackwardWorkspace(const Tensor& x) {
+  const int64_t width = x.dim(-1);
+  return IsGpu(x.device) ? RmsNormBackwardBlocks(x.size() / width, width) * width : 0;
 }
 
 }  // namespace eyrie

@@ -22,6 +22,13 @@ __device__ __forceinline__ Vector<T, kWidth> LoadWeight(const T* weight, int at)
   return weight == nullptr ? Vector<T, kWidth>{} : LoadVector<kWidth>(weight + at);
 }
 
+// x (1 + weight), rounded before anything else happens to it. Otherwise the compiler, which knows
+// the weight where it is absent, would fuse other operations there than elsewhere, and an absent
+// weight would not give the bits of one of zeros.
+__device__ __forceinline__ float Weighted(float x, float weight) {
+  return __fmul_rn(x, __fadd_rn(1.0f, weight));
+}
+
 template <class T, int kWidth, int kVectors, bool kResidual>
 __global__ void __launch_bounds__(MaxThreads(kWidth* kVectors))
     ForwardKernel(const T* x, const T* residual, const T* __restrict__ weight, T* y, float* rstd,
@@ -61,7 +68,7 @@ __global__ void __launch_bounds__(MaxThreads(kWidth* kVectors))
     if (at >= width) continue;
     const Vector<T, kWidth> w = LoadWeight<kWidth>(weight, at);
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) values[k].Set(i, values[k][i] * r * (1.0f + w[i]));
+    for (int i = 0; i < kWidth; ++i) values[k].Set(i, Weighted(values[k][i] * r, w[i]));
     StoreVector(y + row + at, values[k]);
   }
 }
@@ -102,7 +109,9 @@ __global__ void __launch_bounds__(kVectors <= 2 ? 256 : MaxThreads(kWidth * kVec
       if (at >= width) continue;
       const Vector<T, kWidth> w = LoadWeight<kWidth>(weight, at);
 #pragma unroll
-      for (int i = 0; i < kWidth; ++i) dot += gradients[k][i] * (1.0f + w[i]) * values[k][i];
+      for (int i = 0; i < kWidth; ++i) {
+        dot = fmaf(Weighted(gradients[k][i], w[i]), values[k][i], dot);
+      }
     }
     const float along = BlockSum(dot, shared[turn]) * r * r / static_cast<float>(width);
 #pragma unroll
@@ -114,7 +123,7 @@ __global__ void __launch_bounds__(kVectors <= 2 ? 256 : MaxThreads(kWidth * kVec
 #pragma unroll
       for (int i = 0; i < kWidth; ++i) {
         const float gradient = gradients[k][i], value = values[k][i];
-        float d = r * (gradient * (1.0f + w[i]) - value * along);
+        float d = r * fmaf(-value, along, Weighted(gradient, w[i]));
         if constexpr (kResidual) d += added[k][i];
         out.Set(i, d);
         dweight[k][i] += gradient * value * r;
@@ -130,14 +139,6 @@ __global__ void __launch_bounds__(kVectors <= 2 ? 256 : MaxThreads(kWidth * kVec
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) partial[int64_t{blockIdx.x} * width + at + i] = dweight[k][i];
   }
-}
-
-// Blocks of the backward pass: about 1024 threads for each multiprocessor.
-unsigned BackwardBlocks(int64_t rows, int64_t width) {
-  const int64_t each = width > 8192   ? 1
-                       : width > 2048 ? 2
-                                      : std::clamp<int64_t>(8192 / width, 4, 32);
-  return static_cast<unsigned>(std::min(rows, each * Multiprocessors()));
 }
 
 void CheckWidth(const char* kernel, int64_t width) {
@@ -172,17 +173,12 @@ void RmsNormForwardCuda(const RmsNormForwardArgs& args) {
   });
 }
 
-int64_t RmsNormBackwardWorkspaceCuda(const Tensor& x) {
-  const int64_t width = x.dim(-1);
-  return BackwardBlocks(x.size() / width, width) * width;
-}
-
 void RmsNormBackwardCuda(const RmsNormBackwardArgs& args) {
   const char* kernel = "RmsNormBackward";
   const int64_t width = args.x.dim(-1), rows = args.rstd.size();
   CheckWidth(kernel, width);
   if (rows == 0) return;
-  const unsigned blocks = BackwardBlocks(rows, width);
+  const auto blocks = static_cast<unsigned>(RmsNormBackwardBlocks(rows, width));
   float* partial = args.dweight.defined() ? args.workspace.data<float>() : nullptr;
   DispatchCuda(kernel, args.x, [&]<class T>(T) {
     constexpr int kWidth = kVectorWidth<T>;

@@ -1,15 +1,23 @@
 // The CUDA bodies behind rms_norm.h; arguments are already validated.
 #pragma once
 
+#include "kernels/cuda_partition.h"
 #include "kernels/norm/rms_norm.h"
 
 namespace eyrie {
 
 // The widest rows that a block can hold in its registers.
 inline constexpr int64_t kMaxNormWidthCuda = 16384;
+// Blocks of the backward pass, each of which leaves a row of sums: about 1024 threads for each
+// multiprocessor.
+inline int64_t RmsNormBackwardBlocks(int64_t rows, int64_t width) {
+  const int64_t each = width > 8192   ? 1
+                       : width > 2048 ? 2
+                                      : std::clamp<int64_t>(8192 / width, 4, 32);
+  return std::min(rows, each * kPlannedMultiprocessors);
+}
 
 void RmsNormForwardCuda(const RmsNormForwardArgs& args);
 void RmsNormBackwardCuda(const RmsNormBackwardArgs& args);
-int64_t RmsNormBackwardWorkspaceCuda(const Tensor& x);
 
 }  // namespace eyrie

@@ -3,6 +3,7 @@
 #include "kernels/dispatch.h"
 #include "kernels/rg_lru/rg_lru_cpu.h"
 #include "kernels/rg_lru/rg_lru_cuda.h"
+#include "kernels/rg_lru/rg_lru_plan.h"
 
 namespace eyrie {
 namespace {
@@ -21,9 +22,9 @@ void CheckInputs(const char* kernel, const Args& args) {
   CheckOptional(kernel, "h0", args.h0, {batch, channels});
   CheckShape(kernel, "h", args.h, full);
   const DType type = args.u.dtype;
-  CheckTypes(kernel, args.u, type, {args.zi, args.zr, args.lambda, args.h});
+  CheckTypes(kernel, args.u, type, {args.zi, args.zr, args.h});
   CheckTypes(kernel, args.u, DType::kI32, {args.positions});
-  CheckTypes(kernel, args.u, FullPrecision(type), {args.h0});
+  CheckTypes(kernel, args.u, FullPrecision(type), {args.lambda, args.h0});
 }
 
 // What both summaries share; `main` is u or dh.
@@ -34,25 +35,22 @@ void CheckSummary(const char* kernel, const Args& args, const Tensor& main) {
   CheckShape(kernel, "positions", args.positions, {full[0], full[1]});
   CheckShape(kernel, "decay", args.decay, {full[0], full[2]});
   CheckShape(kernel, "increment", args.increment, {full[0], full[2]});
-  CheckTypes(kernel, main, main.dtype, {args.zr, args.lambda});
+  CheckTypes(kernel, main, main.dtype, {args.zr});
   CheckTypes(kernel, main, DType::kI32, {args.positions});
-  CheckTypes(kernel, main, FullPrecision(main.dtype), {args.decay, args.increment});
+  CheckTypes(kernel, main, FullPrecision(main.dtype), {args.lambda, args.decay, args.increment});
   CheckWorkspace(kernel, main, args.workspace, RgLruSummaryWorkspace(main));
 }
 
 }  // namespace
 
 int64_t RgLruForwardWorkspace(const Tensor& u) {
-  EYRIE_DISPATCH_CUDA(u, RgLruForwardWorkspaceCuda(u.shape));
-  return 0;
+  return IsGpu(u.device) ? rg_lru::ForwardWorkspace(u.shape) : 0;
 }
 int64_t RgLruBackwardWorkspace(const Tensor& u) {
-  EYRIE_DISPATCH_CUDA(u, RgLruBackwardWorkspaceCuda(u.shape));
-  return 0;
+  return IsGpu(u.device) ? rg_lru::BackwardWorkspace(u.shape) : 0;
 }
 int64_t RgLruSummaryWorkspace(const Tensor& u) {
-  EYRIE_DISPATCH_CUDA(u, RgLruSummaryWorkspaceCuda(u.shape));
-  return 0;
+  return IsGpu(u.device) ? rg_lru::SummaryWorkspace(u.shape) : 0;
 }
 
 void RgLruForward(const RgLruForwardArgs& args) {
@@ -61,6 +59,7 @@ void RgLruForward(const RgLruForwardArgs& args) {
   CheckOptional(kernel, "h_last", args.h_last, {args.u.dim(0), args.u.dim(2)});
   CheckTypes(kernel, args.u, FullPrecision(args.u.dtype), {args.h_last});
   CheckWorkspace(kernel, args.u, args.workspace, RgLruForwardWorkspace(args.u));
+  const KernelScope timed("rg_lru");
   EYRIE_DISPATCH_CUDA(args.u, RgLruForwardCuda(args));
   DispatchCpu(kernel, args.u, [&](auto real) { RgLruForwardCpu<decltype(real)>(args); });
 }
@@ -80,6 +79,7 @@ void RgLruBackward(const RgLruBackwardArgs& args) {
   CheckTypes(kernel, args.u, args.u.dtype, {args.dh, args.du, args.dzi, args.dzr});
   CheckTypes(kernel, args.u, FullPrecision(args.u.dtype), {args.dh_last, args.dh0, args.dlambda});
   CheckWorkspace(kernel, args.u, args.workspace, RgLruBackwardWorkspace(args.u));
+  const KernelScope timed("rg_lru");
   EYRIE_DISPATCH_CUDA(args.u, RgLruBackwardCuda(args));
   DispatchCpu(kernel, args.u, [&](auto real) { RgLruBackwardCpu<decltype(real)>(args); });
 }
@@ -93,6 +93,7 @@ void RgLruSummary(const RgLruSummaryArgs& args) {
   CheckShape(kernel, "zr", args.zr, full);
   CheckTypes(kernel, args.u, args.u.dtype, {args.zi});
   CheckSummary(kernel, args, args.u);
+  const KernelScope timed("rg_lru");
   EYRIE_DISPATCH_CUDA(args.u, RgLruSummaryCuda(args));
   DispatchCpu(kernel, args.u, [&](auto real) { RgLruSummaryCpu<decltype(real)>(args); });
 }
@@ -104,6 +105,7 @@ void RgLruGradSummary(const RgLruGradSummaryArgs& args) {
   CheckShape(kernel, "zr", args.zr, full);
   CheckShape(kernel, "dh", args.dh, full);
   CheckSummary(kernel, args, args.dh);
+  const KernelScope timed("rg_lru");
   EYRIE_DISPATCH_CUDA(args.dh, RgLruGradSummaryCuda(args));
   DispatchCpu(kernel, args.dh, [&](auto real) { RgLruGradSummaryCpu<decltype(real)>(args); });
 }

@@ -6,8 +6,9 @@
 //   m = sqrt(1 - exp(2 l))              at a document start (position 0): a := 0, m := 1
 //   h_t = a_t h_{t-1} + m_t i_t u_t     h_{-1} = h0
 //
-// B sequences, T tokens, R channels. States, what a summary holds and dlambda have full precision,
-// the others the activations' type: float32, on the CPU also float64, on a GPU also bfloat16.
+// B sequences, T tokens, R channels. lambda and its gradient, states and what a summary holds have
+// full precision, the others the activations' type: float32, on the CPU also float64, on a GPU also
+// bfloat16.
 //
 // A workspace is scratch of float32: as many elements as the function beside it says for that u (or
 // dh); where that is 0, it may be absent. Its contents mean nothing before and after a call.

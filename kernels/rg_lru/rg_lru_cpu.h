@@ -13,35 +13,46 @@ namespace eyrie {
 namespace rg_lru {
 
 // Channels that take a step of the computation at once: few enough to stay in the first-level cache
-// from one step to the next, and to leave the hardware's prefetcher its streams.
-inline constexpr int64_t kGateBlock = 128;
+// from one step to the next, and to leave the hardware's prefetcher its streams. Backward has more
+// streams.
+inline constexpr int64_t kForwardBlock = 128, kBackwardBlock = 64;
 
-// Asks for a run of channels of a row that is read a token later: the hardware's prefetcher starts
-// anew with each row, and arithmetic keeps loads from running ahead.
+// Asks for a run of channels of the token that follows, `ahead` elements on. For rows of which a
+// task takes a part: the hardware's prefetcher starts anew with each, and finds whole rows alone.
 template <class Real>
-void Prefetch(const Real* row, int64_t count) {
+void Prefetch(const Real* row, int64_t ahead, int64_t count) {
+  if (ahead == 0) return;
   constexpr int64_t kLine = 64 / sizeof(Real);
-  for (int64_t c = 0; c < count; c += kLine) __builtin_prefetch(row + c, 0, 2);
+  for (int64_t c = 0; c < count; c += kLine) __builtin_prefetch(row + ahead + c, 0, 2);
 }
 
-// The gates of a run of channels of one token, away from a document start. Each step is a loop of
-// its own: see SigmoidExp.
+// The gates of a run of channels of one token, away from a document start. A loop takes
+// one step of each, so that divisions go on under other arithmetic: see SigmoidByDivision.
 template <class Real>
 struct Gates {
+  // `ahead` leads to the token that follows, whose gates are asked for; 0: not asked for.
   void Compute(const Real* zi, const Real* zr, const Real* rate, int64_t ahead, int64_t count) {
-    Prefetch(zi + ahead, count);
+    Prefetch(zr, ahead, count);
 #pragma omp simd
-    for (int64_t c = 0; c < count; ++c) i[c] = SigmoidExp(zi[c]);
-    ComputeDecay(zr, rate, ahead, count);
+    for (int64_t c = 0; c < count; ++c) r[c] = SigmoidExp(zr[c]);
+    Prefetch(zi, ahead, count);
 #pragma omp simd
-    for (int64_t c = 0; c < count; ++c) i[c] = SigmoidOfExp(i[c]);
+    for (int64_t c = 0; c < count; ++c) {
+      i[c] = SigmoidExp(zi[c]);
+      r[c] = SigmoidByDivision(r[c]);
+    }
+#pragma omp simd
+    for (int64_t c = 0; c < count; ++c) {
+      i[c] = SigmoidByDivision(i[c]);
+      e[c] = Expm1NonPositive(rate[c] * r[c]);
+    }
   }
   void ComputeDecay(const Real* zr, const Real* rate, int64_t ahead, int64_t count) {
-    Prefetch(zr + ahead, count);
+    Prefetch(zr, ahead, count);
 #pragma omp simd
     for (int64_t c = 0; c < count; ++c) r[c] = SigmoidExp(zr[c]);
 #pragma omp simd
-    for (int64_t c = 0; c < count; ++c) r[c] = SigmoidOfExp(r[c]);
+    for (int64_t c = 0; c < count; ++c) r[c] = SigmoidByDivision(r[c]);
 #pragma omp simd
     for (int64_t c = 0; c < count; ++c) e[c] = Expm1NonPositive(rate[c] * r[c]);
   }
@@ -49,15 +60,16 @@ struct Gates {
   // m = sqrt(1 - a^2), without cancellation, and its derivative by 1 - a^2.
   SquareRoot<Real> m(int64_t c) const { return SquareRoot<Real>(e[c] * (Real(-2) - e[c])); }
 
-  Real i[kGateBlock], r[kGateBlock];
-  Real e[kGateBlock];  // a - 1
+  static constexpr int64_t kMost = std::max(kForwardBlock, kBackwardBlock);
+  Real i[kMost], r[kMost];
+  Real e[kMost];  // a - 1
 };
 
-// Calls body(first, count) for each run of at most kGateBlock of `channels` channels.
-template <class Body>
+// Calls body(first, count) for each run of at most `block` of `channels` channels.
+template <int64_t block, class Body>
 void ForGateBlocks(int64_t channels, const Body& body) {
-  for (int64_t first = 0; first < channels; first += kGateBlock) {
-    body(first, std::min(kGateBlock, channels - first));
+  for (int64_t first = 0; first < channels; first += block) {
+    body(first, std::min(block, channels - first));
   }
 }
 
@@ -170,14 +182,14 @@ void RgLruForwardCpu(const RgLruForwardArgs& args) {
       const int64_t row = (b * time + t) * channels + first;
       const Real *u_t = u + row, *zi_t = zi + row, *zr_t = zr + row;
       const bool starts = positions[b * time + t] == 0;
-      const int64_t ahead = t + 1 < time ? channels : 0;
-      rg_lru::ForGateBlocks(count, [&](int64_t k, int64_t n) {
+      const int64_t ahead = count < channels && t + 1 < time ? channels : 0;
+      rg_lru::ForGateBlocks<rg_lru::kForwardBlock>(count, [&](int64_t k, int64_t n) {
         if (starts) {
 #pragma omp simd
           for (int64_t c = 0; c < n; ++c) now[k + c] = Sigmoid(zi_t[k + c]) * u_t[k + c];
         } else {
           gates.Compute(zi_t + k, zr_t + k, block.rate + k, ahead, n);
-          rg_lru::Prefetch(u_t + ahead + k, n);
+          rg_lru::Prefetch(u_t + k, ahead, n);
           rg_lru::Step(gates, u_t + k, now + k, n);
         }
         writer.Write(now + k, h + row + k, n);
@@ -209,7 +221,7 @@ void RgLruBackwardCpu(const RgLruBackwardArgs& args) {
     rg_lru::Gates<Real> gates;
     Real sum[kChannelBlock] = {};
     Real carry[kChannelBlock] = {};  // a_{t+1} delta_{t+1}
-    Real du_k[rg_lru::kGateBlock], dzi_k[rg_lru::kGateBlock], dzr_k[rg_lru::kGateBlock];
+    Real du_k[rg_lru::kBackwardBlock], dzi_k[rg_lru::kBackwardBlock], dzr_k[rg_lru::kBackwardBlock];
     if (dh_last != nullptr) std::copy_n(dh_last + state, count, carry);
 
     for (int64_t t = time - 1; t >= 0; --t) {
@@ -218,14 +230,14 @@ void RgLruBackwardCpu(const RgLruBackwardArgs& args) {
       const Real* before = t > 0 ? h + row - channels : block.state;
       const bool starts = positions[b * time + t] == 0;
       const int64_t ahead = t > 0 ? channels : 0;
-      rg_lru::ForGateBlocks(count, [&](int64_t k, int64_t n) {
+      rg_lru::ForGateBlocks<rg_lru::kBackwardBlock>(count, [&](int64_t k, int64_t n) {
         if (starts) {
           rg_lru::GradStart(u_t + k, zi_t + k, dh_t + k, carry + k, du_k, dzi_k, dzr_k, n);
         } else {
           gates.Compute(zi_t + k, zr_t + k, block.rate + k, -ahead, n);
-          rg_lru::Prefetch(u_t - ahead + k, n);
-          rg_lru::Prefetch(dh_t - ahead + k, n);
-          rg_lru::Prefetch(t > 1 ? before - ahead + k : before + k, n);
+          rg_lru::Prefetch(u_t + k, -ahead, n);
+          rg_lru::Prefetch(dh_t + k, -ahead, n);
+          if (t > 1) rg_lru::Prefetch(before + k, -ahead, n);
           rg_lru::GradStep(gates, block.rate + k, u_t + k, before + k, dh_t + k, carry + k, sum + k,
                            du_k, dzi_k, dzr_k, n);
         }
@@ -260,16 +272,16 @@ void RgLruSummaryCpu(const RgLruSummaryArgs& args) {
     for (int64_t t = 0; t < time; ++t) {
       const int64_t row = (b * time + t) * channels + first;
       const Real *u_t = u + row, *zi_t = zi + row, *zr_t = zr + row;
-      const int64_t ahead = t + 1 < time ? channels : 0;
+      const int64_t ahead = count < channels && t + 1 < time ? channels : 0;
       if (positions[b * time + t] == 0) {
         std::fill_n(a, count, Real(0));
 #pragma omp simd
         for (int64_t c = 0; c < count; ++c) h[c] = Sigmoid(zi_t[c]) * u_t[c];
         continue;
       }
-      rg_lru::ForGateBlocks(count, [&](int64_t k, int64_t n) {
+      rg_lru::ForGateBlocks<rg_lru::kForwardBlock>(count, [&](int64_t k, int64_t n) {
         gates.Compute(zi_t + k, zr_t + k, block.rate + k, ahead, n);
-        rg_lru::Prefetch(u_t + ahead + k, n);
+        rg_lru::Prefetch(u_t + k, ahead, n);
         rg_lru::Step(gates, u_t + k, h + k, n);
         rg_lru::Decay(gates, a + k, n);
       });
@@ -300,9 +312,9 @@ void RgLruGradSummaryCpu(const RgLruGradSummaryArgs& args) {
       }
       const Real *zr_t = zr + row, *dh_t = dh + row;
       const int64_t ahead = t > 0 ? channels : 0;
-      rg_lru::ForGateBlocks(count, [&](int64_t k, int64_t n) {
+      rg_lru::ForGateBlocks<rg_lru::kBackwardBlock>(count, [&](int64_t k, int64_t n) {
         gates.ComputeDecay(zr_t + k, block.rate + k, -ahead, n);
-        rg_lru::Prefetch(dh_t - ahead + k, n);
+        rg_lru::Prefetch(dh_t + k, -ahead, n);
 #pragma omp simd
         for (int64_t c = 0; c < n; ++c) carry[k + c] = gates.a(c) * (dh_t[k + c] + carry[k + c]);
         rg_lru::Decay(gates, a + k, n);

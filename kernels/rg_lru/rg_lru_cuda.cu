@@ -12,7 +12,8 @@ namespace {
 
 template <class T>
 struct ForwardTensors {
-  const T *u, *zi, *zr, *lambda;
+  const T *u, *zi, *zr;
+  const float* lambda;
   const int* positions;
   const float* h0;
   T* h;
@@ -28,7 +29,7 @@ struct ForwardShared {
     TileFacts facts;
   } inputs[kForwardStages];
   Affine maps[kWarps][kColumns];
-  Tile tiles[kForwardStages];
+  Tile tiles[kForwardStages + 1];
 };
 
 // Four blocks fit a multiprocessor in bfloat16: 64 registers a thread, 55 KiB a block.
@@ -95,7 +96,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 4 : 2)
 
 template <class T>
 struct BackwardTensors {
-  const T *u, *zi, *zr, *lambda;
+  const T *u, *zi, *zr;
+  const float* lambda;
   const int* positions;
   const float* h0;
   const T *h, *dh;
@@ -113,7 +115,7 @@ struct BackwardShared {
   T before[kRows][kColumns];  // h of the token before
   TileFacts facts;
   Affine maps[kWarps][kColumns];  // by order of the scan: warp 0 has the last tokens
-  Tile tiles[1];
+  Tile tiles[2];
 };
 
 // The gradients of one token.
@@ -237,10 +239,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 3 : 2)
 }
 
 // d rate / d lambda.
-template <class T>
 struct RateSlope {
-  __device__ float operator()(int64_t c) const { return -8 * Sigmoid(ToFloat(lambda[c])); }
-  const T* lambda;
+  __device__ float operator()(int64_t c) const { return -8 * Sigmoid(lambda[c]); }
+  const float* lambda;
 };
 
 template <auto kKernel, class Shared, class Tensors>
@@ -253,8 +254,6 @@ void LaunchScan(const char* name, const Plan& plan, const Board& board, const Te
 }  // namespace
 }  // namespace rg_lru
 
-int64_t RgLruForwardWorkspaceCuda(const Shape& u) { return rg_lru::Board::Size(rg_lru::Plan(u)); }
-
 void RgLruForwardCuda(const RgLruForwardArgs& args) {
   using namespace rg_lru;
   const Plan plan(args.u.shape);
@@ -263,7 +262,7 @@ void RgLruForwardCuda(const RgLruForwardArgs& args) {
   board.Clear(plan);
   DispatchCuda("RgLruForward", args.u, [&]<class T>(T) {
     const ForwardTensors<T> tensors{args.u.data<T>(),           args.zi.data<T>(),
-                                    args.zr.data<T>(),          args.lambda.data<T>(),
+                                    args.zr.data<T>(),          args.lambda.data<float>(),
                                     args.positions.data<int>(), args.h0.data<float>(),
                                     args.h.data<T>(),           args.h_last.data<float>()};
     if (AllFitVectors<T>(plan.channels, {tensors.u, tensors.zi, tensors.zr, tensors.h})) {
@@ -274,11 +273,6 @@ void RgLruForwardCuda(const RgLruForwardArgs& args) {
   });
 }
 
-int64_t RgLruBackwardWorkspaceCuda(const Shape& u) {
-  const rg_lru::Plan plan(u);
-  return rg_lru::Board::Size(plan) + plan.orders * plan.columns();
-}
-
 void RgLruBackwardCuda(const RgLruBackwardArgs& args) {
   using namespace rg_lru;
   const Plan plan(args.u.shape);
@@ -287,13 +281,12 @@ void RgLruBackwardCuda(const RgLruBackwardArgs& args) {
   const Board board(plan, workspace);
   board.Clear(plan);
   DispatchCuda("RgLruBackward", args.u, [&]<class T>(T) {
-    const BackwardTensors<T> tensors{args.u.data<T>(),           args.zi.data<T>(),
-                                     args.zr.data<T>(),          args.lambda.data<T>(),
-                                     args.positions.data<int>(), args.h0.data<float>(),
-                                     args.h.data<T>(),           args.dh.data<T>(),
-                                     args.dh_last.data<float>(), args.du.data<T>(),
-                                     args.dzi.data<T>(),         args.dzr.data<T>(),
-                                     args.dh0.data<float>(),     workspace + Board::Size(plan)};
+    const BackwardTensors<T> tensors{
+        args.u.data<T>(),          args.zi.data<T>(),          args.zr.data<T>(),
+        args.lambda.data<float>(), args.positions.data<int>(), args.h0.data<float>(),
+        args.h.data<T>(),          args.dh.data<T>(),          args.dh_last.data<float>(),
+        args.du.data<T>(),         args.dzi.data<T>(),         args.dzr.data<T>(),
+        args.dh0.data<float>(),    workspace + BoardSize(plan)};
     if (AllFitVectors<T>(plan.channels, {tensors.u, tensors.zi, tensors.zr, tensors.h, tensors.dh,
                                          tensors.du, tensors.dzi, tensors.dzr})) {
       LaunchScan<BackwardKernel<T, true>, BackwardShared<T>>("RgLruBackward", plan, board, tensors);
@@ -304,7 +297,7 @@ void RgLruBackwardCuda(const RgLruBackwardArgs& args) {
     // The sums lie as [orders * B, blocks of 64 channels].
     AddRowSumCuda("RgLruBackward", tensors.decay_sums, int64_t{plan.orders} * plan.batch,
                   int64_t{plan.blocks} * kColumns, plan.channels, args.dlambda.data<float>(),
-                  RateSlope<T>{tensors.lambda});
+                  RateSlope{tensors.lambda});
   });
 }
 

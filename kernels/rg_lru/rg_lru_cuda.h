@@ -9,9 +9,5 @@ void RgLruForwardCuda(const RgLruForwardArgs& args);
 void RgLruBackwardCuda(const RgLruBackwardArgs& args);
 void RgLruSummaryCuda(const RgLruSummaryArgs& args);
 void RgLruGradSummaryCuda(const RgLruGradSummaryArgs& args);
-// Float32 elements of the workspaces, for u [B, T, R].
-int64_t RgLruForwardWorkspaceCuda(const Shape& u);
-int64_t RgLruBackwardWorkspaceCuda(const Shape& u);
-int64_t RgLruSummaryWorkspaceCuda(const Shape& u);
 
 }  // namespace eyrie

@@ -24,38 +24,17 @@
 
 #include <cuda/atomic>
 
-#include "kernels/partition.h"
 #include "kernels/rg_lru/rg_lru_math.cuh"
+#include "kernels/rg_lru/rg_lru_plan.h"
 
 namespace eyrie::rg_lru {
 
 inline constexpr int kWarps = 8, kThreads = 32 * kWarps;
-inline constexpr int kSteps = 8;               // tokens of a warp
-inline constexpr int kRows = kWarps * kSteps;  // tokens of a tile
-inline constexpr int kColumns = 64;            // channels of a tile, two a lane
+inline constexpr int kSteps = kRows / kWarps;  // tokens of a warp
 inline constexpr int kStrip = 32;              // channels that one warp links
 inline constexpr int kLinkWarps = kColumns / kStrip;
 inline constexpr int kLoaders = kThreads - 32 * kLinkWarps;  // the other warps load
 inline constexpr int kGroup = 8;                             // tiles of a group
-
-// The cut of a [B, T, R] tensor. `order` counts the tiles of one column in the order of the scan:
-// along time, or against it on the way back.
-struct Plan {
-  explicit Plan(const Shape& u)
-      : batch(static_cast<int>(u[0])),
-        time(static_cast<int>(u[1])),
-        channels(static_cast<int>(u[2])),
-        blocks(static_cast<int>(CeilDiv(u[2], kColumns))),
-        orders(static_cast<int>(CeilDiv(u[1], kRows))) {}
-
-  int batch, time, channels;
-  int blocks;  // of 64 channels
-  int orders;  // tiles along time
-
-  // Channels of all sequences, each sequence rounded up to whole tiles.
-  __host__ __device__ int64_t columns() const { return int64_t{batch} * blocks * kColumns; }
-  __host__ __device__ int tiles() const { return batch * blocks * orders; }
-};
 
 struct Tile {
   template <bool kReverse>
@@ -89,25 +68,20 @@ struct Tile {
 // was -1, and every map's `a` is a NaN that no arithmetic gives, which says "not there yet". A map
 // is written and read as one, so it needs no flag beside it.
 struct Board {
-  static constexpr int kHead = 32;  // elements before `maps`
   static constexpr unsigned kAbsent = 0xffffffffu, kNaN = 0x7fffffffu;
   int* ticket;  // the number of the tile drawn last
   Affine*
       maps;  // [orders, columns] of a tile; of a group's last tile: constant, the state after it
 
-  // Float32 elements of a workspace.
-  static int64_t Size(const Plan& plan) { return kHead + 2 * plan.orders * plan.columns(); }
   Board(const Plan& plan, float* workspace)
       : ticket(reinterpret_cast<int*>(workspace)),
-        maps(reinterpret_cast<Affine*>(workspace + kHead)) {}
+        maps(reinterpret_cast<Affine*>(workspace + kBoardHead)) {}
   void Clear(const Plan& plan) const {
-    EYRIE_CUDA_CHECK(cudaMemsetAsync(ticket, 0xff, static_cast<size_t>(Size(plan)) * sizeof(float),
-                                     ComputeStream()));
+    EYRIE_CUDA_CHECK(cudaMemsetAsync(
+        ticket, 0xff, static_cast<size_t>(BoardSize(plan)) * sizeof(float), ComputeStream()));
   }
-  template <bool kReverse>
-  __device__ Tile Draw(const Plan& plan) const {
-    return Tile::Number<kReverse>(plan, atomicAdd(ticket, 1) + 1);
-  }
+  // The number of a tile that nobody has drawn.
+  __device__ int Draw() const { return atomicAdd(ticket, 1) + 1; }
 };
 
 // One lane's view of the board: the column of one channel.
@@ -129,11 +103,12 @@ class BoardColumn {
 
  private:
   using EntryRef = cuda::atomic_ref<uint64_t, cuda::thread_scope_device>;
+  // Entries are far fewer than 2^31: one for 64 elements of [B, T, R].
   __device__ EntryRef Entry(int order) const {
-    return EntryRef(*reinterpret_cast<uint64_t*>(maps_ + order * columns_));
+    return EntryRef(reinterpret_cast<uint64_t*>(maps_)[order * columns_]);
   }
   Affine* maps_;
-  int64_t columns_;
+  int columns_;
 };
 
 // What a lane reads on the board to learn the state before tile `order` of its column: entry 0 is
@@ -175,7 +150,7 @@ __device__ __forceinline__ void Link(const Plan& plan, const Board& board, const
   const BoardColumn column(plan, board, tile.column + c);
   LookBack look_back(column, tile.order);
   Affine own = maps[0][c];
-#pragma unroll 2
+#pragma unroll 4
   for (int w = 1; w < kWarps; ++w) own = Then(own, maps[w][c]);
   if (awaited && !hands_on) column.Publish(tile.order, own);
   float state = look_back.State(column, first != nullptr && exists ? first[state_index] : 0);
@@ -207,11 +182,19 @@ __device__ __forceinline__ void LoadTile(const Plan& plan, const Tile& tile, int
   static_assert(kLoaders % kPieces == 0);
   const int c = loader % kPieces * kWidth, first = loader / kPieces;
   const T* from = tensor + tile.Offset(plan, t + first) + c;
+  const int64_t step = int64_t{kStride} * plan.channels;
+  const bool whole = t >= 0 && t + kRows <= plan.time && tile.count(plan) == kColumns;
+  if (kVectors && whole) {
+#pragma unroll
+    for (int i = 0; i < kRows; i += kStride, from += step) {
+      if (i + kStride > kRows && first + i >= kRows) break;
+      __pipeline_memcpy_async(&to[first + i][c], from, 16);
+    }
+    return;
+  }
   const bool column_exists = c < tile.count(plan);
-#pragma unroll(kVectors ? 4 : 1)
-  for (int i = 0; i < kRows; i += kStride, from += int64_t{kStride} * plan.channels) {
-    const int row = first + i;
-    if (row >= kRows) break;
+#pragma unroll 1
+  for (int row = first; row < kRows; row += kStride, from += step) {
     const bool exists = column_exists && t + row >= 0 && t + row < plan.time;
     const T* source = exists ? from : tensor;
     if constexpr (kVectors) {
@@ -221,9 +204,9 @@ __device__ __forceinline__ void LoadTile(const Plan& plan, const Tile& tile, int
     }
   }
 }
-template <class T>
 __device__ __forceinline__ void LoadFacts(const Plan& plan, const Tile& tile, int loader,
-                                          const T* lambda, const int* positions, TileFacts& to) {
+                                          const float* lambda, const int* positions,
+                                          TileFacts& to) {
   static_assert(kLoaders >= kRows + kColumns);
   if (loader < kRows) {
     const int t = tile.t + loader;
@@ -260,43 +243,47 @@ __device__ __forceinline__ bool AllInside(const TileFacts& facts, int first) {
 
 // Takes a block through its tiles, by the phases above; each is called as phase(stage, tile) by
 // the warps that it concerns. With two stages of inputs a tile is loaded during the one before it,
-// and `finish` must not read the inputs. `tiles` is shared memory.
-template <bool kReverse, int kStages, class Load, class Map, class LinkPhase, class Finish>
+// and `finish` must not read the inputs. `tiles` is shared memory, where phases find their tile
+// again rather than keep it in registers: a ring of the one in hand and those that are loading.
+template <bool kReverse, int kSlots, class Load, class Map, class LinkPhase, class Finish>
 __device__ __forceinline__ void ForTiles(const Plan& plan, const Board& board,
-                                         Tile (&tiles)[kStages], const Load& load, const Map& map,
+                                         Tile (&tiles)[kSlots], const Load& load, const Map& map,
                                          const LinkPhase& link, const Finish& finish) {
+  constexpr int kStages = kSlots - 1;
   static_assert(kStages == 1 || kStages == 2);
   const int loader = static_cast<int>(threadIdx.x) - 32 * kLinkWarps;
-  const auto start_loading = [&](int stage) {
-    const Tile tile = tiles[stage];
+  const auto start_loading = [&](int stage, const Tile& tile) {
     if (loader >= 0 && tile.exists(plan)) load(stage, tile, loader);
     __pipeline_commit();
   };
   if (loader == 0) {
-    for (Tile& tile : tiles) tile = board.Draw<kReverse>(plan);
+    for (int i = 0; i < kStages; ++i) tiles[i] = Tile::Number<kReverse>(plan, board.Draw());
   }
   __syncthreads();
 #pragma unroll 1
-  for (int stage = 0; stage < kStages; ++stage) start_loading(stage);
+  for (int stage = 0; stage < kStages; ++stage) start_loading(stage, tiles[stage]);
 
 #pragma unroll 1
-  for (int stage = 0;; stage = (stage + 1) % kStages) {
-    const Tile tile = tiles[stage];
+  for (int stage = 0, slot = 0;; stage = (stage + 1) % kStages, slot = (slot + 1) % kSlots) {
+    const Tile& tile = tiles[slot];
     if (!tile.exists(plan)) return;
     __pipeline_wait_prior(kStages - 1);
     __syncthreads();
-    Tile next;
-    if (loader == 0) next = board.Draw<kReverse>(plan);
+    // The slot of the tile before, which everybody is done with.
+    Tile& next = tiles[(slot + kStages) % kSlots];
+    // The number is on its way during `map`.
+    int number = 0;
+    if (loader == 0) number = board.Draw();
     map(stage, tile);
-    if (loader == 0) tiles[stage] = next;
+    if (loader == 0) next = Tile::Number<kReverse>(plan, number);
     __syncthreads();
-    if constexpr (kStages == 2) start_loading(stage);
+    if constexpr (kStages == 2) start_loading(stage, next);
     if (loader < 0) link(stage, tile);
     __syncthreads();
     finish(stage, tile);
     if constexpr (kStages == 1) {
       __syncthreads();
-      start_loading(stage);
+      start_loading(stage, next);
     }
   }
 }

@@ -9,25 +9,11 @@ namespace eyrie {
 namespace rg_lru {
 namespace {
 
-// Enough blocks to fill a large GPU eight times over, so that its last round weighs little.
-constexpr int64_t kEnoughBlocks = 4096;
-
-// Each sequence's tokens, in scan order, are cut into pieces of equally many tiles.
-struct Pieces {
-  explicit Pieces(const Plan& plan) {
-    const int64_t columns = std::max<int64_t>(1, int64_t{plan.batch} * plan.blocks);
-    const int64_t wanted = CeilDiv(kEnoughBlocks, columns);
-    const int64_t tiles = CeilDiv(plan.orders, wanted);
-    tokens = static_cast<int>(tiles * kRows);
-    count = static_cast<int>(CeilDiv(plan.orders, std::max<int64_t>(1, tiles)));
-  }
-  int tokens, count;
-};
-
 template <class T>
 struct SummaryTensors {
   const T *u, *zi;  // forward only
-  const T *zr, *lambda;
+  const T* zr;
+  const float* lambda;
   const int* positions;
   const T* dh;     // backward only
   Affine* pieces;  // [pieces, columns]
@@ -135,7 +121,7 @@ __global__ void ComposeKernel(Plan plan, int count, const Affine* pieces, float*
 template <bool kBackward, class T>
 void Summarize(const char* name, const Plan& plan, const SummaryTensors<T>& tensors,
                const Tensor& decay, const Tensor& increment) {
-  const Pieces pieces(plan);
+  const SummaryPieces pieces(plan);
   const bool vectors =
       AllFitVectors<T>(plan.channels, {tensors.u, tensors.zi, tensors.zr, tensors.dh});
   const dim3 grid(static_cast<unsigned>(plan.batch * plan.blocks),
@@ -149,11 +135,6 @@ void Summarize(const char* name, const Plan& plan, const SummaryTensors<T>& tens
 }  // namespace
 }  // namespace rg_lru
 
-int64_t RgLruSummaryWorkspaceCuda(const Shape& u) {
-  const rg_lru::Plan plan(u);
-  return 2 * rg_lru::Pieces(plan).count * plan.columns();
-}
-
 void RgLruSummaryCuda(const RgLruSummaryArgs& args) {
   using namespace rg_lru;
   DispatchCuda("RgLruSummary", args.u, [&]<class T>(T) {
@@ -161,7 +142,7 @@ void RgLruSummaryCuda(const RgLruSummaryArgs& args) {
                         {.u = args.u.data<T>(),
                          .zi = args.zi.data<T>(),
                          .zr = args.zr.data<T>(),
-                         .lambda = args.lambda.data<T>(),
+                         .lambda = args.lambda.data<float>(),
                          .positions = args.positions.data<int>(),
                          .dh = nullptr,
                          .pieces = reinterpret_cast<Affine*>(args.workspace.data<float>())},
@@ -176,7 +157,7 @@ void RgLruGradSummaryCuda(const RgLruGradSummaryArgs& args) {
                        {.u = nullptr,
                         .zi = nullptr,
                         .zr = args.zr.data<T>(),
-                        .lambda = args.lambda.data<T>(),
+                        .lambda = args.lambda.data<float>(),
                         .positions = args.positions.data<int>(),
                         .dh = args.dh.data<T>(),
                         .pieces = reinterpret_cast<Affine*>(args.workspace.data<float>())},

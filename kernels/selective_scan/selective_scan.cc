@@ -3,6 +3,7 @@
 #include "kernels/dispatch.h"
 #include "kernels/selective_scan/selective_scan_cpu.h"
 #include "kernels/selective_scan/selective_scan_cuda.h"
+#include "kernels/selective_scan/selective_scan_plan.h"
 
 namespace eyrie {
 namespace {
@@ -26,7 +27,8 @@ Shape CheckInputs(const char* kernel, const Args& args, const Tensor& main) {
   CheckShape(kernel, "a_log", args.a_log, {channels, states});
   CheckShape(kernel, "dt_bias", args.dt_bias, {channels});
   CheckShape(kernel, "positions", args.positions, {batch, time});
-  CheckTypes(kernel, main, main.dtype, {main, args.dt, args.bc, args.a_log, args.dt_bias});
+  CheckTypes(kernel, main, main.dtype, {main, args.dt, args.bc});
+  CheckTypes(kernel, main, FullPrecision(main.dtype), {args.a_log, args.dt_bias});
   CheckTypes(kernel, main, DType::kI32, {args.positions});
   return {batch, channels, states};
 }
@@ -39,8 +41,8 @@ Shape CheckPass(const char* kernel, const Args& args) {
   CheckShape(kernel, "z", args.z, args.x.shape);
   CheckShape(kernel, "skip", args.skip, {args.x.dim(2)});
   CheckOptional(kernel, "h0", args.h0, state);
-  CheckTypes(kernel, args.x, args.x.dtype, {args.z, args.skip});
-  CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.h0});
+  CheckTypes(kernel, args.x, args.x.dtype, {args.z});
+  CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.skip, args.h0});
   return state;
 }
 
@@ -55,17 +57,14 @@ void CheckSummary(const char* kernel, const Args& args, const Tensor& main) {
 
 }  // namespace
 
-int64_t SelectiveScanForwardWorkspace(const Tensor& x, [[maybe_unused]] int64_t states) {
-  EYRIE_DISPATCH_CUDA(x, SelectiveScanForwardWorkspaceCuda(x.shape, states));
-  return 0;
+int64_t SelectiveScanForwardWorkspace(const Tensor& x, int64_t states) {
+  return IsGpu(x.device) ? selective_scan::ForwardWorkspace(x.shape, states) : 0;
 }
-int64_t SelectiveScanBackwardWorkspace(const Tensor& x, [[maybe_unused]] int64_t states) {
-  EYRIE_DISPATCH_CUDA(x, SelectiveScanBackwardWorkspaceCuda(x.shape, states));
-  return 0;
+int64_t SelectiveScanBackwardWorkspace(const Tensor& x, int64_t states) {
+  return IsGpu(x.device) ? selective_scan::BackwardWorkspace(x.shape, states) : 0;
 }
-int64_t SelectiveScanSummaryWorkspace(const Tensor& x, [[maybe_unused]] int64_t states) {
-  EYRIE_DISPATCH_CUDA(x, SelectiveScanSummaryWorkspaceCuda(x.shape, states));
-  return 0;
+int64_t SelectiveScanSummaryWorkspace(const Tensor& x, int64_t states) {
+  return IsGpu(x.device) ? selective_scan::SummaryWorkspace(x.shape, states) : 0;
 }
 
 void SelectiveScanForward(const SelectiveScanForwardArgs& args) {
@@ -76,6 +75,7 @@ void SelectiveScanForward(const SelectiveScanForwardArgs& args) {
   CheckTypes(kernel, args.x, args.x.dtype, {args.out});
   CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.h_last});
   CheckWorkspace(kernel, args.x, args.workspace, SelectiveScanForwardWorkspace(args.x, state[2]));
+  const KernelScope timed("selective_scan");
   EYRIE_DISPATCH_CUDA(args.x, SelectiveScanForwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { SelectiveScanForwardCpu<decltype(real)>(args); });
 }
@@ -97,6 +97,7 @@ void SelectiveScanBackward(const SelectiveScanBackwardArgs& args) {
   CheckTypes(kernel, args.x, FullPrecision(args.x.dtype),
              {args.dh_last, args.dh0, args.da_log, args.dskip, args.ddt_bias});
   CheckWorkspace(kernel, args.x, args.workspace, SelectiveScanBackwardWorkspace(args.x, state[2]));
+  const KernelScope timed("selective_scan");
   EYRIE_DISPATCH_CUDA(args.x, SelectiveScanBackwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { SelectiveScanBackwardCpu<decltype(real)>(args); });
 }
@@ -104,6 +105,7 @@ void SelectiveScanBackward(const SelectiveScanBackwardArgs& args) {
 void SelectiveScanSummary(const SelectiveScanSummaryArgs& args) {
   const char* kernel = "SelectiveScanSummary";
   CheckSummary(kernel, args, args.x);
+  const KernelScope timed("selective_scan");
   EYRIE_DISPATCH_CUDA(args.x, SelectiveScanSummaryCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { SelectiveScanSummaryCpu<decltype(real)>(args); });
 }
@@ -113,6 +115,7 @@ void SelectiveScanGradSummary(const SelectiveScanGradSummaryArgs& args) {
   CheckSummary(kernel, args, args.dout);
   CheckShape(kernel, "z", args.z, args.dout.shape);
   CheckTypes(kernel, args.dout, args.dout.dtype, {args.z});
+  const KernelScope timed("selective_scan");
   EYRIE_DISPATCH_CUDA(args.dout, SelectiveScanGradSummaryCuda(args));
   DispatchCpu(kernel, args.dout,
               [&](auto real) { SelectiveScanGradSummaryCpu<decltype(real)>(args); });

@@ -16,34 +16,11 @@
 #include <type_traits>
 
 #include "kernels/cuda_math.cuh"
-#include "kernels/partition.h"
+#include "kernels/selective_scan/selective_scan_plan.h"
 
 namespace eyrie::selective_scan {
 
-inline constexpr int kColumns = 32;      // channels of a block
 inline constexpr int kThreadStates = 4;  // states of a thread
-inline constexpr int kTile = 16;         // tokens between barriers
-
-// The cut of a problem. N states are padded to 4 a warp.
-struct Plan {
-  Plan(const Shape& x, int64_t state_count, int64_t chunk_tokens)
-      : batch(static_cast<int>(x[0])),
-        time(static_cast<int>(x[1])),
-        channels(static_cast<int>(x[2])),
-        states(static_cast<int>(state_count)),
-        chunk(static_cast<int>(chunk_tokens)),
-        blocks(static_cast<int>(CeilDiv(x[2], kColumns))),
-        chunks(static_cast<int>(CeilDiv(x[1], chunk_tokens))) {}
-  // Elements of a state, and of all chunks' states.
-  __host__ __device__ int64_t state_size() const { return int64_t{channels} * states; }
-  int64_t all_states() const { return int64_t{batch} * chunks * state_size(); }
-  int64_t all_sums() const { return int64_t{batch} * chunks * channels; }
-
-  int batch, time, channels, states;
-  int chunk;   // tokens, a multiple of kTile
-  int blocks;  // of channels
-  int chunks;
-};
 
 // Calls body(w) with w, an integral constant, the number of warps that hold N states.
 template <class Body>
@@ -66,12 +43,13 @@ struct Inputs {
   explicit Inputs(const Args& args)
       : dt(args.dt.template data<T>()),
         bc(args.bc.template data<T>()),
-        a_log(args.a_log.template data<T>()),
-        dt_bias(args.dt_bias.template data<T>()),
+        a_log(args.a_log.template data<float>()),
+        dt_bias(args.dt_bias.template data<float>()),
         positions(args.positions.template data<int>()),
         row(args.bc.dim(2)) {}
-  const T *x = nullptr, *dt, *z = nullptr, *bc, *a_log, *dt_bias;
+  const T *x = nullptr, *dt, *z = nullptr, *bc;
   const T* dout = nullptr;
+  const float *a_log, *dt_bias;
   const int* positions;
   int64_t row;  // of bc
 };
@@ -115,14 +93,13 @@ __device__ __forceinline__ void StoreStates(const float (&from)[kThreadStates], 
   }
 }
 // A log2(e) of the thread's states, so that a decay is 2^(delta rate).
-template <class T>
-__device__ __forceinline__ void LoadRates(const Plan& plan, const Place& place, const T* a_log,
+__device__ __forceinline__ void LoadRates(const Plan& plan, const Place& place, const float* a_log,
                                           float (&rates)[kThreadStates]) {
   const int count = place.count(plan);
-  const T* from = a_log + place.StateOffset(plan, 0);
+  const float* from = a_log + place.StateOffset(plan, 0);
 #pragma unroll
   for (int i = 0; i < kThreadStates; ++i) {
-    rates[i] = i < count ? -kLog2E * Exp2(kLog2E * ToFloat(from[i])) : 0;
+    rates[i] = i < count ? -kLog2E * Exp2(kLog2E * from[i]) : 0;
   }
 }
 
@@ -199,7 +176,7 @@ __global__ void __launch_bounds__(32 * kWarps)
   const Inputs<T>& in = tensors.in;
   const Place place(plan, blockIdx.z, blockIdx.x);
   const int begin = blockIdx.y * plan.chunk, end = min(plan.time, begin + plan.chunk);
-  const float bias = place.exists ? ToFloat(in.dt_bias[place.channel]) : 0;
+  const float bias = place.exists ? in.dt_bias[place.channel] : 0;
   float rates[kThreadStates], h[kThreadStates] = {}, gradient[kThreadStates] = {};
   LoadRates(plan, place, in.a_log, rates);
   float decay[kThreadStates] = {1, 1, 1, 1};  // from the chunk's first token on
@@ -270,15 +247,15 @@ __global__ void __launch_bounds__(32 * kWarps)
 // enters each chunk, from the first or, with kReverse, from the last on. `first` [B, E, N],
 // optional, enters the first of them, and `last`, optional, receives what leaves the last. `decay`,
 // optional, receives the product of all chunks' decays.
-template <class T, bool kReverse>
-__global__ void LinkKernel(const Plan plan, const T* a_log, const float* sums, float* maps,
+template <bool kReverse>
+__global__ void LinkKernel(const Plan plan, const float* a_log, const float* sums, float* maps,
                            const float* first, float* last, float* decay) {
   constexpr int kBatch = 8;  // maps that are loaded at once
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x, size = plan.state_size();
   if (i >= size) return;
   const int b = blockIdx.y;
   const int64_t channel = i / plan.states;
-  const float rate = -kLog2E * Exp2(kLog2E * ToFloat(a_log[i]));
+  const float rate = -kLog2E * Exp2(kLog2E * a_log[i]);
   const auto decay_over = [&](float sum) { return isinf(sum) ? 0.0f : Exp2(sum * rate); };
   float state = first != nullptr ? first[b * size + i] : 0, total = 0;
   for (int begin = 0; begin < plan.chunks; begin += kBatch) {
@@ -315,13 +292,13 @@ void FindChunkMaps(const char* name, const Plan& plan, const ChunkTensors<T>& te
   });
 }
 
-template <bool kReverse, class T>
-void LinkChunks(const char* name, const Plan& plan, const T* a_log, const float* sums, float* maps,
-                const float* first, float* last, float* decay) {
+template <bool kReverse>
+void LinkChunks(const char* name, const Plan& plan, const float* a_log, const float* sums,
+                float* maps, const float* first, float* last, float* decay) {
   constexpr int kThreads = 128;
   const dim3 grid(Pieces(plan.state_size(), kThreads), static_cast<unsigned>(plan.batch));
-  Launch(name, LinkKernel<T, kReverse>, grid, dim3(kThreads), 0, plan, a_log, sums, maps, first,
-         last, decay);
+  Launch(name, LinkKernel<kReverse>, grid, dim3(kThreads), 0, plan, a_log, sums, maps, first, last,
+         decay);
 }
 
 }  // namespace eyrie::selective_scan

@@ -7,9 +7,9 @@
 //   out_t[e] = (sum over n of C_t[n] h_t[e, n] + skip[e] x_t[e]) silu(z_t[e])
 //
 // At a document start (position 0) the state before counts as zero. B sequences, T tokens, E
-// channels, N states a channel (1 to 64). States, what a summary holds and gradients of parameters
-// have full precision, the others the activations' type: float32, on the CPU also float64, on a GPU
-// also bfloat16.
+// channels, N states a channel (1 to 64). Parameters (a_log, skip, dt_bias) and their gradients,
+// states and what a summary holds have full precision, the others the activations' type: float32,
+// on the CPU also float64, on a GPU also bfloat16.
 //
 // B_t and C_t are read from where the projection that makes them leaves them: `bc` [B, T, S] has
 // rows that end in B_t [N] and C_t [N]; what comes before them in a row is not touched.

@@ -16,24 +16,14 @@ namespace eyrie {
 namespace selective_scan {
 namespace {
 
-constexpr int kChunk = 64;  // tokens
-constexpr int kRun = 8;     // tokens whose states a thread has at once
+constexpr int kChunk = BackwardPlan::kChunk;  // tokens
+constexpr int kRun = 8;                       // tokens whose states a thread has at once
 constexpr int kRuns = kChunk / kRun;
-constexpr int64_t kMostSlabs = 16;  // parts of dB and dC in memory: each of some of the channels
-
-struct BackwardPlan : Plan {
-  BackwardPlan(const Shape& x, int64_t state_count)
-      : Plan(x, state_count, kChunk),
-        slabs(static_cast<int>(std::min<int64_t>(kMostSlabs, blocks))) {}
-  // Elements of a slab.
-  __host__ __device__ int64_t slab_size() const { return int64_t{batch} * time * 2 * states; }
-  int slabs;
-};
 
 template <class T>
 struct BackwardTensors {
   Inputs<T> in;
-  const T* skip;
+  const float* skip;
   float* states;           // [B, chunks, E, N] before each chunk; becomes the chunk's share of dA
   const float* gradients;  // [B, chunks, E, N] of the states after each chunk
   T *dx, *ddt, *dz;
@@ -85,8 +75,8 @@ class Group {
         begin_(chunk * kChunk),
         end_(min(plan.time, begin_ + kChunk)),
         index_(int64_t{place.b} * plan.chunks + chunk),
-        bias_(place.exists ? ToFloat(in_.dt_bias[place.channel]) : 0),
-        skip_(place.exists ? ToFloat(tensors.skip[place.channel]) : 0) {
+        bias_(place.exists ? in_.dt_bias[place.channel] : 0),
+        skip_(place.exists ? tensors.skip[place.channel] : 0) {
     LoadRates(plan, place, in_.a_log, rates_);
   }
 
@@ -312,10 +302,9 @@ __global__ void AddSlabsKernel(int64_t count, int slabs, int pair, const float* 
 }
 
 // dA_log = dA A.
-template <class T>
 struct RateOf {
-  __device__ float operator()(int64_t i) const { return -Exp2(kLog2E * ToFloat(a_log[i])); }
-  const T* a_log;
+  __device__ float operator()(int64_t i) const { return -Exp2(kLog2E * a_log[i]); }
+  const float* a_log;
 };
 struct One {
   __device__ float operator()(int64_t) const { return 1; }
@@ -330,19 +319,11 @@ struct Workspace {
         dskip(sums + plan.all_sums()),
         ddt_bias(dskip + plan.all_sums()),
         slabs(ddt_bias + plan.all_sums()) {}
-  static int64_t Size(const BackwardPlan& plan) {
-    return 2 * plan.all_states() + 3 * plan.all_sums() + plan.slabs * plan.slab_size();
-  }
   float *states, *gradients, *sums, *dskip, *ddt_bias, *slabs;
 };
 
 }  // namespace
 }  // namespace selective_scan
-
-int64_t SelectiveScanBackwardWorkspaceCuda(const Shape& x, int64_t states) {
-  using namespace selective_scan;
-  return Workspace::Size(BackwardPlan(x, states));
-}
 
 void SelectiveScanBackwardCuda(const SelectiveScanBackwardArgs& args) {
   using namespace selective_scan;
@@ -361,7 +342,7 @@ void SelectiveScanBackwardCuda(const SelectiveScanBackwardArgs& args) {
     LinkChunks<true>(name, plan, in.a_log, work.sums, work.gradients, args.dh_last.data<float>(),
                      args.dh0.data<float>(), nullptr);
     const BackwardTensors<T> tensors{.in = in,
-                                     .skip = args.skip.data<T>(),
+                                     .skip = args.skip.data<float>(),
                                      .states = work.states,
                                      .gradients = work.gradients,
                                      .dx = args.dx.data<T>(),
@@ -382,7 +363,7 @@ void SelectiveScanBackwardCuda(const SelectiveScanBackwardArgs& args) {
            2 * plan.states, work.slabs, in.row, args.dbc.data<T>());
     const int64_t chunks = int64_t{plan.batch} * plan.chunks;
     AddRowSumCuda(name, work.states, chunks, plan.state_size(), plan.state_size(),
-                  args.da_log.data<float>(), RateOf<T>{in.a_log});
+                  args.da_log.data<float>(), RateOf{in.a_log});
     AddRowSumCuda(name, work.dskip, chunks, plan.channels, plan.channels, args.dskip.data<float>(),
                   One{});
     AddRowSumCuda(name, work.ddt_bias, chunks, plan.channels, plan.channels,

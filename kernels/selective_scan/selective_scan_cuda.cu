@@ -7,21 +7,10 @@ namespace eyrie {
 namespace selective_scan {
 namespace {
 
-// With at least so many blocks of channels, one chunk is enough: each of an H100's processors then
-// has several. Otherwise chunks make them twice as many, if they are long enough to be worth it.
-constexpr int64_t kEnoughBlocks = 512;
-constexpr int64_t kLeastChunk = 64;
-
-Plan ForwardPlan(const Shape& x, int64_t states) {
-  const int64_t blocks = std::max<int64_t>(1, x[0] * CeilDiv(x[2], kColumns));
-  const int64_t chunks = blocks >= kEnoughBlocks ? 1 : CeilDiv(2 * kEnoughBlocks, blocks);
-  return {x, states, std::max(kLeastChunk, CeilDiv(CeilDiv(x[1], chunks), kTile) * kTile)};
-}
-
 template <class T>
 struct ForwardTensors {
   Inputs<T> in;
-  const T* skip;
+  const float* skip;
   const float* first;  // what each chunk starts from, [B, chunks, E, N]; null: zeros
   T* out;
   float* h_last;  // of the last chunk; optional
@@ -37,8 +26,8 @@ __global__ void __launch_bounds__(32 * kWarps)
   const Inputs<T>& in = tensors.in;
   const Place place(plan, blockIdx.z, blockIdx.x);
   const int begin = blockIdx.y * plan.chunk, end = min(plan.time, begin + plan.chunk);
-  const float bias = place.exists ? ToFloat(in.dt_bias[place.channel]) : 0;
-  const float skip = place.exists ? ToFloat(tensors.skip[place.channel]) : 0;
+  const float bias = place.exists ? in.dt_bias[place.channel] : 0;
+  const float skip = place.exists ? tensors.skip[place.channel] : 0;
   float rates[kThreadStates], h[kThreadStates] = {};
   LoadRates(plan, place, in.a_log, rates);
   const int64_t index = int64_t{place.b} * plan.chunks + blockIdx.y;
@@ -129,11 +118,6 @@ void Summarize(const char* name, const Plan& plan, const Inputs<T>& in, float* w
 }  // namespace
 }  // namespace selective_scan
 
-int64_t SelectiveScanForwardWorkspaceCuda(const Shape& x, int64_t states) {
-  const auto plan = selective_scan::ForwardPlan(x, states);
-  return plan.chunks > 1 ? plan.all_states() + plan.all_sums() : 0;
-}
-
 void SelectiveScanForwardCuda(const SelectiveScanForwardArgs& args) {
   using namespace selective_scan;
   const char* name = "SelectiveScanForward";
@@ -150,7 +134,7 @@ void SelectiveScanForwardCuda(const SelectiveScanForwardArgs& args) {
       LinkChunks<false>(name, plan, in.a_log, sums, states, first, nullptr, nullptr);
       first = states;
     }
-    const ForwardTensors<T> tensors{in, args.skip.data<T>(), first, args.out.data<T>(),
+    const ForwardTensors<T> tensors{in, args.skip.data<float>(), first, args.out.data<T>(),
                                     args.h_last.data<float>()};
     const dim3 grid(static_cast<unsigned>(plan.blocks), static_cast<unsigned>(plan.chunks),
                     static_cast<unsigned>(plan.batch));
@@ -158,11 +142,6 @@ void SelectiveScanForwardCuda(const SelectiveScanForwardArgs& args) {
       Launch(name, ForwardKernel<T, warps()>, grid, dim3(32 * warps()), 0, plan, tensors);
     });
   });
-}
-
-int64_t SelectiveScanSummaryWorkspaceCuda(const Shape& x, int64_t states) {
-  const auto plan = selective_scan::ForwardPlan(x, states);
-  return plan.all_states() + plan.all_sums();
 }
 
 void SelectiveScanSummaryCuda(const SelectiveScanSummaryArgs& args) {

@@ -33,16 +33,21 @@ void GluMixer::Declare(Declaration& declare) {
   down_.Declare(declare);
   gate_out_ = declare.stash.Add("gate", gate_.local_out());
   up_out_ = declare.stash.Add("up", up_.local_out());
-  product_ = declare.stash.Add("product", down_.local_in());
+  product_ = declare.stash.AddCheap("product", down_.local_in());
 }
 
-void GluMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash, const Carry&) {
-  gate_.Forward(run, x, stash[gate_out_]);
-  up_.Forward(run, x, stash[up_out_]);
+void GluMixer::Refill(Run&, const Tensor&, Stash& stash, const Carry&) const {
   GluForward({.activation = activation_,
               .gate = stash[gate_out_],
               .value = stash[up_out_],
               .out = stash[product_]});
+}
+
+void GluMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
+                       const Carry& carry) {
+  gate_.Forward(run, x, stash[gate_out_]);
+  up_.Forward(run, x, stash[up_out_]);
+  Refill(run, x, stash, carry);
   if (run.pass == Pass::kRecompute) return;
   down_.Forward(run, stash[product_], y);
   down_.Reduce(run, y);

@@ -94,7 +94,7 @@ void LightningAttentionMixer::Declare(Declaration& declare) {
   v_out_ = declare.stash.Add("v", width);
   gate_out_ = declare.stash.Add("gate", width);
   o_ = declare.stash.Add("o", width);
-  product_ = declare.stash.Add("product", width);
+  product_ = declare.stash.AddCheap("product", width);
 }
 
 void LightningAttentionMixer::DeclareState(StateTable& table) const {
@@ -124,7 +124,7 @@ Tensor LightningAttentionMixer::Rates(const Run& run) {
   const Tensor& kept = local_rates_.tensor;
   if (kept.defined() && kept.dtype == type && kept.device == device) return kept;
   local_rates_ = OwnedTensor(type, {heads_}, device);
-  if (device == Device::kMeta) return kept;
+  if (IsMeta(device)) return kept;
   const OwnedTensor host(DType::kF64, {heads_}), rounded(type, {heads_});
   const auto first = rates_.begin() + run.mesh.tensor().rank() * heads_;
   std::copy(first, first + heads_, host.tensor.data<double>());
@@ -162,6 +162,15 @@ Tensor LightningAttentionMixer::InitialState(const Run& run, const Stash& stash,
                                              const Carry& carry) const {
   if (run.mesh.sequence().size() > 1) return stash[s0_].View(StateShape(run));
   return carry.before == nullptr ? Tensor{} : (*carry.before)[kState].View(StateShape(run));
+}
+
+void LightningAttentionMixer::Refill(Run&, const Tensor&, Stash& stash, const Carry&) const {
+  GatedNormForward({.x = stash[o_],
+                    .gate = stash[gate_out_],
+                    .squares = stash[squares_],
+                    .width = global_heads_ * head_width_,
+                    .epsilon = epsilon_,
+                    .out = stash[product_]});
 }
 
 void LightningAttentionMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
@@ -221,12 +230,7 @@ void LightningAttentionMixer::Forward(Run& run, const Tensor& x, const Tensor& y
   }
   gate_.Forward(run, x, stash[gate_out_]);
   summed.Wait();
-  GatedNormForward({.x = stash[o_],
-                    .gate = stash[gate_out_],
-                    .squares = stash[squares_],
-                    .width = global_heads_ * head_width_,
-                    .epsilon = epsilon_,
-                    .out = stash[product_]});
+  Refill(run, x, stash, carry);
   if (recompute) return;
   out_.Forward(run, stash[product_], y);
   out_.Reduce(run, y);

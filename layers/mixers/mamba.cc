@@ -58,11 +58,13 @@ MambaMixer::MambaMixer(const config::ModelConfig& model)
 void MambaMixer::Declare(Declaration& declare) {
   const int64_t e = global_width_, states = states_;
   width_ = e / declare.tensor_size;
-  const auto add = [&](const char* name, Shape shape, int axis, bool decay, InitFn init) {
+  const auto add = [&](const char* name, Shape shape, int axis, bool decay, InitFn init,
+                       bool full_precision = false) {
     return declare.params.Add({.name = declare.prefix + "ssm." + name,
                                .shape = shape,
                                .shard_axis = axis,
                                .weight_decay = decay,
+                               .full_precision = full_precision,
                                .init = std::move(init)});
   };
   in_w_ = add("in.w", {2, e, model_width_}, 1, true, InitFanIn(model_width_));
@@ -81,11 +83,12 @@ void MambaMixer::Declare(Declaration& declare) {
                                                                              : random.Normal(index);
                               }});
   }
-  dt_b_ = add("dt.b", {e}, 0, false, DrawDtBias);
-  a_log_ = add("A_log", {e, states}, 0, false, [states](const Random&, uint64_t index) {
+  const auto draw_a_log = [states](const Random&, uint64_t index) {
     return std::log(static_cast<double>(index % static_cast<uint64_t>(states) + 1));
-  });
-  skip_ = add("D", {e}, 0, false, InitConstant(1.0));
+  };
+  dt_b_ = add("dt.b", {e}, 0, false, DrawDtBias, /*full_precision=*/true);
+  a_log_ = add("A_log", {e, states}, 0, false, draw_a_log, /*full_precision=*/true);
+  skip_ = add("D", {e}, 0, false, InitConstant(1.0), /*full_precision=*/true);
   out_.Declare(declare);
 
   conv_halo_ = declare.stash.AddKept("conv_halo", width_, [](int64_t tokens, int64_t chunk) {
@@ -98,7 +101,7 @@ void MambaMixer::Declare(Declaration& declare) {
                                        [](int64_t tokens, int64_t) { return tokens; });
   }
   conv_in_ = declare.stash.Add("conv_in", width_);
-  v_ = declare.stash.Add("v", width_);
+  v_ = declare.stash.AddCheap("v", width_);
   z_ = declare.stash.Add("z", width_);
   product_ = declare.stash.Add("product", width_);
 }
@@ -209,6 +212,11 @@ void MambaMixer::Convolve(Run& run, const Stash& stash, const Carry& carry, cons
                        .x0 = ConvBefore(run, stash, carry),
                        .y = y,
                        .x_last = x_last});
+}
+
+void MambaMixer::Refill(Run& run, const Tensor&, Stash& stash, const Carry& carry) const {
+  Convolve(run, stash, carry, stash[v_], /*x_last=*/{});
+  Silu(stash[v_], stash[v_]);
 }
 
 void MambaMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,

@@ -54,11 +54,13 @@ void RecurrentMixer::Declare(Declaration& declare) {
 
   in_y_.Declare(declare);
   in_x_.Declare(declare);
-  const auto add = [&](const char* name, Shape shape, int axis, bool decay, InitFn init) {
+  const auto add = [&](const char* name, Shape shape, int axis, bool decay, InitFn init,
+                       bool full_precision = false) {
     return declare.params.Add({.name = declare.prefix + "rec." + name,
                                .shape = shape,
                                .shard_axis = axis,
                                .weight_decay = decay,
+                               .full_precision = full_precision,
                                .init = std::move(init)});
   };
   conv_w_ = add("conv.w", {kTaps, r}, 1, true, InitNormal(std::sqrt(0.01 / kTaps)));
@@ -68,7 +70,7 @@ void RecurrentMixer::Declare(Declaration& declare) {
   gate_i_b_ = add("gate_i.b", {g, block}, 0, false, InitConstant(0.0));
   gate_r_w_ = add("gate_r.w", {g, block, block}, 0, true, gate_init);
   gate_r_b_ = add("gate_r.b", {g, block}, 0, false, InitConstant(0.0));
-  lambda_ = add("lambda", {r}, 0, false, DrawLambda);
+  lambda_ = add("lambda", {r}, 0, false, DrawLambda, /*full_precision=*/true);
   out_.Declare(declare);
 
   conv_halo_ = declare.stash.AddKept("conv_halo", width_, [](int64_t tokens, int64_t chunk) {
@@ -78,11 +80,11 @@ void RecurrentMixer::Declare(Declaration& declare) {
       "h0", width_, [](int64_t, int64_t) { return 1; }, Holds::kFullPrecision);
   gate_ = declare.stash.Add("gate", width_);
   conv_in_ = declare.stash.Add("conv_in", width_);
-  u_ = declare.stash.Add("u", width_);
+  u_ = declare.stash.AddCheap("u", width_);
   zi_ = declare.stash.Add("zi", width_);
   zr_ = declare.stash.Add("zr", width_);
   h_ = declare.stash.Add("h", width_);
-  product_ = declare.stash.Add("product", width_);
+  product_ = declare.stash.AddCheap("product", width_);
 }
 
 void RecurrentMixer::DeclareState(StateTable& table) const {
@@ -151,6 +153,26 @@ void RecurrentMixer::GateBackwardWeight(Run& run, ParamId weight, ParamId bias, 
   SumRows(dz, run.params.grad(bias).View({width_}), run.Workspace(SumRowsWorkspace(dz)));
 }
 
+void RecurrentMixer::Convolve(Run& run, const Stash& stash, const Carry& carry,
+                              const Tensor& x_last) const {
+  CausalConv1dForward({.x = stash[conv_in_],
+                       .weight = run.params.value(conv_w_),
+                       .bias = run.params.value(conv_b_),
+                       .positions = run.positions,
+                       .x0 = ConvBefore(run, stash, carry),
+                       .y = stash[u_],
+                       .x_last = x_last});
+}
+
+void RecurrentMixer::Multiply(const Stash& stash) const {
+  GluForward({.gate = stash[gate_], .value = stash[h_], .out = stash[product_]});
+}
+
+void RecurrentMixer::Refill(Run& run, const Tensor&, Stash& stash, const Carry& carry) const {
+  Convolve(run, stash, carry, /*x_last=*/{});
+  Multiply(stash);
+}
+
 void RecurrentMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
                              const Carry& carry) {
   ArenaScope scope(run.arena);
@@ -169,13 +191,7 @@ void RecurrentMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& 
   }
   in_x_.Forward(run, x, stash[conv_in_]);
   if (halo) halo->Wait();
-  CausalConv1dForward({.x = stash[conv_in_],
-                       .weight = run.params.value(conv_w_),
-                       .bias = run.params.value(conv_b_),
-                       .positions = run.positions,
-                       .x0 = ConvBefore(run, stash, carry),
-                       .y = stash[u_],
-                       .x_last = StateSlot(carry.after, kConvState)});
+  Convolve(run, stash, carry, StateSlot(carry.after, kConvState));
   Event handed_on;
   if (carry.after != nullptr) {
     handed_on = sequence.Broadcast((*carry.after)[kConvState], /*root=*/sequence.size() - 1);
@@ -219,7 +235,7 @@ void RecurrentMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& 
                 .h = stash[h_],
                 .h_last = h_last,
                 .workspace = run.Workspace(RgLruForwardWorkspace(stash[u_]))});
-  GluForward({.gate = stash[gate_], .value = stash[h_], .out = stash[product_]});
+  Multiply(stash);
   handed_on.Wait();
   if (run.pass == Pass::kRecompute) return;
   out_.Forward(run, stash[product_], y);

@@ -20,6 +20,7 @@ class RecurrentMixer final : public Mixer {
   void DeclareState(StateTable& table) const override;
   void Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
                const Carry& carry) override;
+  void Refill(Run& run, const Tensor& x, Stash& stash, const Carry& carry) const override;
   void Backward(Run& run, const Tensor& x, const Tensor& dy, const Tensor& dx, Stash& stash,
                 const Carry& carry, const CarryGrad& carry_grad) override;
 
@@ -31,6 +32,10 @@ class RecurrentMixer final : public Mixer {
   // Adds the gradients of W and b.
   void GateBackwardWeight(Run& run, ParamId weight, ParamId bias, const Tensor& u,
                           const Tensor& dz) const;
+
+  // u, and what the gate branch lets through of h.
+  void Convolve(Run& run, const Stash& stash, const Carry& carry, const Tensor& x_last) const;
+  void Multiply(const Stash& stash) const;
 
   // The convolution's inputs before the chunk, and the state that enters it: from the ranks before,
   // or carried. Absent: zeros.

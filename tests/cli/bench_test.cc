@@ -59,9 +59,10 @@ TEST(Bench, KernelsTableHoldsEveryKernel) {
   }
   // Every kernel of kernels/, by its folder's or header's name.
   const std::set<std::string> names = {
-      "adamw",     "attention",  "causal_conv1d", "cross_entropy",       "elementwise",
-      "embedding", "gated_norm", "glu",           "lightning_attention", "lrpe",
-      "rg_lru",    "rms_norm",   "rotary",        "selective_scan"};
+      "adamw",     "attention",      "causal_conv1d", "cross_entropy", "elementwise",
+      "embedding", "gated_norm",     "glu",           "layer_norm",    "lightning_attention",
+      "lrpe",      "mlstm",          "mlstm_gates",   "rg_lru",        "rms_norm",
+      "rotary",    "selective_scan", "slstm"};
   EXPECT_EQ(directions.size(), names.size());
   for (const auto& entry :
        std::filesystem::directory_iterator(std::filesystem::path(EYRIE_SOURCE_DIR) / "kernels")) {
@@ -71,7 +72,8 @@ TEST(Bench, KernelsTableHoldsEveryKernel) {
   }
   for (const char* name :
        {"attention", "causal_conv1d", "cross_entropy", "embedding", "gated_norm", "glu",
-        "lightning_attention", "lrpe", "rg_lru", "rms_norm", "rotary", "selective_scan"}) {
+        "layer_norm", "lightning_attention", "lrpe", "mlstm", "mlstm_gates", "rg_lru", "rms_norm",
+        "rotary", "selective_scan", "slstm"}) {
     EXPECT_TRUE(directions[name].contains("backward")) << name;
   }
 }
@@ -149,6 +151,37 @@ TEST_F(BenchConfigTest, StepOnAnyLayout) {
     EXPECT_NEAR(table["FLOPs a token"].get<double>(),
                 6 * row["parameters"].get<double>() + 12 * 32 * keys, 1);
     EXPECT_FALSE(std::filesystem::exists(directory_ / "no-run"));
+  }
+}
+
+TEST_F(BenchConfigTest, StepByKernel) {
+  for (const int ranks : {0, 2}) {
+    std::vector<std::string> arguments = {"step", "--config",  config_, "--steps",
+                                          "3",    "--kernels", "--json"};
+    if (ranks > 0) arguments.insert(arguments.end(), {"--set", "parallel.tensor=2"});
+    const json table = JsonOf(Bench(ranks, arguments));
+    ASSERT_TRUE(table.is_object());
+    double milliseconds = 0, shares = 0, previous = std::numeric_limits<double>::infinity();
+    std::map<std::string, int> calls;
+    for (const json& row : table["rows"]) {
+      calls[row["kernel"]] = row["calls"];
+      const double ms = row["ms"];
+      EXPECT_GT(ms, 0) << row;
+      milliseconds += ms;
+      shares += row["share"].get<double>();
+      if (row["kernel"] == "other") continue;
+      EXPECT_LE(ms, previous) << "in falling order";
+      previous = ms;
+    }
+    EXPECT_EQ(table["rows"].back()["kernel"], "other");
+    EXPECT_NEAR(milliseconds, table["ms a step"].get<double>(), 1e-9 * milliseconds);
+    EXPECT_NEAR(shares, 1, 1e-9);
+    for (const char* kind : {"gemm", "rg_lru", "causal_conv1d", "norm", "glu", "attention",
+                             "rotary", "embedding", "cross_entropy", "adamw", "copies"}) {
+      EXPECT_GT(calls[kind], 0) << kind;
+    }
+    EXPECT_EQ(calls.contains("communication"), ranks > 0);
+    EXPECT_EQ(calls["other"], 1);
   }
 }
 

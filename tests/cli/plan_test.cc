@@ -33,11 +33,26 @@ TEST(PlanCommand, PlansFourThousandRanksInASecond) {
   EXPECT_EQ(text.code, 0) << text.err;
   EXPECT_EQ(text.err, "");
   EXPECT_LT(text.seconds, 1.0);
-  for (const char* part :
-       {"13,927,781,376 parameters", "4,096 ranks: data 128 x sequence 4 x tensor 8", "H100",
-        "parameters", "gradients", "masters", "moments", "activations", "buffers", "total",
-        "NOTHING would take", "tensor", "sequence", "data, sequence", "products", "memory traffic",
-        "communication", "tokens/s", "% of the peak"}) {
+  for (const char* part : {"13,927,781,376 parameters",
+                           "4,096 ranks: data 128 x sequence 4 x tensor 8",
+                           "H100",
+                           "parameters",
+                           "gradients",
+                           "masters",
+                           "moments",
+                           "activations",
+                           "buffers",
+                           "total",
+                           "NOTHING would take",
+                           "SELECTIVE",
+                           "tensor",
+                           "sequence",
+                           "data, sequence",
+                           "products",
+                           "memory traffic",
+                           "communication",
+                           "tokens/s",
+                           "% of the peak"}) {
     EXPECT_NE(text.out.find(part), std::string::npos) << part << " in:\n" << text.out;
   }
   const ProcessResult json =
@@ -157,6 +172,7 @@ TEST_F(PlanAgainstRuns, EveryFamily) {
   for (const std::string name : {"griffin/tiny", "hawk/tiny", "transformer/tiny"}) {
     ExpectPlanned(name, 1, {});
     ExpectPlanned(name, 1, {"train.recompute=BLOCKS"});
+    ExpectPlanned(name, 1, {"train.recompute=SELECTIVE"});
     ExpectPlanned(name, 4, {"parallel.tensor=2", "parallel.sequence=2", "train.recompute=BLOCKS"});
   }
 }

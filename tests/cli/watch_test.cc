@@ -117,7 +117,7 @@ TEST_F(WatchTest, DryRunRefusesWhatARunWould) {
 void Poison(const fs::path& checkpoint, const std::string& parameter) {
   const config::Manifest manifest = ReadManifest(checkpoint);
   const Mesh mesh;
-  const Model model(manifest.config().model(), 1, false);
+  const Model model(manifest.config().model(), 1);
   ParamStore params(model.params(), mesh, DType::kF32, false);
   ParamStore m(model.params(), mesh, DType::kF32, false),
       v(model.params(), mesh, DType::kF32, false);

@@ -203,6 +203,8 @@ TEST(ParamTable, CountsElementsAndRefusesDuplicates) {
 
 // Far more than any machine has: shapes and sizes work, elements are refused.
 TEST(Meta, HasShapesWithoutMemory) {
+  EXPECT_EQ(MetaOf(Device::kCpu), Device::kMeta);
+  EXPECT_EQ(MetaOf(Device::kCuda), Device::kMetaCuda);
   const OwnedTensor large(DType::kF32, {int64_t{1} << 40, 64}, Device::kMeta);
   EXPECT_TRUE(large.tensor.defined());
   EXPECT_EQ(large.buffer.bytes(), size_t{1} << 48);

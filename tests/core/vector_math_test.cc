@@ -27,10 +27,11 @@ void ForFloats(float least, float most, const Body& body) {
 
 TEST(VectorMath, FloatFunctionsAreWithinTwoUnits) {
   double worst_exp = 0, worst_expm1 = 0, worst_non_positive = 0;
-  double worst_sigmoid = 0, worst_root = 0, worst_slope = 0;
+  double worst_sigmoid = 0, worst_divided = 0, worst_root = 0, worst_slope = 0;
   ForFloats(-86.2f, 200.0f, [&](float x) {
     const double exact = 1 / (1 + std::exp(-static_cast<double>(x)));
     worst_sigmoid = std::max(worst_sigmoid, Units(Sigmoid(x), exact));
+    worst_divided = std::max(worst_divided, Units(SigmoidByDivision(SigmoidExp(x)), exact));
   });
   ForFloats(1e-30f, 1e30f, [&](float x) {
     const SquareRoot<float> root(x);
@@ -43,6 +44,7 @@ TEST(VectorMath, FloatFunctionsAreWithinTwoUnits) {
     worst_non_positive = std::max(worst_non_positive, Units(Expm1NonPositive(x), exact));
   });
   EXPECT_LT(worst_sigmoid, 2);
+  EXPECT_LT(worst_divided, 2.5);
   EXPECT_LT(worst_root, 2);
   EXPECT_LT(worst_slope, 2);
   EXPECT_LT(worst_non_positive, 2);

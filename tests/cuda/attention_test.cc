@@ -75,7 +75,18 @@ void Check(const Problem& problem) {
                         " H=", problem.heads, " dh=", problem.width, " P=", problem.past,
                         " window=", problem.window));
     const Results results = OnHost(SolveOnCuda(CudaProblem(problem, dtype), dtype), problem);
-    ExpectNear(results, Solve(RoundedProblem(problem, dtype)), Tolerance(dtype));
+    const Problem rounded = RoundedProblem(problem, dtype);
+    Results expected = Outputs(rounded, DType::kF64);
+    Forward(rounded, expected);
+    EXPECT_LT(ErrorOf(results.o, expected.o), Tolerance(dtype));
+    EXPECT_LT(ErrorOf(results.lse, expected.lse), Tolerance(dtype));
+    // The backward pass is given what the forward pass wrote, rounded; so is its reference. Where a
+    // row sees two keys of nearly the same dP, their gradients are far smaller than dout . o, and
+    // rounding o to bfloat16 alone may change them by more than a hundredth.
+    Copy(results.o.tensor, expected.o.tensor);
+    Copy(results.lse.tensor, expected.lse.tensor);
+    Backward(rounded, expected);
+    ExpectNear(results, expected, Tolerance(dtype));
   }
 }
 

@@ -48,8 +48,8 @@ struct Data {
 class Place {
  public:
   Place(const config::ModelConfig& config, const config::OptimizerConfig& recipe,
-        Precision precision, Device device, const Data& data, bool recompute = false,
-        int64_t chunk = 0)
+        Precision precision, Device device, const Data& data,
+        Recompute recompute = Recompute::kNothing, int64_t chunk = 0)
       : device_(device),
         chunk_(chunk),
         model_(config, 1, recompute),
@@ -112,10 +112,10 @@ TEST(CudaModel, GradientsAgreeWithTheCpu) {
     const double loss = cpu.ForwardBackward();
     for (const Precision& precision : {Precision(DType::kF32), Precision::Mixed()}) {
       const bool mixed = precision.has_masters();
-      for (const bool recompute : {false, true}) {
+      for (const Recompute recompute : kRecomputeModes) {
         for (const int64_t chunk : {0, 40}) {
-          SCOPED_TRACE(StrCat(config.pattern(0), mixed ? " mixed" : " float32",
-                              recompute ? " recompute" : "", " chunk ", chunk));
+          SCOPED_TRACE(StrCat(config.pattern(0), mixed ? " mixed" : " float32", " recompute ",
+                              static_cast<int>(recompute), " chunk ", chunk));
           Place gpu(config, recipe, precision, Device::kCuda, data, recompute, chunk);
           EXPECT_NEAR(gpu.ForwardBackward(), loss, (mixed ? 1e-2 : 1e-5) * loss);
           for (ParamId id = 0; id < static_cast<ParamId>(cpu.store().table().specs().size());

@@ -33,7 +33,7 @@ struct Case {
     for (OwnedTensor* x : {&u, &zi, &zr, &dh}) *x = Draw(full, random);
     lambda = Draw({channels}, random);
     for (int64_t c = 0; c < channels; ++c) Set(lambda.tensor, c, random.Uniform(-9, 1));
-    lambda = Rounded(lambda.tensor, dtype);
+    lambda = Rounded(lambda.tensor, DType::kF32);
     positions = LongDocuments(batch, time, length, random);
     for (OwnedTensor* x : {&h0, &dh_last}) *x = RandomTensor(DType::kF64, state, random);
     dlambda = RandomTensor(DType::kF64, {channels}, random);
@@ -96,7 +96,7 @@ struct Case {
 
   Results Cuda(bool states) const {
     const OwnedTensor u_ = ToCuda(u.tensor, dtype), zi_ = ToCuda(zi.tensor, dtype);
-    const OwnedTensor zr_ = ToCuda(zr.tensor, dtype), lambda_ = ToCuda(lambda.tensor, dtype);
+    const OwnedTensor zr_ = ToCuda(zr.tensor, dtype), lambda_ = ToCuda(lambda.tensor, DType::kF32);
     const OwnedTensor positions_ = ToCuda(positions.tensor), dh_ = ToCuda(dh.tensor, dtype);
     const OwnedTensor h0_ = ToCuda(h0.tensor, DType::kF32);
     const OwnedTensor dh_last_ = ToCuda(dh_last.tensor, DType::kF32);
@@ -288,7 +288,8 @@ TEST(CudaRgLru, DocumentStartForgetsEverything) {
 
 TEST(CudaRgLru, RejectsWrongTypesAndMissingWorkspace) {
   const OwnedTensor x = ZeroCuda(DType::kBF16, {1, 3, 8}), wrong = ZeroCuda(DType::kF32, {1, 3, 8});
-  const OwnedTensor lambda = ZeroCuda(DType::kBF16, {8}), positions = ZeroCuda(DType::kI32, {1, 3});
+  const OwnedTensor lambda = ZeroCuda(DType::kF32, {8}), low_lambda = ZeroCuda(DType::kBF16, {8});
+  const OwnedTensor positions = ZeroCuda(DType::kI32, {1, 3});
   const OwnedTensor state = ZeroCuda(DType::kF32, {1, 8}), low = ZeroCuda(DType::kBF16, {1, 8});
   const OwnedTensor workspace = Workspace(RgLruForwardWorkspace(x.tensor));
   const OwnedTensor h = ZeroCuda(DType::kBF16, {1, 3, 8});
@@ -309,6 +310,7 @@ TEST(CudaRgLru, RejectsWrongTypesAndMissingWorkspace) {
   rejects(&RgLruForwardArgs::zi, wrong.tensor);
   rejects(&RgLruForwardArgs::h, wrong.tensor);
   rejects(&RgLruForwardArgs::h0, low.tensor);
+  rejects(&RgLruForwardArgs::lambda, low_lambda.tensor);
   rejects(&RgLruForwardArgs::workspace, Tensor{});
 }
 

@@ -1,6 +1,9 @@
 // The selective scan's CUDA bodies against its CPU body.
 #include "kernels/selective_scan/selective_scan.h"
 
+#include <algorithm>
+#include <iterator>
+
 #include "tests/cuda/cuda_test_util.h"
 #include "tests/kernels/selective_scan_problem.h"
 
@@ -9,14 +12,16 @@ namespace {
 
 OwnedTensor Zeros(DType dtype, Shape shape) { return OwnedTensor(dtype, shape); }
 
-// What a GPU holds in `dtype`: activations and parameters rounded to it, states in float32.
-bool IsState(const ScanInputs& in, const OwnedTensor& t) {
-  return &t == &in.h0 || &t == &in.dh_last;
+// What a GPU holds beside activations of type `dtype`: parameters and states in full precision.
+DType TypeOf(const ScanInputs& in, const OwnedTensor& t, DType dtype) {
+  const OwnedTensor* const full[] = {&in.a_log, &in.skip, &in.dt_bias, &in.h0, &in.dh_last};
+  const bool is_full = std::find(std::begin(full), std::end(full), &t) != std::end(full);
+  return is_full ? FullPrecision(dtype) : dtype;
 }
 ScanInputs RoundedInputs(const ScanInputs& in, DType dtype) {
   return in.Map([&](const OwnedTensor& t) {
-    const bool kept = IsState(in, t) || t.tensor.dtype == DType::kI32;
-    return kept ? Clone(t.tensor) : Rounded(t.tensor, dtype);
+    return t.tensor.dtype == DType::kI32 ? Clone(t.tensor)
+                                         : Rounded(t.tensor, TypeOf(in, t, dtype));
   });
 }
 
@@ -32,9 +37,8 @@ void SetDocuments(const ScanInputs& in, int64_t length, TestRandom& random) {
 // All outputs, on the host in float64.
 ScanOutputs OnCuda(const ScanInputs& host, const ScanSizes& sizes, DType dtype, bool states,
                    bool dz_replaces_dout = false) {
-  ScanInputs in = host.Map([&](const OwnedTensor& t) {
-    return ToCuda(t.tensor, IsState(host, t) ? DType::kF32 : dtype);
-  });
+  ScanInputs in =
+      host.Map([&](const OwnedTensor& t) { return ToCuda(t.tensor, TypeOf(host, t, dtype)); });
   ScanOutputs out(dtype, sizes, PoisonedCuda, ZeroCuda);
   std::vector<OwnedTensor> scratch;
   const auto workspace = [&](int64_t elements) {
@@ -165,9 +169,8 @@ TEST(CudaSelectiveScan, RejectsWrongTypesAndMissingWorkspace) {
   const ScanInputs host(sizes, random);
   const ScanOutputs out(DType::kBF16, sizes, PoisonedCuda, ZeroCuda);
   const auto inputs = [&] {
-    return host.Map([&](const OwnedTensor& t) {
-      return ToCuda(t.tensor, IsState(host, t) ? DType::kF32 : DType::kBF16);
-    });
+    return host.Map(
+        [&](const OwnedTensor& t) { return ToCuda(t.tensor, TypeOf(host, t, DType::kBF16)); });
   };
   std::vector<OwnedTensor> scratch;
   const auto workspace = [&](int64_t elements) {
@@ -177,14 +180,17 @@ TEST(CudaSelectiveScan, RejectsWrongTypesAndMissingWorkspace) {
   EXPECT_NO_THROW(ScanForward(inputs(), out, true, workspace));
   EXPECT_THROW(ScanForward(inputs(), out, true), Error);
   EXPECT_THROW(ScanBackward(inputs(), out, true), Error);
-  for (OwnedTensor ScanInputs::*member : {&ScanInputs::z, &ScanInputs::bc, &ScanInputs::a_log}) {
+  const auto rejects = [&](OwnedTensor ScanInputs::*member, DType dtype) {
     ScanInputs bad = inputs();
-    bad.*member = ToCuda((host.*member).tensor, DType::kF32);
+    bad.*member = ToCuda((host.*member).tensor, dtype);
     EXPECT_THROW(ScanForward(bad, out, true, workspace), Error);
+  };
+  rejects(&ScanInputs::z, DType::kF32);
+  rejects(&ScanInputs::bc, DType::kF32);
+  for (const auto member :
+       {&ScanInputs::a_log, &ScanInputs::skip, &ScanInputs::dt_bias, &ScanInputs::h0}) {
+    rejects(member, DType::kBF16);
   }
-  ScanInputs bad = inputs();
-  bad.h0 = ToCuda(host.h0.tensor, DType::kBF16);
-  EXPECT_THROW(ScanForward(bad, out, true, workspace), Error);
 }
 
 }  // namespace

@@ -25,6 +25,10 @@ TEST_F(LayoutsTest, TwentyStepsEqualOneRank) {
   ExpectSame(Train("micro", kOne, {"train.micro_batch_size=8"}), one, 1e-5, "micro");
   ExpectSame(Train("micro1", kT2D2, {"train.micro_batch_size=1"}), one, 1e-5, "micro1");
   ExpectSame(Train("recompute", kT2D2, {"train.recompute=BLOCKS"}), one, 1e-5, "recompute");
+  ExpectSame(Train("selective", kOne, {"train.recompute=SELECTIVE"}), one, 0.0, "selective");
+  ExpectSame(Train("selective-t2s2", Layout{"t2s2", 2, 1, 4, 2},
+                   {"train.recompute=SELECTIVE", "train.chunk_length=8", "train.batch_slices=2"}),
+             one, 1e-5, "selective t2s2");
   ExpectSame(Train("chunks", kT2D2, {"train.chunk_length=5"}), one, 1e-5, "chunks");
   ExpectSame(Train("chunks-s2", Layout{"s2", 1, 1, 2, 2}, {"train.chunk_length=4"}), one, 1e-5,
              "chunks s2");
@@ -55,6 +59,8 @@ TEST_F(LayoutsTest, MambaEqualsOneRankToo) {
   EXPECT_LT(one.back()["loss"].get<double>(), 0.9 * one.front()["loss"].get<double>());
   ExpectSame(train("t4", kT4), one, 1e-5, "t4");
   ExpectSame(train("s4", Layout{"s4", 1, 1, 4, 4}), one, 1e-5, "s4");
+  ExpectSame(train("selective", Layout{"t2s2", 2, 1, 4, 2}, {"train.recompute=SELECTIVE"}), one,
+             1e-5, "selective");
   ExpectSame(train("chunks", kT2D2, {"train.chunk_length=5"}), one, 1e-5, "chunks");
   ExpectSame(train("all", Layout{"t2s2", 2, 1, 4, 2},
                    {"train.batch_slices=2", "train.chunk_length=4", "train.recompute=BLOCKS",

@@ -50,7 +50,7 @@ class PlanEqualityTest : public LayoutsTest {
     const std::vector<RankRun> one = Run(config, 1), three = Run(config, 3);
     for (int rank = 0; rank < ranks; ++rank) {
       SCOPED_TRACE("rank " + std::to_string(rank));
-      const StepMeasure measured = MeasureStep(config, DType::kF32, rank);
+      const StepMeasure measured = MeasureStep(config, DType::kF32, Device::kCpu, rank);
       const auto& [memory, traffic] = three[static_cast<size_t>(rank)];
       EXPECT_EQ(measured.memory.parameters, memory.parameters);
       EXPECT_EQ(measured.memory.gradients, memory.gradients);
@@ -82,6 +82,7 @@ class PlanEqualityTest : public LayoutsTest {
 TEST_F(PlanEqualityTest, OneRank) {
   ExpectMeasuredAsRun({}, 1);
   ExpectMeasuredAsRun({"train.recompute=BLOCKS"}, 1);
+  ExpectMeasuredAsRun({"train.recompute=SELECTIVE"}, 1);
   ExpectMeasuredAsRun({"train.chunk_length=10"}, 1);
   ExpectMeasuredAsRun({"train.micro_batch_size=8"}, 1);
 }
@@ -92,6 +93,7 @@ TEST_F(PlanEqualityTest, EveryAxis) {
   ExpectMeasuredAsRun({"parallel.data=2"}, 2);
   ExpectMeasuredAsRun({"parallel.data=4", zero, buckets}, 4);
   ExpectMeasuredAsRun({"parallel.sequence=2"}, 2);
+  ExpectMeasuredAsRun({"parallel.sequence=2", "parallel.tensor=2", "train.recompute=SELECTIVE"}, 4);
   ExpectMeasuredAsRun({"parallel.sequence=8", "train.recompute=BLOCKS", zero}, 8);
   ExpectMeasuredAsRun({"parallel.tensor=2", "parallel.sequence=2", "parallel.data=2", zero}, 8);
   ExpectMeasuredAsRun({"parallel.tensor=4", "train.chunk_length=16", "train.recompute=BLOCKS"}, 4);
@@ -110,6 +112,7 @@ TEST_F(PlanEqualityTest, EveryMixer) {
     SCOPED_TRACE(entry.name);
     ExpectMeasuredAsRun({"model.pattern=" + entry.name, "parallel.tensor=2"}, 2);
     ExpectMeasuredAsRun({"model.pattern=" + entry.name, "parallel.sequence=4"}, 4);
+    ExpectMeasuredAsRun({"model.pattern=" + entry.name, "train.recompute=SELECTIVE"}, 1);
   }
 }
 

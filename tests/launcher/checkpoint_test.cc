@@ -6,6 +6,7 @@
 #include <CLI/App.hpp>
 
 #include "core/safetensors.h"
+#include "core/tensor_math.h"
 #include "launcher/checkpoint_command.h"
 #include "launcher/config.h"
 #include "launcher/reshard.h"
@@ -66,9 +67,18 @@ TEST_F(CheckpointTest, InferenceLoadsTheParametersAlone) {
   const Mesh mesh;
   TestRank loaded(table_, mesh), expected(table_, mesh);
   expected.Fill(7);
-  LoadCheckpoint(checkpoint, ReadManifest(checkpoint), loaded.params,
-                 {{"", loaded.params.flat_values()}});
+  LoadParameters(checkpoint, ReadManifest(checkpoint), loaded.params);
   EXPECT_TRUE(SameBits(loaded.params.flat_values(), expected.params.flat_values()));
+
+  ParamStore mixed(table_, mesh, Precision::Mixed(), /*with_gradients=*/false);
+  LoadParameters(checkpoint, ReadManifest(checkpoint), mixed);
+  for (ParamId id = 0; id < static_cast<ParamId>(table_.specs().size()); ++id) {
+    const Tensor value = mixed.value(id), exact = expected.params.value(id);
+    const OwnedTensor converted(value.dtype, value.shape);
+    Convert(exact, converted.tensor);
+    EXPECT_TRUE(SameBits(value, converted.tensor)) << table_.spec(id).name;
+    EXPECT_EQ(SameBits(value, exact), table_.spec(id).full_precision);
+  }
 }
 
 TEST_F(CheckpointTest, TheSameStepIsReplaced) {
@@ -159,7 +169,7 @@ class CheckpointCommandTest : public CheckpointTest {
     model.mutable_attention()->set_head_width(4);
     model.mutable_mlp()->set_width(16);
     Resolve(config_, 4);
-    const Model made(model, 2, false);
+    const Model made(model, 2);
     const Outcome outcome = OnMesh({2, 1, 2}, [&](const Mesh& mesh) {
       TestRank rank(made.params(), mesh);
       rank.Fill(1);

@@ -15,7 +15,8 @@
 
 namespace eyrie {
 
-// Every kind of sharding; extents that divide by 4. The second parameter is by far the largest.
+// Every kind of sharding; extents that divide by 4. The second parameter is by far the largest, the
+// last but one has full precision.
 inline ParamTable MakeTable() {
   ParamTable table;
   const InitFn init = InitNormal(1.0);
@@ -23,7 +24,8 @@ inline ParamTable MakeTable() {
   table.Add({.name = "blocks.0.in.w", .shape = {33, 16}, .shard_axis = 1, .init = init});
   table.Add({.name = "blocks.0.norm.g", .shape = {7}, .init = init});
   table.Add({.name = "blocks.0.heads.w", .shape = {2, 4, 5}, .shard_axis = 1, .init = init});
-  table.Add({.name = "blocks.0.b", .shape = {12}, .shard_axis = 0, .init = init});
+  table.Add(
+      {.name = "blocks.0.b", .shape = {12}, .shard_axis = 0, .full_precision = true, .init = init});
   table.Add({.name = "scale", .shape = {}, .init = init});
   return table;
 }

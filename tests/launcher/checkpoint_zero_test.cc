@@ -110,6 +110,45 @@ TEST_F(CheckpointZeroTest, EveryLayoutLoadsAndReshardsEveryLayout) {
   }
 }
 
+// Of a run in mixed precision the masters are stored, which any layout loads in any precision.
+TEST_F(CheckpointZeroTest, MastersMoveBetweenLayoutsAndPrecisions) {
+  const auto store = [&](const Mesh& mesh, const Layout& layout, const Precision& precision) {
+    return std::make_unique<ParamStore>(table_, mesh, precision, /*with_gradients=*/true,
+                                        BucketOptionsOf(ConfigOf(layout).parallel()));
+  };
+  const auto groups = [](const ParamStore& params) {
+    const Tensor masters = params.masters();
+    return std::vector<NamedFlat>{masters.defined() ? NamedFlat{"", masters, /*owned=*/true}
+                                                    : NamedFlat{"", params.flat_values()}};
+  };
+  int64_t step = 0;
+  for (const Layout& from : kLayouts) {
+    const fs::path checkpoint = checkpoints_ / CheckpointName(++step);
+    OnMesh(from.mesh, [&](const Mesh& mesh) {
+      const auto params = store(mesh, from, Precision::Mixed());
+      params->Initialise(7);
+      SaveCheckpoint(checkpoints_, ConfigOf(from), mesh, *params, groups(*params),
+                     PositionAt(step));
+    });
+    for (const Layout& to : kLayouts) {
+      for (const Precision& precision : {Precision(DType::kF32), Precision::Mixed()}) {
+        SCOPED_TRACE(StrCat(from.mesh.ranks(), " to ", to.mesh.ranks(), " ranks"));
+        const Outcome outcome = OnMesh(to.mesh, [&](const Mesh& mesh) {
+          const auto loaded = store(mesh, to, precision), expected = store(mesh, to, precision);
+          expected->Initialise(7);
+          LoadCheckpoint(checkpoint, ReadManifest(checkpoint), *loaded, groups(*loaded));
+          EXPECT_TRUE(SameBits(groups(*loaded)[0].flat, groups(*expected)[0].flat));
+          if (precision.has_masters()) loaded->PublishMasters();
+          for (ParamId id = 0; id < static_cast<ParamId>(table_.specs().size()); ++id) {
+            EXPECT_TRUE(SameBits(loaded->value(id), expected->value(id))) << table_.spec(id).name;
+          }
+        });
+        EXPECT_EQ(outcome.codes, std::vector<int>(outcome.codes.size(), 0)) << outcome.message;
+      }
+    }
+  }
+}
+
 TEST_F(CheckpointZeroTest, EveryElementIsWrittenOnceByItsOwner) {
   const fs::path checkpoint = Save({{4, 1, 1}, 1}, 1);
   const config::Manifest manifest = ReadManifest(checkpoint);

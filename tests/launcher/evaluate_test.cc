@@ -59,7 +59,7 @@ class EvaluateTest : public TempFolderTest {
     std::mutex mutex;
     RunRanks(shape.ranks(), [&](std::unique_ptr<Communicator> world) {
       const Mesh mesh(shape, std::move(world));
-      const Model model(Echo(), shape.tensor, /*recompute=*/false);
+      const Model model(Echo(), shape.tensor);
       ParamStore store(model.params(), mesh, DType::kF32, /*with_gradients=*/false);
       MakeEcho(store, mesh.tensor().rank());
       Arena arena;

@@ -3,9 +3,12 @@
 
 #include <gtest/gtest.h>
 
+#include "core/blas.h"
+#include "kernels/selective_scan/selective_scan.h"
 #include "launcher/config.h"
 #include "launcher/hardware.h"
 #include "tests/launcher/temp_folder.h"
+#include "tests/layers/layer_test_util.h"
 
 namespace eyrie {
 namespace {
@@ -14,17 +17,19 @@ config::Hardware HardwareFile(const std::string& name) {
   return LoadHardware(std::string(EYRIE_SOURCE_DIR) + "/configs/hardware/" + name + ".textproto");
 }
 
-config::Config Load(const std::string& name, int ranks, const std::vector<std::string>& settings) {
+config::Config Load(const std::string& name, int ranks, const std::vector<std::string>& settings,
+                    Device device = Device::kCpu) {
   config::Config config =
       LoadConfig(std::string(EYRIE_SOURCE_DIR) + "/configs/" + name + ".textproto");
   ApplySettings(settings, config);
-  Resolve(config, ranks);
+  Resolve(config, ranks, device);
   return config;
 }
 
 Plan PlanOf(const std::string& name, int ranks, const std::vector<std::string>& settings,
             const std::string& hardware) {
-  return MakePlan(Load(name, ranks, settings), HardwareFile(hardware));
+  const config::Hardware file = HardwareFile(hardware);
+  return MakePlan(Load(name, ranks, settings, DeviceOf(file)), file);
 }
 
 // At least as many bytes, and at most 1 % more, for what is aligned.
@@ -44,11 +49,54 @@ TEST(Plan, MemoryFollowsFromParametersAndPrecision) {
   EXPECT_EQ(cpu.memory.moments, 2 * cpu.memory.parameters);
 
   const Plan gpu = PlanOf("griffin/tiny", 1, {}, "h100");
-  EXPECT_EQ(2 * gpu.memory.parameters, cpu.memory.parameters);
+  // Two of three blocks are recurrent, and their lambdas stay in float32.
+  const int64_t full = 2 * Load("griffin/tiny", 1, {}).model().recurrent().width();
+  EXPECT_EQ(2 * gpu.memory.parameters, cpu.memory.parameters + 4 * full);
   EXPECT_EQ(gpu.memory.gradients, cpu.memory.gradients);
   EXPECT_EQ(gpu.memory.masters, cpu.memory.parameters);
   EXPECT_EQ(gpu.memory.moments, cpu.memory.moments);
   EXPECT_LT(gpu.memory.activations, cpu.memory.activations);
+}
+
+// What kernels ask for as their workspace on a GPU is known without one, and counted.
+TEST(Plan, GpusTakeWorkspaces) {
+  const config::Config config =
+      Load("mamba/tiny", 1, {"train.validation_interval=0", "model.vocab_size=8"});
+  const auto& train = config.train();
+  const auto measure = [&](Device device) {
+    return MeasureStep(config, Precision::Mixed(), device, 0).memory;
+  };
+  const MemoryUse cpu = measure(Device::kCpu), gpu = measure(Device::kCuda);
+  EXPECT_EQ(gpu.parameters, cpu.parameters);
+  EXPECT_EQ(gpu.gradients, cpu.gradients);
+  EXPECT_EQ(gpu.moments, cpu.moments);
+  // Where memory is highest, in the backward pass of a block, its scan's workspace is taken.
+  const Tensor x = OwnedTensor(DType::kBF16,
+                               {train.micro_batch_size(), train.sequence_length(),
+                                config.model().mamba().width()},
+                               Device::kMetaCuda)
+                       .tensor;
+  const int64_t scan = SelectiveScanBackwardWorkspace(x, config.model().mamba().states());
+  EXPECT_GT(scan, 0);
+  EXPECT_GE(gpu.activations, cpu.activations + 4 * scan);
+  EXPECT_GE(gpu.buffers, cpu.buffers + static_cast<int64_t>(kGemmWorkspaceCuda));
+  // Every mixer's kernels check that they are given what they ask for.
+  for (const MixerEntry& entry : MixerRegistry()) {
+    SCOPED_TRACE(entry.name);
+    config::Config small = config;
+    *small.mutable_model() = SmallModel({entry.name}, 2);
+    EXPECT_GT(MeasureStep(small, Precision::Mixed(), Device::kCuda, 0).memory.activations,
+              MeasureStep(small, Precision::Mixed(), Device::kCpu, 0).memory.activations);
+  }
+}
+
+TEST(Plan, PrecisionFollowsTheConfiguration) {
+  const Plan usual = PlanOf("griffin/tiny", 1, {}, "h100");
+  const Plan rounded = PlanOf("griffin/tiny", 1, {"optimizer.moments=BFLOAT16"}, "h100");
+  EXPECT_EQ(2 * rounded.memory.moments, usual.memory.moments);
+  const Plan full = PlanOf("griffin/tiny", 1, {"train.precision=FLOAT32"}, "h100");
+  EXPECT_EQ(full.memory.masters, 0);
+  EXPECT_GT(full.memory.activations, usual.memory.activations);
 }
 
 TEST(Plan, ZeroSharesOutMastersAndMoments) {
@@ -71,13 +119,20 @@ TEST(Plan, ZeroSharesOutMastersAndMoments) {
 
 TEST(Plan, RecomputationAndChunksSaveActivations) {
   const Plan kept = PlanOf("griffin/tiny", 1, {}, "laptop");
-  EXPECT_EQ(kept.memory.activations, kept.activations_kept);
+  EXPECT_EQ(kept.memory.activations, kept.activations_nothing);
   const Plan again = PlanOf("griffin/tiny", 1, {"train.recompute=BLOCKS"}, "laptop");
-  EXPECT_EQ(again.memory.activations, again.activations_recomputed);
-  EXPECT_EQ(again.activations_kept, kept.activations_kept);
-  EXPECT_LT(again.activations_recomputed, kept.activations_kept);
+  EXPECT_EQ(again.memory.activations, again.activations_blocks);
+  EXPECT_EQ(again.activations_nothing, kept.activations_nothing);
+  EXPECT_LT(again.activations_blocks, kept.activations_nothing);
   EXPECT_GT(again.flops, kept.flops);
   EXPECT_EQ(again.model_flops, kept.model_flops);
+  const Plan selective = PlanOf("griffin/tiny", 1, {"train.recompute=SELECTIVE"}, "laptop");
+  EXPECT_EQ(selective.memory.activations, kept.activations_selective);
+  EXPECT_LT(again.activations_blocks, kept.activations_selective);
+  EXPECT_LT(kept.activations_selective, kept.activations_nothing);
+  EXPECT_EQ(selective.flops, kept.flops);
+  EXPECT_GT(selective.memory_traffic, kept.memory_traffic);
+  EXPECT_LT(selective.memory_traffic, again.memory_traffic);
   const Plan chunked = PlanOf("griffin/tiny", 1, {"train.chunk_length=16"}, "laptop");
   EXPECT_LT(chunked.memory.activations, kept.memory.activations);
   EXPECT_GT(chunked.flops, kept.flops);
@@ -108,9 +163,9 @@ TEST(Plan, ReplicasSendGradients) {
   // The sum of gradients, and of the loss.
   EXPECT_EQ(plan.traffic.replicas.bytes, static_cast<double>(plan.memory.gradients) + 8);
   const Plan zero = PlanOf("hawk/tiny", 2, {"parallel.zero=OPTIMIZER_STATE"}, "h100");
-  // Half of the gradients out, half of the bfloat16 values back.
+  // Half of the gradients out, as large as the half of the masters; half of the values back.
   EXPECT_EQ(zero.traffic.replicas.bytes,
-            static_cast<double>(zero.memory.parameters + zero.memory.parameters / 2) + 8);
+            static_cast<double>(zero.memory.masters + zero.memory.parameters / 2) + 8);
 }
 
 TEST(Plan, CountsFlops) {

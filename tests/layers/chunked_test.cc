@@ -18,7 +18,7 @@ struct Outcome {
 };
 
 Outcome Train(const config::ModelConfig& config, int64_t tokens, int64_t chunk_length,
-              bool recompute, uint64_t seed) {
+              Recompute recompute, uint64_t seed) {
   const Mesh mesh;
   const Model model(config, 1, recompute);
   ParamStore store(model.params(), mesh, DType::kF64, /*with_gradients=*/true);
@@ -52,9 +52,12 @@ Outcome Train(const config::ModelConfig& config, int64_t tokens, int64_t chunk_l
 TEST(ChunkedTest, EqualsTheWhole) {
   TestRandom random;
   for (const auto& config : {SmallGriffin(), SmallModel({"attention+geglu"}, 1)}) {
-    const Outcome whole = Train(config, 1100, 0, false, random.seed());
-    for (const auto& [chunk, recompute] :
-         {std::pair<int64_t, bool>{64, false}, {100, true}, {1000, false}, {1100, false}}) {
+    const Outcome whole = Train(config, 1100, 0, Recompute::kNothing, random.seed());
+    for (const auto& [chunk, recompute] : {std::pair<int64_t, Recompute>{64, Recompute::kNothing},
+                                           {100, Recompute::kBlocks},
+                                           {100, Recompute::kSelective},
+                                           {1000, Recompute::kNothing},
+                                           {1100, Recompute::kNothing}}) {
       const Outcome chunked = Train(config, 1100, chunk, recompute, random.seed());
       EXPECT_NEAR(chunked.loss, whole.loss, 1e-10 * whole.loss) << chunk;
       EXPECT_LT(RelativeError(chunked.gradients.tensor, whole.gradients.tensor), 1e-10) << chunk;
@@ -67,8 +70,10 @@ TEST(ChunkedTest, MemoryFollowsTheChunkAndNotTheSequence) {
   const config::ModelConfig config = SmallGriffin();
   std::map<int64_t, size_t> peaks;
   for (const int64_t chunk : {64, 256}) {
-    const size_t short_peak = Train(config, 1024, chunk, false, random.seed()).peak_bytes;
-    const size_t long_peak = Train(config, 4096, chunk, false, random.seed()).peak_bytes;
+    const size_t short_peak =
+        Train(config, 1024, chunk, Recompute::kNothing, random.seed()).peak_bytes;
+    const size_t long_peak =
+        Train(config, 4096, chunk, Recompute::kNothing, random.seed()).peak_bytes;
     // Nothing but the state that enters each further chunk.
     const size_t more = static_cast<size_t>((4096 - 1024) / chunk);
     EXPECT_EQ(long_peak, short_peak + more * StateBytes(config, 1)) << chunk;
@@ -76,14 +81,14 @@ TEST(ChunkedTest, MemoryFollowsTheChunkAndNotTheSequence) {
     peaks[chunk] = short_peak;
   }
   EXPECT_LT(peaks[64], peaks[256]);
-  EXPECT_LT(4 * peaks[256], Train(config, 4096, 0, false, random.seed()).peak_bytes);
+  EXPECT_LT(4 * peaks[256], Train(config, 4096, 0, Recompute::kNothing, random.seed()).peak_bytes);
 }
 
 TEST(ChunkedTest, EvaluationEqualsTheWholeInTheMemoryOfAChunk) {
   TestRandom random;
   const config::ModelConfig config = SmallGriffin();
   const Mesh mesh;
-  const Model model(config, 1, /*recompute=*/false);
+  const Model model(config, 1);
   const ParamStore with_noise = RandomStore(model.params(), mesh, random);
   ParamStore store(model.params(), mesh, DType::kF64, /*with_gradients=*/false);
   Copy(with_noise.flat_values(), store.flat_values());

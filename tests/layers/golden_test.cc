@@ -33,7 +33,7 @@ TEST(GoldenTest, TransNormerGivesTheLogitsOfItsEquations) {
   file.Read("logits", expected.tensor);
 
   const Mesh mesh;
-  const Model model(config, 1, /*recompute=*/false);
+  const Model model(config, 1);
   ParamStore store(model.params(), mesh, DType::kF32, /*with_gradients=*/false);
   for (ParamId id = 0; id < static_cast<ParamId>(model.params().specs().size()); ++id) {
     file.Read(model.params().spec(id).name, store.value(id));

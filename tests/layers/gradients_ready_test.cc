@@ -13,7 +13,7 @@ namespace {
 // The gradients of two ranks with sequences of their own, after two microbatches. With `armed` they
 // are those right after the last backward pass: all buckets must have left, each complete, for
 // this communicator's operations are over when they return.
-OwnedTensor Gradients(const config::ModelConfig& config, bool recompute, bool armed) {
+OwnedTensor Gradients(const config::ModelConfig& config, Recompute recompute, bool armed) {
   OwnedTensor result;
   RunRanks(2, [&](std::unique_ptr<Communicator> world) {
     const Mesh mesh({2, 1, 1}, std::move(world));
@@ -48,7 +48,7 @@ OwnedTensor Gradients(const config::ModelConfig& config, bool recompute, bool ar
 
 TEST(GradientsReady, EveryBucketLeavesCompleteDuringBackward) {
   for (const config::ModelConfig& config : {SmallGriffin(), SmallTransNormer()}) {
-    for (const bool recompute : {false, true}) {
+    for (const Recompute recompute : kRecomputeModes) {
       const OwnedTensor armed = Gradients(config, recompute, true);
       EXPECT_TRUE(BitwiseEqual(armed.tensor, Gradients(config, recompute, false).tensor));
     }

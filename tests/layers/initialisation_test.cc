@@ -25,14 +25,14 @@ TYPED_TEST_SUITE(InitialisationTest, Types);
 TYPED_TEST(InitialisationTest, ShardsAreSlicesOfTheWhole) {
   using T = TypeParam;
   const config::ModelConfig config = ReadConfigFile("griffin/tiny").config.model();
-  const Model model(config, 1, /*recompute=*/false);
+  const Model model(config, 1);
   const Mesh one;
   ParamStore whole(model.params(), one, DTypeOf<T>::value, /*with_gradients=*/false);
   whole.Initialise(kSeed);
   for (const int tensor : {1, 2, 4}) {
     RunRanks(tensor, [&](std::unique_ptr<Communicator> world) {
       const Mesh mesh({1, 1, tensor}, std::move(world));
-      const Model mine(config, tensor, /*recompute=*/false);
+      const Model mine(config, tensor);
       ParamStore store(mine.params(), mesh, DTypeOf<T>::value, /*with_gradients=*/false);
       store.Initialise(kSeed);
       for (ParamId id = 0; id < static_cast<ParamId>(mine.params().specs().size()); ++id) {
@@ -52,7 +52,7 @@ TYPED_TEST(InitialisationTest, ShardsAreSlicesOfTheWhole) {
 
 // Standard deviations by the end of a parameter's name; D 192, R 256, G 8, F 576, N 6.
 TEST(Initialisation, HasTheDocumentedMoments) {
-  const Model model(ReadConfigFile("quickstart").config.model(), 1, /*recompute=*/false);
+  const Model model(ReadConfigFile("quickstart").config.model(), 1);
   const Mesh one;
   ParamStore store(model.params(), one, DType::kF64, /*with_gradients=*/false);
   store.Initialise(kSeed);
@@ -88,7 +88,7 @@ TEST(Initialisation, HasTheDocumentedMoments) {
 // Of Mamba 130M: D 768, E 1536, rank 48, N 24. Uniform draws have their bound divided by sqrt(3) as
 // standard deviation.
 TEST(Initialisation, OfMambaIsTheReleasedOne) {
-  const Model model(ReadConfigFile("mamba/130m").config.model(), 1, /*recompute=*/false);
+  const Model model(ReadConfigFile("mamba/130m").config.model(), 1);
   const std::map<std::string, double> bounds = {{"in.w", 1 / std::sqrt(768)},
                                                 {"conv.w", 0.5},
                                                 {"conv.b", 0.5},
@@ -133,7 +133,7 @@ TEST(Initialisation, OfMambaIsTheReleasedOne) {
 // exp(-softplus(lambda)), the decay before its exponent 8 r, lies in [0.9, 0.999], and its square
 // is uniform there.
 TEST(Initialisation, DecaysAreUniformByArea) {
-  const Model model(ReadConfigFile("griffin/1.3b").config.model(), 1, /*recompute=*/false);
+  const Model model(ReadConfigFile("griffin/1.3b").config.model(), 1);
   constexpr double kInner = 0.9 * 0.9, kOuter = 0.999 * 0.999;
   constexpr int kBins = 16;
   double count = 0, sum = 0;

@@ -10,6 +10,9 @@
 
 namespace eyrie {
 
+inline constexpr Recompute kRecomputeModes[] = {Recompute::kNothing, Recompute::kSelective,
+                                                Recompute::kBlocks};
+
 // Every component small, odd where nothing forbids it.
 inline config::ModelConfig SmallModel(const std::vector<std::string>& pattern, int64_t depth) {
   config::ModelConfig model;
@@ -65,7 +68,7 @@ inline ParamStore RandomStore(const ParamTable& table, const Mesh& mesh, TestRan
 // Of the state that a chunk of `batch` sequences hands to the next one, in float64.
 inline size_t StateBytes(const config::ModelConfig& config, int64_t batch) {
   const Mesh mesh;
-  const Model model(config, 1, /*recompute=*/false);
+  const Model model(config, 1);
   const ParamStore store(model.params(), mesh, DType::kF64, /*with_gradients=*/false);
   Arena arena;
   model.MakeState(store, batch, /*capacity=*/4096, &arena);

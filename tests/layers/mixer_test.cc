@@ -35,8 +35,7 @@ class MixerTest : public testing::TestWithParam<Place> {
 
   Stash MakeStash(int64_t tokens) {
     Stash stash(stash_, DType::kF64, kBatch, tokens, /*chunk=*/0);
-    stash.TakeKept(arena_);
-    stash.TakeRest(arena_);
+    stash.TakeKept(arena_, Recompute::kNothing);
     return stash;
   }
   State MakeState() const { return State(state_, DType::kF64, kBatch, Device::kCpu); }
@@ -159,7 +158,7 @@ TEST_P(MixerTest, AnySplitIntoChunksEqualsTheWhole) {
   }
 }
 
-// A recompute pass fills the stash with the same bits, given no output and no communication.
+// Recomputation fills the stash with the same bits, given no output and no communication.
 TEST_P(MixerTest, RecomputedStashIsTheSame) {
   ArenaScope scope(arena_);
   const OwnedTensor positions = RandomPositions(kBatch, kTokens, random_, true);
@@ -167,17 +166,27 @@ TEST_P(MixerTest, RecomputedStashIsTheSame) {
   State before = MakeState(), after = MakeState();
   Randomise(before, random_);
   const Piece kept = Forward(x.tensor, positions.tensor, 0, kTokens, &before, &after);
-  Stash again = MakeStash(kTokens);
-  for (size_t slot = 0; slot < stash_.slots().size(); ++slot) {
-    const auto id = static_cast<SlotId>(slot);
-    if (stash_.slots()[slot].kept()) Copy(kept.stash[id], again[id]);
-  }
   run_->pass = Pass::kRecompute;
-  mixer_->Forward(*run_, x.tensor, {}, again, {&before, nullptr});
-  for (size_t slot = 0; slot < stash_.slots().size(); ++slot) {
-    const auto id = static_cast<SlotId>(slot);
-    if (stash_.slots()[slot].kept()) continue;
-    EXPECT_TRUE(BitwiseEqual(kept.stash[id], again[id])) << stash_.slots()[slot].name;
+  for (const Recompute recompute : {Recompute::kSelective, Recompute::kBlocks}) {
+    Stash again = MakeStash(kTokens);
+    for (size_t slot = 0; slot < stash_.slots().size(); ++slot) {
+      const auto id = static_cast<SlotId>(slot);
+      if (stash_.slots()[slot].Outlives(recompute)) {
+        Copy(kept.stash[id], again[id]);
+      } else {
+        Poison(again[id]);
+      }
+    }
+    if (recompute == Recompute::kBlocks) {
+      mixer_->Forward(*run_, x.tensor, {}, again, {&before, nullptr});
+    } else {
+      mixer_->Refill(*run_, x.tensor, again, {&before, nullptr});
+    }
+    for (size_t slot = 0; slot < stash_.slots().size(); ++slot) {
+      const auto id = static_cast<SlotId>(slot);
+      if (stash_.slots()[slot].kept()) continue;
+      EXPECT_TRUE(BitwiseEqual(kept.stash[id], again[id])) << stash_.slots()[slot].name;
+    }
   }
 }
 

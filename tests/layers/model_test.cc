@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kBatch = 2, kTokens = 17, kCapacity = 32;
 
 struct Fixture {
-  Fixture(const config::ModelConfig& config, bool recompute, TestRandom& random)
+  Fixture(const config::ModelConfig& config, Recompute recompute, TestRandom& random)
       : model(config, 1, recompute),
         store(RandomStore(model.params(), mesh, random)),
         run{mesh, store, arena} {}
@@ -60,7 +60,7 @@ config::ModelConfig CappedGriffin() {
 TEST(ModelTest, GradientsMatchFiniteDifferences) {
   TestRandom random;
   for (const auto& config : {SmallGriffin(), CappedGriffin(), SmallTransNormer()}) {
-    Fixture f(config, false, random);
+    Fixture f(config, Recompute::kNothing, random);
     const Data data(config.vocab_size(), random);
     f.Train(data.batch(), data.positions.tensor);
     const OwnedTensor gradients = Clone(f.store.flat_grads());
@@ -82,7 +82,7 @@ TEST(ModelTest, GradientsMatchFiniteDifferences) {
 
 TEST(ModelTest, TrainingAndEvaluationGiveTheSameLoss) {
   TestRandom random;
-  Fixture f(SmallGriffin(), false, random);
+  Fixture f(SmallGriffin(), Recompute::kNothing, random);
   const Data data(23, random);
   const double trained = f.Train(data.batch(), data.positions.tensor);
   f.run.positions = data.positions.tensor;
@@ -101,7 +101,7 @@ TEST(ModelTest, PredictionsAreTheLargestLogits) {
   for (const int ranks : {1, 2, 4}) {
     RunRanks(ranks, [&](std::unique_ptr<Communicator> world) {
       const Mesh mesh({.data = 1, .sequence = 1, .tensor = ranks}, std::move(world));
-      const Model model(config, ranks, /*recompute=*/false);
+      const Model model(config, ranks);
       ParamStore store(model.params(), mesh, DType::kF64, /*with_gradients=*/false);
       store.Initialise(7);
       Arena arena;
@@ -125,17 +125,24 @@ TEST(ModelTest, PredictionsAreTheLargestLogits) {
 TEST(ModelTest, RecomputationGivesTheSameGradients) {
   TestRandom random;
   const Data data(23, random);
-  Fixture kept(SmallGriffin(), false, random), recomputed(SmallGriffin(), true, random);
-  Copy(kept.store.flat_values(), recomputed.store.flat_values());
-  EXPECT_EQ(kept.Train(data.batch(), data.positions.tensor),
-            recomputed.Train(data.batch(), data.positions.tensor));
-  EXPECT_TRUE(BitwiseEqual(kept.store.flat_grads(), recomputed.store.flat_grads()));
-  EXPECT_LT(recomputed.arena.peak_bytes(), kept.arena.peak_bytes());
+  for (const auto& config : {SmallGriffin(), SmallTransNormer(), SmallModel({"mamba"}, 3)}) {
+    Fixture kept(config, Recompute::kNothing, random);
+    Fixture selective(config, Recompute::kSelective, random);
+    Fixture blocks(config, Recompute::kBlocks, random);
+    const double loss = kept.Train(data.batch(), data.positions.tensor);
+    for (Fixture* recomputed : {&selective, &blocks}) {
+      Copy(kept.store.flat_values(), recomputed->store.flat_values());
+      EXPECT_EQ(recomputed->Train(data.batch(), data.positions.tensor), loss);
+      EXPECT_TRUE(BitwiseEqual(kept.store.flat_grads(), recomputed->store.flat_grads()));
+    }
+    EXPECT_LT(selective.arena.peak_bytes(), kept.arena.peak_bytes());
+    EXPECT_LT(blocks.arena.peak_bytes(), selective.arena.peak_bytes());
+  }
 }
 
 // Chunk by chunk, forward left to right and backward right to left, with recomputation or without.
 TEST(ModelTest, AnySplitIntoChunksEqualsTheWhole) {
-  for (const bool recompute : {false, true}) {
+  for (const Recompute recompute : kRecomputeModes) {
     TestRandom random;
     Fixture f(SmallGriffin(), recompute, random);
     const Data data(23, random);
@@ -179,7 +186,7 @@ TEST(ModelTest, DecodingGivesTheLogitsOfTheWholeSequence) {
   TestRandom random;
   for (const auto& config :
        {SmallGriffin(), CappedGriffin(), SmallModel({"attention+geglu"}, 2), SmallTransNormer()}) {
-    Fixture f(config, false, random);
+    Fixture f(config, Recompute::kNothing, random);
     const OwnedTensor tokens = RandomTokens(kBatch, kTokens, config.vocab_size(), random);
     OwnedTensor positions(DType::kI32, {kBatch, kTokens});
     for (int64_t i = 0; i < kBatch * kTokens; ++i) {

@@ -109,7 +109,7 @@ TEST(ParameterCounts, EqualClosedFormulasAndTheFilesFirstLines) {
     SCOPED_TRACE(file.name);
     const config::ModelConfig& model = file.config.model();
     ASSERT_EQ(Errors(model, 1), "");
-    const int64_t elements = Model(model, 1, /*recompute=*/false).params().TotalElements();
+    const int64_t elements = Model(model, 1).params().TotalElements();
     if (const Formula formula = FormulaOf(file.name)) {
       EXPECT_EQ(elements, formula(model));
     }
@@ -167,14 +167,14 @@ TEST(ParameterCounts, EqualThePublishedPresets) {
     const bool gemma = preset.name.find("gemma") != std::string::npos;
     const bool mamba = preset.name.starts_with("mamba");
     EXPECT_EQ(model.vocab_size(), gemma ? 256000 : mamba ? 50280 : 32000);
-    EXPECT_EQ(Model(model, 1, /*recompute=*/false).params().TotalElements(),
+    EXPECT_EQ(Model(model, 1).params().TotalElements(),
               preset.body + model.vocab_size() * model.width());
   }
   // The released 7B presets have a gate block a head.
   for (const Preset& preset : {Preset{"griffin/7b", 6746568704}, Preset{"hawk/7b", 7112986624}}) {
     config::ModelConfig model = ReadConfigFile(preset.name).config.model();
     model.mutable_recurrent()->set_gate_blocks(32);
-    EXPECT_EQ(Model(model, 1, /*recompute=*/false).params().TotalElements(),
+    EXPECT_EQ(Model(model, 1).params().TotalElements(),
               preset.body + model.vocab_size() * model.width());
   }
 }
@@ -189,7 +189,7 @@ TEST(ParameterCounts, EveryAllowedTensorSizeDividesEveryParameter) {
         EXPECT_GT(tensor, 1);
         continue;
       }
-      const Model cut(model, tensor, /*recompute=*/false);
+      const Model cut(model, tensor);
       std::set<std::string> names;
       for (const ParamSpec& spec : cut.params().specs()) {
         EXPECT_FALSE(spec.name.empty());
@@ -252,7 +252,7 @@ struct Expected {
 };
 
 void ExpectParameters(const std::string& file, const std::vector<Expected>& expected) {
-  const Model model(ReadConfigFile(file).config.model(), 1, /*recompute=*/false);
+  const Model model(ReadConfigFile(file).config.model(), 1);
   std::map<std::string, ParamSpec> specs;
   for (const ParamSpec& spec : model.params().specs()) specs[spec.name] = spec;
   EXPECT_EQ(specs.size(), expected.size());

@@ -50,7 +50,7 @@ OwnedTensor Part(const Tensor& whole, int rank, int ranks, int64_t chunk) {
 
 // One training pass on `ranks` sequence ranks, `chunk` tokens at once: the loss and the gradients,
 // summed over ranks.
-Result Train(const config::ModelConfig& config, int ranks, int64_t chunk, bool recompute,
+Result Train(const config::ModelConfig& config, int ranks, int64_t chunk, Recompute recompute,
              const Sequences& data) {
   Result result;
   std::mutex mutex;
@@ -86,22 +86,22 @@ void ExpectEqual(const Result& many, const Result& one, int ranks, int64_t chunk
       << ranks << " ranks, chunks of " << chunk;
 }
 
-void ExpectAnyNumberOfRanksEqualsOne(const config::ModelConfig& config, bool recompute) {
+void ExpectAnyNumberOfRanksEqualsOne(const config::ModelConfig& config, Recompute recompute) {
   TestRandom random;
   for (const bool documents : {false, true}) {
     const Sequences data(24, config.vocab_size(), documents, random);
-    const Result one = Train(config, 1, 24, false, data);
+    const Result one = Train(config, 1, 24, Recompute::kNothing, data);
     for (const int ranks : {2, 3, 4, 8}) {
       ExpectEqual(Train(config, ranks, 24 / ranks, recompute, data), one, ranks, 24 / ranks);
     }
   }
 }
 
-void ExpectAnyChunksOnRanksEqualOne(const config::ModelConfig& config, bool recompute) {
+void ExpectAnyChunksOnRanksEqualOne(const config::ModelConfig& config, Recompute recompute) {
   TestRandom random;
   for (const bool documents : {false, true}) {
     const Sequences data(36, config.vocab_size(), documents, random);
-    const Result one = Train(config, 1, 36, false, data);
+    const Result one = Train(config, 1, 36, Recompute::kNothing, data);
     for (const auto& [ranks, chunk] :
          {std::pair<int, int64_t>{2, 3}, {2, 6}, {2, 9}, {3, 3}, {3, 4}, {3, 6}, {4, 3}}) {
       ExpectEqual(Train(config, ranks, chunk, recompute, data), one, ranks, chunk);
@@ -114,11 +114,12 @@ class SequenceTest : public testing::TestWithParam<std::string> {};
 // Two blocks, so that gradients cross the exchange of an earlier one; the window of local
 // attention, 5, spans one rank or two, and reaches into the pass before.
 TEST_P(SequenceTest, AnyNumberOfRanksEqualsOne) {
-  ExpectAnyNumberOfRanksEqualsOne(SmallModel({GetParam()}, 2), /*recompute=*/false);
+  ExpectAnyNumberOfRanksEqualsOne(SmallModel({GetParam()}, 2), Recompute::kNothing);
+  ExpectAnyNumberOfRanksEqualsOne(SmallModel({GetParam()}, 2), Recompute::kSelective);
 }
 
 TEST_P(SequenceTest, AnyChunksOnRanksEqualOne) {
-  ExpectAnyChunksOnRanksEqualOne(SmallModel({GetParam()}, 2), /*recompute=*/false);
+  ExpectAnyChunksOnRanksEqualOne(SmallModel({GetParam()}, 2), Recompute::kNothing);
 }
 
 // Wider than all that the ranks run at once.
@@ -126,7 +127,7 @@ TEST(SequenceWindowTest, SpansSeveralPasses) {
   for (const int64_t window : {7, 11, 25}) {
     config::ModelConfig config = SmallModel({"local_attention"}, 2);
     config.mutable_attention()->set_window(window);
-    ExpectAnyChunksOnRanksEqualOne(config, /*recompute=*/false);
+    ExpectAnyChunksOnRanksEqualOne(config, Recompute::kNothing);
   }
 }
 
@@ -139,18 +140,22 @@ INSTANTIATE_TEST_SUITE_P(Registry, SequenceTest, testing::ValuesIn([] {
                          }()),
                          [](const auto& test) { return test.param; });
 
+void ExpectRecomputationSendsNothingTwice(const config::ModelConfig& config) {
+  for (const Recompute recompute : {Recompute::kSelective, Recompute::kBlocks}) {
+    ExpectAnyNumberOfRanksEqualsOne(config, recompute);
+    ExpectAnyChunksOnRanksEqualOne(config, recompute);
+  }
+}
 TEST(SequenceGriffinTest, RecomputationSendsNothingTwice) {
-  ExpectAnyNumberOfRanksEqualsOne(SmallGriffin(), /*recompute=*/true);
-  ExpectAnyChunksOnRanksEqualOne(SmallGriffin(), /*recompute=*/true);
+  ExpectRecomputationSendsNothingTwice(SmallGriffin());
 }
 TEST(SequenceMambaTest, RecomputationSendsNothingTwice) {
-  ExpectAnyNumberOfRanksEqualsOne(SmallModel({"mamba"}, 2), /*recompute=*/true);
-  ExpectAnyChunksOnRanksEqualOne(SmallModel({"mamba"}, 2), /*recompute=*/true);
+  ExpectRecomputationSendsNothingTwice(SmallModel({"mamba"}, 2));
 }
 
 TEST(SequenceMambaTest, TimeInvariantEqualsOneRankToo) {
-  ExpectAnyNumberOfRanksEqualsOne(SmallTimeInvariant(2), /*recompute=*/true);
-  ExpectAnyChunksOnRanksEqualOne(SmallTimeInvariant(2), /*recompute=*/false);
+  ExpectAnyNumberOfRanksEqualsOne(SmallTimeInvariant(2), Recompute::kSelective);
+  ExpectAnyChunksOnRanksEqualOne(SmallTimeInvariant(2), Recompute::kBlocks);
 }
 
 // Of the whole sequences, what is predicted on ranks that run `chunk` tokens each at once, and the
@@ -165,7 +170,7 @@ Evaluated EvaluateOn(const config::ModelConfig& config, int ranks, int64_t chunk
   std::mutex mutex;
   RunRanks(ranks, [&](std::unique_ptr<Communicator> world) {
     const Mesh mesh({.data = 1, .sequence = ranks, .tensor = 1}, std::move(world));
-    const Model model(config, 1, /*recompute=*/false);
+    const Model model(config, 1);
     ParamStore store(model.params(), mesh, DType::kF64, /*with_gradients=*/false);
     store.Initialise(5);
     Arena arena;
@@ -208,7 +213,7 @@ TEST(SequenceGriffinTest, MemoryFollowsTheChunkAndNotTheSequence) {
   const config::ModelConfig config = SmallGriffin();
   const auto peak = [&](int64_t length, int64_t chunk) {
     const Sequences data(length, config.vocab_size(), /*documents=*/true, random);
-    return Train(config, 2, chunk, false, data).peak_bytes;
+    return Train(config, 2, chunk, Recompute::kNothing, data).peak_bytes;
   };
   const size_t small = peak(1024, 64);
   // Nothing but the state that enters each further chunk of both ranks together.

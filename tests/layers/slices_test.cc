@@ -18,7 +18,7 @@ struct Options {
   MeshShape mesh;
   int slices = 1;
   int64_t chunk = 0;
-  bool recompute = false;
+  Recompute recompute = Recompute::kNothing;
   bool zero = false;
 };
 
@@ -107,7 +107,7 @@ void ExpectSlicesEqualTheWholeOnEveryAxis(const config::ModelConfig& config) {
   TestRandom random;
   for (const MeshShape& mesh : {MeshShape{1, 1, 2}, MeshShape{1, 2, 2}, MeshShape{2, 2, 2}}) {
     for (const int64_t chunk : {0, 3}) {
-      for (const bool recompute : {false, true}) {
+      for (const Recompute recompute : kRecomputeModes) {
         Options options{.mesh = mesh, .chunk = chunk, .recompute = recompute};
         const Outcome whole = Train(config, options, random.seed());
         options.slices = 2;

@@ -11,13 +11,19 @@ namespace {
 
 ParamTable MakeTable() {
   ParamTable table;
-  const auto add = [&](const char* name, Shape shape, int axis) {
-    table.Add({.name = name, .shape = shape, .shard_axis = axis, .init = InitConstant(0.0)});
+  const auto add = [&](const char* name, Shape shape, int axis, bool full_precision = false) {
+    table.Add({.name = name,
+               .shape = shape,
+               .shard_axis = axis,
+               .full_precision = full_precision,
+               .init = InitConstant(0.0)});
   };
   add("table", {40, 12}, 0);
+  add("rates", {8, 13}, 0, /*full_precision=*/true);
   add("scalar", {}, -1);
   add("rows", {6, 52}, 1);
   add("norm", {7}, -1);
+  add("gain", {5}, -1, /*full_precision=*/true);
   add("blocks", {4, 9, 5}, 0);
   return table;
 }
@@ -31,9 +37,13 @@ void ForEachPlan(const Body& body) {
   for (const MeshShape& mesh : kMeshes) {
     for (const int64_t elements : kBucketElements) {
       for (const bool zero : {false, true}) {
-        SCOPED_TRACE(testing::Message() << mesh.data << "x" << mesh.sequence << "x" << mesh.tensor
-                                        << " buckets of " << elements << " zero " << zero);
-        body(table, mesh, BucketPlan(table, mesh, {.zero = zero, .bucket_elements = elements}));
+        for (const bool mixed : {false, true}) {
+          SCOPED_TRACE(testing::Message()
+                       << mesh.data << "x" << mesh.sequence << "x" << mesh.tensor << " buckets of "
+                       << elements << " zero " << zero << " mixed " << mixed);
+          const BucketOptions options{.zero = zero, .bucket_elements = elements};
+          body(table, mesh, BucketPlan(table, mesh, options, mixed));
+        }
       }
     }
   }
@@ -88,7 +98,30 @@ TEST(BucketPlan, PartsCoverEveryParameterOnce) {
   });
 }
 
-// Buckets become complete from the end, each with the first call that completes all it holds.
+// Parameters lie in table order, but those of full precision before all others where their values
+// have another type, and never with others in one bucket.
+TEST(BucketPlan, FullPrecisionHasBucketsOfItsOwn) {
+  ForEachPlan([](const ParamTable& table, MeshShape, const BucketPlan& plan) {
+    const bool mixed = plan.full_elements() > 0;
+    std::vector<ParamId> expected{0, 1, 2, 3, 4, 5, 6};
+    if (mixed) expected = {1, 5, 0, 2, 3, 4, 6};
+    EXPECT_EQ(plan.order(), expected);
+    for (size_t i = 1; i < expected.size(); ++i) {
+      EXPECT_LT(plan.offset(expected[i - 1]), plan.offset(expected[i]));
+    }
+    for (int owner = 0; mixed && owner < plan.owners(); ++owner) {
+      for (const BucketPlan::Part& part : plan.Parts(owner)) {
+        const BucketPlan::Range bucket = plan.bucket(part.bucket);
+        const bool full = table.spec(part.param).full_precision;
+        EXPECT_EQ(full, bucket.end <= plan.full_elements());
+        EXPECT_EQ(full, bucket.begin < plan.full_elements());
+      }
+    }
+  });
+}
+
+// Buckets become complete from the end, each with the first call that completes all it holds; those
+// of full precision, with the last call.
 TEST(BucketPlan, BucketsAreCompleteWhenTheirParametersAre) {
   ForEachPlan([](const ParamTable& table, MeshShape, const BucketPlan& plan) {
     const auto params = static_cast<ParamId>(table.specs().size());
@@ -98,7 +131,10 @@ TEST(BucketPlan, BucketsAreCompleteWhenTheirParametersAre) {
       std::vector<bool> complete(static_cast<size_t>(plan.buckets()), true);
       for (int owner = 0; owner < plan.owners(); ++owner) {
         for (const BucketPlan::Part& part : plan.Parts(owner)) {
-          if (part.param < first) complete[static_cast<size_t>(part.bucket)] = false;
+          const bool full = part.flat < plan.full_elements();
+          if (part.param < first || (full && first > 0)) {
+            complete[static_cast<size_t>(part.bucket)] = false;
+          }
         }
       }
       for (int index = 0; index < plan.buckets(); ++index) {

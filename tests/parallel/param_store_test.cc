@@ -155,6 +155,97 @@ TYPED_TEST(ParamStoreTest, ReducesGradients) {
   });
 }
 
+// In mixed precision, values of full precision are their masters and the others rounded from them,
+// on every replica and in every layout, at the start and after updates; all gradients are summed.
+TEST(ParamStore, FullPrecisionAmongRoundedValues) {
+  ParamTable table;
+  const auto add = [&](const char* name, Shape shape, int axis, bool full_precision = false) {
+    table.Add({.name = name,
+               .shape = shape,
+               .shard_axis = axis,
+               .full_precision = full_precision,
+               .init = InitNormal(0.5)});
+  };
+  add("table", {12, 9}, 0);
+  add("rates", {8, 13}, 0, /*full_precision=*/true);
+  add("norm", {7}, -1);
+  add("gain", {5}, -1, /*full_precision=*/true);
+  add("rows", {5, 12}, 1);
+  const auto params = static_cast<ParamId>(table.specs().size());
+  // Of the element at `index` of a local slice; no bfloat16.
+  const auto updated = [](ParamId id, int64_t index) {
+    return 1.0f + static_cast<float>(id) + 0x1p-20f * static_cast<float>(index + 1);
+  };
+  for (const MeshShape shape : {MeshShape{1, 1, 1}, MeshShape{3, 1, 1}, MeshShape{2, 2, 2}}) {
+    for (const bool zero : {false, true}) {
+      RunRanks(shape.ranks(), [&](std::unique_ptr<Communicator> world) {
+        const Mesh mesh(shape, std::move(world));
+        ParamStore store(table, mesh, Precision::Mixed(), /*with_gradients=*/true,
+                         {.zero = zero, .bucket_elements = 48});
+        const auto expect_values = [&](const auto& exact) {
+          for (ParamId id = 0; id < params; ++id) {
+            const Tensor value = store.value(id);
+            const bool full = table.spec(id).full_precision;
+            ASSERT_EQ(value.dtype, full ? DType::kF32 : DType::kBF16);
+            for (int64_t i = 0; i < value.size(); ++i) {
+              const float expected = exact(id, i);
+              if (full) {
+                ASSERT_EQ(value.data<float>()[i], expected) << table.spec(id).name;
+              } else {
+                ASSERT_EQ(value.data<BFloat16>()[i].bits, BFloat16(expected).bits)
+                    << table.spec(id).name;
+              }
+            }
+          }
+        };
+        const auto expect_masters = [&](const auto& exact) {
+          for (const BucketPlan::Part& part : store.owned()) {
+            for (int64_t i = 0; i < part.range.size(); ++i) {
+              ASSERT_EQ(store.owned_master(part).data<float>()[i],
+                        exact(part.param, part.range.begin + i));
+            }
+          }
+        };
+        store.Initialise(kSeed);
+        ParamStore full(table, mesh, DType::kF32, /*with_gradients=*/false);
+        full.Initialise(kSeed);
+        const auto drawn = [&](ParamId id, int64_t i) { return full.value(id).data<float>()[i]; };
+        expect_values(drawn);
+        expect_masters(drawn);
+
+        store.ReduceAsReady();
+        for (ParamId id = params - 1; id >= 0; --id) {
+          for (int64_t i = 0; i < store.grad(id).size(); ++i) {
+            store.grad(id).data<float>()[i] = static_cast<float>((id + 1) * 100 + i);
+          }
+          store.GradsReady(id);
+        }
+        store.ReduceGrads();
+        const auto replicas = static_cast<float>(mesh.replicas().size());
+        for (const BucketPlan::Part& part : store.owned()) {
+          for (int64_t i = 0; i < part.range.size(); ++i) {
+            ASSERT_EQ(store.owned_grad(part).data<float>()[i],
+                      replicas * static_cast<float>((part.param + 1) * 100 + part.range.begin + i));
+          }
+        }
+
+        for (const BucketPlan::Part& part : store.owned()) {
+          const Tensor master = store.owned_master(part);
+          EXPECT_EQ(store.owned_copy(part).dtype,
+                    table.spec(part.param).full_precision ? DType::kF32 : DType::kBF16);
+          for (int64_t i = 0; i < part.range.size(); ++i) {
+            master.data<float>()[i] = updated(part.param, part.range.begin + i);
+          }
+        }
+        store.PublishMasters();
+        expect_values(updated);
+        expect_masters(updated);
+        EXPECT_THROW(store.flat_values(), Error);
+      });
+    }
+  }
+}
+
 TEST(ParamStore, NamesTheParameterThatDoesNotDivide) {
   ParamTable table;
   table.Add({.name = "odd.w", .shape = {9, 4}, .shard_axis = 0, .init = InitConstant(0.0)});

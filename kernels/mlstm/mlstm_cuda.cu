@@ -1,0 +1,425 @@
+// The mLSTM on the GPU: what its passes consist of, and in which order (mlstm_kernels.cuh).
+#include <algorithm>
+
+#include "kernels/mlstm/mlstm_cuda.h"
+#include "kernels/mlstm/mlstm_kernels.cuh"
+
+namespace eyrie {
+namespace {
+
+using Bf16 = __nv_bfloat16;
+
+constexpr int64_t PiecesOf(int64_t count, int64_t each) { return (count + each - 1) / each; }
+
+// Unless the caller chooses, so many chunks that their blocks fill an H100's 132 multiprocessors,
+// but none shorter than its state's two ways through memory are worth. The plain body needs more
+// blocks, and time for each token. Depends on shapes alone, and so do the results.
+int64_t ChunkTiles(const Tensor& q, const Tensor& v, const MlstmOptions& options) {
+  const int64_t tiles = PiecesOf(q.dim(1), kMlstmTile);
+  if (options.chunk > 0) return std::min(tiles, PiecesOf(options.chunk, kMlstmTile));
+  const int keys = static_cast<int>(q.dim(3)), values = static_cast<int>(v.dim(3));
+  const bool tensor_cores = q.dtype == DType::kBF16;
+  const int64_t slices = std::min(PiecesOf(values, tensor_cores ? MlstmBlockValues(keys) : 32),
+                                  PiecesOf(keys, tensor_cores ? MlstmBlockValues(values) : 32));
+  const int64_t blocks = std::max<int64_t>(1, q.dim(0) * q.dim(2) * slices);
+  const int64_t wanted = std::max<int64_t>(1, (tensor_cores ? 132 : 528) / blocks);
+  const int64_t shortest = tensor_cores ? 4 : 2;
+  const int64_t count = std::min(wanted, PiecesOf(tiles, shortest));
+  return PiecesOf(tiles, count);
+}
+
+MlstmLayout SizesOf(const Tensor& q, const Tensor& v, const int32_t* positions,
+                    const MlstmOptions& options) {
+  const int64_t tiles = PiecesOf(q.dim(1), kMlstmTile);
+  const int64_t chunk_tiles = ChunkTiles(q, v, options);
+  return {.sequences = static_cast<int>(q.dim(0)),
+          .tokens = static_cast<int>(q.dim(1)),
+          .heads = static_cast<int>(q.dim(2)),
+          .keys = static_cast<int>(q.dim(3)),
+          .values = static_cast<int>(v.dim(3)),
+          .tiles = static_cast<int>(tiles),
+          .chunk_tiles = static_cast<int>(chunk_tiles),
+          .chunks = static_cast<int>(PiecesOf(tiles, chunk_tiles)),
+          .positions = positions};
+}
+
+// Where a call keeps what in its workspace.
+struct Scratch {
+  Scratch(const MlstmLayout& sizes, bool tensor_cores, float* base) : next_(base) {
+    const int64_t heads = sizes.all_heads(), tokens = heads * sizes.padded();
+    const int64_t width = sizes.keys, state = width * sizes.values;
+    for (float** vector :
+         {&vectors.row, &vectors.column, &vectors.before, &vectors.after,
+          &vectors.before_normaliser, &vectors.inverse_b, &vectors.dnormaliser, &excess}) {
+      *vector = Take(tokens);
+    }
+    vectors.log_decay = Take(heads * sizes.tiles);
+    step = Take(4 * heads);
+    product = Take(heads);
+    last_c = Take(heads * state);
+    last_n = Take(heads * width);
+    if (tensor_cores) {
+      const int64_t scores = heads * sizes.tiles * kMlstmTile * kMlstmTile / 2;
+      w = reinterpret_cast<Bf16*>(Take(scores));
+      p = reinterpret_cast<Bf16*>(Take(scores));
+      normaliser_states = Take(heads * sizes.tiles * width);
+    }
+    if (sizes.chunks > 1) {
+      states = Take(heads * sizes.chunks * state);
+      extra_states = Take(heads * sizes.chunks * width);
+    }
+  }
+
+  MlstmVectors vectors{};
+  float* excess;                                     // per token
+  float *step, *product;                             // of a single token; [B, H]
+  float *last_c, *last_n;                            // the state after the last token
+  Bf16 *w = nullptr, *p = nullptr;                   // [B, H, tiles, kMlstmTile, kMlstmTile]
+  float* normaliser_states = nullptr;                // [B, H, tiles, dk]
+  float *states = nullptr, *extra_states = nullptr;  // [B, H, chunks, ...]
+  int64_t total = 0;
+
+ private:
+  // Aligned for vectors.
+  float* Take(int64_t count) {
+    float* taken = next_ == nullptr ? nullptr : next_ + total;
+    total += PiecesOf(count, 64) * 64;
+    return taken;
+  }
+  float* next_;
+};
+
+template <class T>
+constexpr bool kTensorCores = std::is_same_v<T, Bf16>;
+
+template <class T>
+void CheckRows(const char* kernel, const MlstmLayout& sizes,
+               std::initializer_list<Tensor> tensors) {
+  EYRIE_CHECK(sizes.keys <= kMaxMlstmWidth && sizes.values <= kMaxMlstmWidth, kernel, ": heads of ",
+              sizes.keys, " keys and ", sizes.values, " values, at most ", kMaxMlstmWidth);
+  if constexpr (kTensorCores<T>) {
+    EYRIE_CHECK(sizes.keys % 16 == 0 && sizes.values % 16 == 0, kernel, ": heads of ", sizes.keys,
+                " keys and ", sizes.values, " values, not multiples of 16");
+    for (const Tensor& tensor : tensors) {
+      EYRIE_CHECK(reinterpret_cast<uintptr_t>(tensor.raw) % 16 == 0, kernel,
+                  ": a tensor is not aligned to 16 bytes");
+    }
+  }
+}
+
+// Takes a state through all chunks: `pass` has what enters the first and leaves the last of them.
+template <class T>
+void RunPass(const MlstmLayout& sizes, const Scratch& scratch, MlstmPass<T> pass) {
+  pass.log_decay = scratch.vectors.log_decay;
+  pass.loss = scratch.vectors.row;
+  const auto run = [&](const MlstmPass<T>& part) {
+    if constexpr (kTensorCores<T>) {
+      MlstmPassMma(sizes, part);
+    } else {
+      MlstmPassPlain(sizes, part);
+    }
+  };
+  if (sizes.chunks > 1) {
+    const bool extra = pass.extra_seen != nullptr;
+    MlstmPass<T> increments = pass;
+    increments.o = nullptr;
+    increments.entering = nullptr;
+    increments.entering_extra = nullptr;
+    increments.leaving = scratch.states;
+    increments.leaving_extra = extra ? scratch.extra_states : nullptr;
+    run(increments);
+    const auto scan = [&](float* states, int size, const float* entering, float* leaving) {
+      ScanStates(sizes,
+                 {.states = states,
+                  .tiles = sizes.chunk_tiles,
+                  .size = size,
+                  .entering = entering,
+                  .leaving = leaving,
+                  .reverse = pass.reverse},
+                 scratch.vectors.log_decay);
+    };
+    scan(scratch.states, pass.keys * pass.values, pass.entering, pass.leaving);
+    if (extra) scan(scratch.extra_states, pass.values, pass.entering_extra, pass.leaving_extra);
+    pass.entering = scratch.states;
+    pass.entering_extra = scratch.extra_states;
+    pass.leaving = nullptr;
+    pass.leaving_extra = nullptr;
+    if (pass.o == nullptr) return;
+  }
+  run(pass);
+}
+
+// The passes that go from keys to values or their gradients, but for what enters and leaves: a
+// state lies in memory as [dk, dv].
+template <class T>
+MlstmPass<T> PassOverKeys(const MlstmLayout& sizes) {
+  return {
+      .keys = sizes.keys, .values = sizes.values, .key_stride = sizes.values, .value_stride = 1};
+}
+// Those from values to keys, with the normaliser as a further value.
+template <class T>
+MlstmPass<T> PassOverValues(const MlstmLayout& sizes) {
+  return {
+      .keys = sizes.values, .values = sizes.keys, .key_stride = 1, .value_stride = sizes.values};
+}
+
+template <class T>
+void RunStep(const MlstmForwardArgs& args, const MlstmLayout& sizes, const Scratch& scratch) {
+  MlstmStepCuda<T>(sizes, {.q = args.q.data<T>(),
+                           .k = args.k.data<T>(),
+                           .v = args.v.data<T>(),
+                           .h = args.h.data<T>(),
+                           .log_i = args.log_i.data<float>(),
+                           .log_f = args.log_f.data<float>(),
+                           .c = args.before.c.data<float>(),
+                           .n = args.before.n.data<float>(),
+                           .m = args.before.m.data<float>(),
+                           .c_after = args.after.c.data<float>(),
+                           .n_after = args.after.n.data<float>(),
+                           .m_after = args.after.m.data<float>(),
+                           .maximum = args.maximum.data<float>(),
+                           .normaliser = args.normaliser.data<float>(),
+                           .factors = scratch.step,
+                           .stabilised = args.options.stabilised,
+                           .normalised = args.options.normalised,
+                           .epsilon = static_cast<float>(args.options.epsilon)});
+}
+
+template <class T>
+void RunForward(const MlstmForwardArgs& args) {
+  const MlstmLayout sizes = SizesOf(args.q, args.v, args.positions.data<int32_t>(), args.options);
+  CheckRows<T>("MlstmForward", sizes, {args.q, args.k, args.v, args.h});
+  const Scratch scratch(sizes, kTensorCores<T>, args.workspace.data<float>());
+  if (sizes.tokens == 1) return RunStep<T>(args, sizes, scratch);
+  const MlstmVectors& vectors = scratch.vectors;
+  const T *q = args.q.data<T>(), *k = args.k.data<T>();
+  float* normaliser = args.normaliser.data<float>();
+  const float* n_before = args.before.n.data<float>();
+  float* n_after = args.after.n.data<float>();
+  MlstmWeights(sizes,
+               {.log_i = args.log_i.data<float>(),
+                .log_f = args.log_f.data<float>(),
+                .before_m = args.before.m.data<float>(),
+                .maximum = args.maximum.data<float>(),
+                .final_m = args.after.m.data<float>(),
+                .stabilised = args.options.stabilised,
+                .tokenwise = !kTensorCores<T>},
+               vectors);
+  if constexpr (kTensorCores<T>) {
+    MlstmTileScores(sizes, vectors,
+                    {.q = q,
+                     .k = k,
+                     .w = scratch.w,
+                     .row_sums = normaliser,
+                     .increments = scratch.normaliser_states});
+    ScanStates(sizes,
+               {.states = scratch.normaliser_states,
+                .tiles = 1,
+                .size = sizes.keys,
+                .entering = n_before,
+                .leaving = n_after},
+               vectors.log_decay);
+    AddStatesToNormalisers(sizes, q, scratch.normaliser_states, vectors.before, normaliser);
+  } else {
+    RunPass<T>(sizes, scratch,
+               {.q = q,
+                .k = k,
+                .o = normaliser,
+                .keys = sizes.keys,
+                .values = 1,
+                .sees = vectors.before,
+                .seen = vectors.after,
+                .entering = n_before,
+                .leaving = n_after,
+                .key_stride = 1,
+                .value_stride = 1});
+  }
+  ComputeDenominators<T>(sizes,
+                         {.normaliser = normaliser,
+                          .maximum = args.maximum.data<float>(),
+                          .normalised = args.options.normalised,
+                          .epsilon = static_cast<float>(args.options.epsilon)},
+                         vectors.inverse_b, nullptr);
+  MlstmPass<T> pass = PassOverKeys<T>(sizes);
+  pass.q = q;
+  pass.k = k;
+  pass.v = args.v.data<T>();
+  pass.o = args.h.data<T>();
+  pass.sees = vectors.before;
+  pass.seen = vectors.after;
+  pass.factor = vectors.inverse_b;
+  pass.scores = scratch.w;
+  pass.entering = args.before.c.data<float>();
+  pass.leaving = args.after.c.data<float>();
+  RunPass(sizes, scratch, pass);
+}
+
+// Of arguments of either backward function.
+template <class T, class Args>
+void ComputeGradientDenominators(const MlstmLayout& sizes, const Args& args,
+                                 const MlstmVectors& vectors) {
+  ComputeDenominators<T>(sizes,
+                         {.normaliser = args.normaliser.template data<float>(),
+                          .maximum = args.maximum.template data<float>(),
+                          .h = args.h.template data<T>(),
+                          .dh = args.dh.template data<T>(),
+                          .normalised = args.options.normalised,
+                          .gradient = args.options.normaliser_gradient,
+                          .epsilon = static_cast<float>(args.options.epsilon)},
+                         vectors.inverse_b, vectors.dnormaliser);
+}
+
+template <class T>
+void RunBackward(const MlstmBackwardArgs& args) {
+  const MlstmLayout sizes = SizesOf(args.q, args.v, args.positions.data<int32_t>(), args.options);
+  CheckRows<T>("MlstmBackward", sizes,
+               {args.q, args.k, args.v, args.h, args.dh, args.dq, args.dk, args.dv});
+  const Scratch scratch(sizes, kTensorCores<T>, args.workspace.data<float>());
+  const MlstmVectors& vectors = scratch.vectors;
+  const T *q = args.q.data<T>(), *k = args.k.data<T>(), *v = args.v.data<T>();
+  const T* dh = args.dh.data<T>();
+  const float *dc_after = args.dafter.c.data<float>(), *dn_after = args.dafter.n.data<float>();
+  ComputeGradientDenominators<T>(sizes, args, vectors);
+  MlstmWeights(sizes,
+               {.log_i = args.log_i.data<float>(),
+                .log_f = args.log_f.data<float>(),
+                .before_m = args.before.m.data<float>(),
+                .after_m = args.after_m.data<float>(),
+                .given_m = args.maximum.data<float>(),
+                .stabilised = args.options.stabilised,
+                .tokenwise = !kTensorCores<T>,
+                .backward = true},
+               vectors);
+  if constexpr (kTensorCores<T>) {
+    MlstmTileScores(sizes, vectors,
+                    {.q = q, .k = k, .v = v, .dh = dh, .w = scratch.w, .p = scratch.p});
+  }
+
+  MlstmPass<T> queries = PassOverValues<T>(sizes);
+  queries.q = dh;
+  queries.k = v;
+  queries.v = k;
+  queries.o = args.dq.data<T>();
+  queries.sees = vectors.before;
+  queries.seen = vectors.after;
+  queries.extra_sees = vectors.before_normaliser;
+  queries.extra_seen = vectors.after;
+  queries.scores = scratch.p;
+  queries.entering = args.before.c.data<float>();
+  queries.entering_extra = args.before.n.data<float>();
+  queries.leaving = dc_after != nullptr ? scratch.last_c : nullptr;
+  queries.leaving_extra = dc_after != nullptr ? scratch.last_n : nullptr;
+  RunPass(sizes, scratch, queries);
+  if (dc_after != nullptr) {
+    MultiplyStates(sizes, scratch.last_c, dc_after, scratch.last_n, dn_after, scratch.product);
+  }
+
+  MlstmPass<T> keys = PassOverValues<T>(sizes);
+  keys.q = v;
+  keys.k = dh;
+  keys.v = q;
+  keys.o = args.dk.data<T>();
+  keys.reverse = true;
+  keys.sees = vectors.after;
+  keys.seen = vectors.before;
+  keys.extra_sees = vectors.after;
+  keys.extra_seen = vectors.before_normaliser;
+  keys.scores = scratch.p;
+  keys.entering = dc_after;
+  keys.entering_extra = dn_after;
+  keys.leaving_extra = args.dbefore.n.data<float>();
+  RunPass(sizes, scratch, keys);
+
+  MlstmPass<T> values = PassOverKeys<T>(sizes);
+  values.q = k;
+  values.k = q;
+  values.v = dh;
+  values.o = args.dv.data<T>();
+  values.reverse = true;
+  values.sees = vectors.after;
+  values.seen = vectors.before;
+  values.scores = scratch.w;
+  values.entering = dc_after;
+  values.leaving = args.dbefore.c.data<float>();
+  RunPass(sizes, scratch, values);
+
+  ComputeGateGradients<T>(sizes,
+                          {.q = q,
+                           .k = k,
+                           .dq = args.dq.data<T>(),
+                           .dk = args.dk.data<T>(),
+                           .dlog_i = args.dlog_i.data<float>(),
+                           .dlog_f = args.dlog_f.data<float>()},
+                          dc_after != nullptr ? scratch.product : nullptr, scratch.excess);
+}
+
+template <class T>
+void RunSummary(const MlstmSummaryArgs& args) {
+  const MlstmLayout sizes = SizesOf(args.k, args.v, args.positions.data<int32_t>(), args.options);
+  CheckRows<T>("MlstmSummary", sizes, {args.k, args.v});
+  const Scratch scratch(sizes, kTensorCores<T>, args.workspace.data<float>());
+  MlstmWeights(sizes,
+               {.log_i = args.log_i.data<float>(),
+                .log_f = args.log_f.data<float>(),
+                .final_m = args.increment.m.data<float>(),
+                .total_log_f = args.log_decay.data<float>(),
+                .stabilised = args.options.stabilised,
+                .tokenwise = !kTensorCores<T>},
+               scratch.vectors);
+  MlstmPass<T> pass = PassOverValues<T>(sizes);
+  pass.k = args.v.data<T>();
+  pass.v = args.k.data<T>();
+  pass.seen = scratch.vectors.after;
+  pass.extra_seen = scratch.vectors.after;
+  pass.leaving = args.increment.c.data<float>();
+  pass.leaving_extra = args.increment.n.data<float>();
+  RunPass(sizes, scratch, pass);
+}
+
+template <class T>
+void RunGradSummary(const MlstmGradSummaryArgs& args) {
+  const MlstmLayout sizes = SizesOf(args.q, args.h, args.positions.data<int32_t>(), args.options);
+  CheckRows<T>("MlstmGradSummary", sizes, {args.q, args.h, args.dh});
+  const Scratch scratch(sizes, kTensorCores<T>, args.workspace.data<float>());
+  ComputeGradientDenominators<T>(sizes, args, scratch.vectors);
+  MlstmWeights(sizes,
+               {.log_f = args.log_f.data<float>(),
+                .before_m = args.before_m.data<float>(),
+                .after_m = args.after_m.data<float>(),
+                .given_m = args.maximum.data<float>(),
+                .total_decay = args.decay.data<float>(),
+                .stabilised = args.options.stabilised,
+                .tokenwise = !kTensorCores<T>,
+                .backward = true},
+               scratch.vectors);
+  MlstmPass<T> pass = PassOverValues<T>(sizes);
+  pass.k = args.dh.data<T>();
+  pass.v = args.q.data<T>();
+  pass.reverse = true;
+  pass.seen = scratch.vectors.before;
+  pass.extra_seen = scratch.vectors.before_normaliser;
+  pass.leaving = args.increment_c.data<float>();
+  pass.leaving_extra = args.increment_n.data<float>();
+  RunPass(sizes, scratch, pass);
+}
+
+}  // namespace
+
+int64_t MlstmCudaWorkspace(const Tensor& q, const Tensor& v, const MlstmOptions& options) {
+  return Scratch(SizesOf(q, v, nullptr, options), q.dtype == DType::kBF16, nullptr).total;
+}
+
+void MlstmForwardCuda(const MlstmForwardArgs& args) {
+  DispatchCuda("MlstmForward", args.q, [&]<class T>(T) { RunForward<T>(args); });
+}
+void MlstmBackwardCuda(const MlstmBackwardArgs& args) {
+  DispatchCuda("MlstmBackward", args.q, [&]<class T>(T) { RunBackward<T>(args); });
+}
+void MlstmSummaryCuda(const MlstmSummaryArgs& args) {
+  DispatchCuda("MlstmSummary", args.k, [&]<class T>(T) { RunSummary<T>(args); });
+}
+void MlstmGradSummaryCuda(const MlstmGradSummaryArgs& args) {
+  DispatchCuda("MlstmGradSummary", args.q, [&]<class T>(T) { RunGradSummary<T>(args); });
+}
+
+}  // namespace eyrie

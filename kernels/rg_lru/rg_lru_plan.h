@@ -1,0 +1,67 @@
+// How the RG-LRU's CUDA bodies cut their work, and the scratch that takes (rg_lru_scan.cuh says
+// what for): host code of every build, so that a run on GPUs can be planned without one.
+#pragma once
+
+#include "core/tensor.h"
+#include "kernels/cuda_partition.h"
+
+namespace eyrie::rg_lru {
+
+inline constexpr int kRows = 64;     // tokens of a tile
+inline constexpr int kColumns = 64;  // channels of a tile, two a lane
+
+// The cut of a [B, T, R] tensor. `order` counts the tiles of one column in the order of the scan:
+// along time, or against it on the way back.
+struct Plan {
+  explicit Plan(const Shape& u)
+      : batch(static_cast<int>(u[0])),
+        time(static_cast<int>(u[1])),
+        channels(static_cast<int>(u[2])),
+        blocks(static_cast<int>(CeilDiv(u[2], kColumns))),
+        orders(static_cast<int>(CeilDiv(u[1], kRows))) {}
+
+  int batch, time, channels;
+  int blocks;  // of 64 channels
+  int orders;  // tiles along time
+
+  // Channels of all sequences, each sequence rounded up to whole tiles.
+  EYRIE_HOST_DEVICE int columns() const { return batch * blocks * kColumns; }
+  EYRIE_HOST_DEVICE int tiles() const { return batch * blocks * orders; }
+};
+
+// Float32 elements of the board on which tiles tell one another their maps: what lies before the
+// maps, and all.
+inline constexpr int kBoardHead = 32;
+inline int64_t BoardSize(const Plan& plan) {
+  return kBoardHead + int64_t{2} * plan.orders * plan.columns();
+}
+
+// Of the summaries: each sequence's tokens, in scan order, are cut into pieces of equally many
+// tiles.
+struct SummaryPieces {
+  // Enough blocks to fill a large GPU eight times over, so that its last round weighs little.
+  static constexpr int64_t kEnoughBlocks = 4096;
+
+  explicit SummaryPieces(const Plan& plan) {
+    const int64_t columns = std::max<int64_t>(1, int64_t{plan.batch} * plan.blocks);
+    const int64_t wanted = CeilDiv(kEnoughBlocks, columns);
+    const int64_t tiles = CeilDiv(plan.orders, wanted);
+    tokens = static_cast<int>(tiles * kRows);
+    count = static_cast<int>(CeilDiv(plan.orders, std::max<int64_t>(1, tiles)));
+  }
+  int tokens, count;
+};
+
+// Float32 elements of the workspaces, for u [B, T, R]. Backward: the board, and a sum a tile and
+// channel; summaries: a map a piece and channel.
+inline int64_t ForwardWorkspace(const Shape& u) { return BoardSize(Plan(u)); }
+inline int64_t BackwardWorkspace(const Shape& u) {
+  const Plan plan(u);
+  return BoardSize(plan) + int64_t{plan.orders} * plan.columns();
+}
+inline int64_t SummaryWorkspace(const Shape& u) {
+  const Plan plan(u);
+  return int64_t{2} * SummaryPieces(plan).count * plan.columns();
+}
+
+}  // namespace eyrie::rg_lru

@@ -1,0 +1,76 @@
+// Thread-block clusters (compute capability 9.0): blocks that run at the same time and reach each
+// other's shared memory. Device code for older ones must not get here.
+#pragma once
+
+#include "kernels/attention/attention_mma.cuh"
+
+namespace eyrie {
+
+// Every thread of every block of the cluster arrives, then waits for all others; what they wrote to
+// any block's shared memory before is there after.
+__device__ __forceinline__ void ClusterBarrier() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\n" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;\n" ::: "memory");
+}
+// This block's place in its cluster.
+__device__ __forceinline__ int ClusterRank() {
+  uint32_t rank;
+  asm("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
+  return static_cast<int>(rank);
+}
+// Writes 16 bytes to an address of this block's shared memory, but in block `rank`.
+__device__ __forceinline__ void StoreRemote(uint32_t address, int rank, uint4 value) {
+  uint32_t remote;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(remote) : "r"(address), "r"(rank));
+  asm volatile("st.shared::cluster.v4.u32 [%0], {%1, %2, %3, %4};\n" ::"r"(remote), "r"(value.x),
+               "r"(value.y), "r"(value.z), "r"(value.w)
+               : "memory");
+}
+
+// A launch of clusters of `cluster` blocks along x.
+template <class View>
+class ClusterLaunch {
+ public:
+  ClusterLaunch(void (*kernel)(View), unsigned cluster, dim3 grid, unsigned threads, size_t shared)
+      : kernel_(kernel) {
+    attribute_.id = cudaLaunchAttributeClusterDimension;
+    attribute_.val.clusterDim.x = cluster;
+    attribute_.val.clusterDim.y = attribute_.val.clusterDim.z = 1;
+    config_.gridDim = grid;
+    config_.blockDim = dim3(threads);
+    config_.dynamicSmemBytes = shared;
+    config_.stream = ComputeStream();
+    config_.attrs = &attribute_;
+    config_.numAttrs = 1;
+    AllowSharedMemory(kernel, shared);
+    EYRIE_CUDA_CHECK(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+  }
+  ClusterLaunch(const ClusterLaunch&) = delete;
+  ClusterLaunch& operator=(const ClusterLaunch&) = delete;
+
+  // Whether the GPU can hold one such cluster.
+  bool Fits() const {
+    int clusters = 0;
+    EYRIE_CUDA_CHECK(cudaOccupancyMaxActiveClusters(&clusters, kernel_, &config_));
+    return clusters > 0;
+  }
+  void Run(const char* name, const View& view) const {
+    CheckCuda(cudaLaunchKernelEx(&config_, kernel_, view), name);
+  }
+
+ private:
+  void (*kernel_)(View);
+  cudaLaunchAttribute attribute_{};
+  cudaLaunchConfig_t config_{};
+};
+
+// Whether the code of this kernel was compiled for a GPU with clusters.
+template <class Kernel>
+bool CompiledForClusters(Kernel kernel) {
+  cudaFuncAttributes attributes{};
+  EYRIE_CUDA_CHECK(cudaFuncGetAttributes(&attributes, kernel));
+  return attributes.ptxVersion >= 90;
+}
+
+}  // namespace eyrie

@@ -1,0 +1,311 @@
+// CUDA bodies of the mLSTM against the CPU's in float64.
+#include "kernels/mlstm/mlstm.h"
+
+#include "tests/cuda/cuda_test_util.h"
+#include "tests/kernels/mlstm_problem.h"
+
+namespace eyrie {
+namespace {
+
+// Exponential input gates, sigmoid ones, and those without a normaliser. The errors of the smallest
+// denominators would outweigh all others: hence the epsilon.
+const MlstmOptions kKinds[] = {{.epsilon = 0.1},
+                               {.stabilised = false, .epsilon = 0.1},
+                               {.stabilised = false, .normalised = false}};
+
+// What forward saves for backward.
+constexpr OwnedTensor MlstmProblem::*kSaved[] = {&MlstmProblem::maximum, &MlstmProblem::normaliser};
+
+OwnedMlstmState MapState(const OwnedMlstmState& from,
+                         const std::function<OwnedTensor(Tensor)>& map) {
+  OwnedMlstmState state;
+  state.c = map(from.c.tensor);
+  state.n = map(from.n.tensor);
+  state.m = map(from.m.tensor);
+  return state;
+}
+
+// The problem with its inputs and what its forward pass saved taken through `map`, which is told
+// what has the activations' type, and poisoned outputs.
+template <class Map>
+MlstmProblem Mapped(const MlstmProblem& from, const Map& map) {
+  MlstmProblem to(from, DType::kF64);
+  for (OwnedTensor MlstmProblem::*const tensor :
+       {&MlstmProblem::q, &MlstmProblem::k, &MlstmProblem::v, &MlstmProblem::dh, &MlstmProblem::h,
+        &MlstmProblem::dq, &MlstmProblem::dk, &MlstmProblem::dv}) {
+    to.*tensor = map((from.*tensor).tensor, true);
+  }
+  for (OwnedTensor MlstmProblem::*const tensor :
+       {&MlstmProblem::log_i, &MlstmProblem::log_f, &MlstmProblem::positions,
+        &MlstmProblem::maximum, &MlstmProblem::normaliser, &MlstmProblem::dlog_i,
+        &MlstmProblem::dlog_f}) {
+    to.*tensor = map((from.*tensor).tensor, false);
+  }
+  for (OwnedMlstmState MlstmProblem::*const state :
+       {&MlstmProblem::before, &MlstmProblem::dafter, &MlstmProblem::after,
+        &MlstmProblem::dbefore}) {
+    to.*state = MapState(from.*state, [&](Tensor tensor) { return map(tensor, false); });
+  }
+  return to;
+}
+MlstmProblem RoundedProblem(const MlstmProblem& from, DType dtype) {
+  return Mapped(from, [&](const Tensor& tensor, bool activation) {
+    if (tensor.dtype == DType::kI32) return Clone(tensor);
+    return Rounded(tensor, activation ? dtype : DType::kF32);
+  });
+}
+MlstmProblem CudaProblem(const MlstmProblem& from, DType dtype) {
+  MlstmProblem to = Mapped(from, [&](const Tensor& tensor, bool activation) {
+    return ToCuda(tensor, activation ? dtype : DType::kF32);
+  });
+  const int64_t elements = MlstmWorkspace(to.q.tensor, to.v.tensor, to.options);
+  EXPECT_GT(elements, 0);
+  to.workspace = PoisonedCuda(DType::kF32, {elements});
+  return to;
+}
+
+// The outputs of forward that backward reads, as the GPU's types hold them.
+void RoundWhatIsSaved(MlstmProblem& problem, DType dtype) {
+  problem.h = Rounded(problem.h.tensor, dtype);
+  for (OwnedTensor MlstmProblem::*const saved : kSaved) {
+    problem.*saved = Rounded((problem.*saved).tensor, DType::kF32);
+  }
+}
+
+// What all gates are closed to may vanish: hence a floor of the norm.
+void ExpectClose(const char* name, const Tensor& on_gpu, const Tensor& expected, DType dtype,
+                 double floor = 1e-4) {
+  EXPECT_LT(RelativeError(ToHost(on_gpu).tensor, expected, floor), Tolerance(dtype)) << name;
+}
+// A forget gate's gradient is a sum over later tokens of what largely cancels. In bfloat16, errors
+// walk at random: they are small beside sqrt(T) times one token's part, which is as large as
+// dlog_i.
+double FloorOf(const std::string& output, const MlstmProblem& expected, DType dtype) {
+  if (output != "dlog_f") return 1e-4;
+  const Tensor& part = expected.dlog_i.tensor;
+  const auto terms = static_cast<double>(dtype == DType::kBF16 ? expected.sizes.time : 1);
+  return std::sqrt(terms * Dot(part, part));
+}
+
+// Compares the forward pass, then the backward pass given what a forward pass saved.
+void ExpectMatchesTheCpu(const MlstmProblem& problem, DType dtype) {
+  const MlstmSizes& s = problem.sizes;
+  SCOPED_TRACE(StrCat(Name(dtype), " B ", s.batch, " T ", s.time, " H ", s.heads, " dk ", s.keys,
+                      " dv ", s.values, " state ", problem.with_state, " stabilised ",
+                      problem.options.stabilised, " normalised ", problem.options.normalised,
+                      " chunk ", problem.options.chunk));
+  MlstmProblem expected = RoundedProblem(problem, dtype);
+  const MlstmProblem one = CudaProblem(problem, dtype), two = CudaProblem(problem, dtype);
+  expected.Forward();
+  one.Forward();
+  two.Forward();
+  const auto compare = [&](const auto& wanted) {
+    const auto first = one.outputs(), second = two.outputs(), right = expected.outputs();
+    for (size_t i = 0; i < right.size(); ++i) {
+      if (!wanted(std::string(first[i].first))) continue;
+      ExpectClose(first[i].first, first[i].second, right[i].second, dtype,
+                  FloorOf(first[i].first, expected, dtype));
+      EXPECT_TRUE(BitwiseEqual(ToHost(first[i].second).tensor, ToHost(second[i].second).tensor))
+          << first[i].first;
+    }
+  };
+  const auto of_backward = [](const std::string& name) { return name[0] == 'd'; };
+  compare([&](const std::string& name) { return !of_backward(name); });
+
+  // All go on from the same.
+  RoundWhatIsSaved(expected, dtype);
+  for (const MlstmProblem* gpu : {&one, &two}) {
+    Copy(ToCuda(expected.h.tensor, dtype).tensor, gpu->h.tensor);
+    for (OwnedTensor MlstmProblem::*const saved : kSaved) {
+      Copy(ToCuda((expected.*saved).tensor, DType::kF32).tensor, (gpu->*saved).tensor);
+    }
+  }
+  expected.Backward();
+  one.Backward();
+  two.Backward();
+  compare(of_backward);
+}
+
+void ExpectMatchesTheCpu(const MlstmSizes& sizes, const MlstmOptions& options, DType dtype,
+                         TestRandom& random) {
+  MlstmProblem problem(DType::kF64, sizes, options, random, 2);
+  problem.with_state = random.Int(0, 2) > 0;
+  if (random.Int(0, 1) == 0) problem.UseOneDocument();
+  ExpectMatchesTheCpu(problem, dtype);
+}
+
+TEST(CudaMlstm, MatchesTheCpu) {
+  TestRandom random;
+  for (const DType dtype : kCudaTypes) {
+    for (MlstmOptions options : kKinds) {
+      for (const int64_t time : {1, 2, 5, 63, 64, 65, 150}) {
+        options.normaliser_gradient = random.Int(0, 1) == 0;
+        ExpectMatchesTheCpu({2, time, 3, 32, 64}, options, dtype, random);
+      }
+    }
+  }
+}
+
+TEST(CudaMlstm, AnyWidths) {
+  TestRandom random;
+  for (const auto& [keys, values] : {std::pair<int64_t, int64_t>{16, 16},
+                                     {16, 144},
+                                     {64, 128},
+                                     {80, 48},
+                                     {128, 64},
+                                     {128, 256},
+                                     {256, 512},
+                                     {512, 16},
+                                     {320, 272}}) {
+    for (const DType dtype : kCudaTypes) {
+      ExpectMatchesTheCpu({1, 100, 2, keys, values}, kKinds[random.Int(0, 2)], dtype, random);
+    }
+  }
+  for (const auto& [keys, values] : {std::pair<int64_t, int64_t>{5, 7}, {33, 40}, {130, 1}}) {
+    ExpectMatchesTheCpu({2, 70, 2, keys, values}, kKinds[0], DType::kF32, random);
+    ExpectMatchesTheCpu({2, 1, 2, keys, values}, kKinds[0], DType::kF32, random);
+  }
+}
+
+// Chosen by the caller, or because heads are few.
+TEST(CudaMlstm, SequencesAreCutIntoChunks) {
+  TestRandom random;
+  for (const DType dtype : kCudaTypes) {
+    for (MlstmOptions options : kKinds) {
+      for (const int64_t chunk : {1, 64, 100, 0}) {
+        options.chunk = chunk;
+        ExpectMatchesTheCpu({1, random.Int(257, 600), 1, 64, 32}, options, dtype, random);
+      }
+    }
+    ExpectMatchesTheCpu({1, 2200, 2, 32, 16}, kKinds[0], dtype, random);
+  }
+}
+
+TEST(CudaMlstm, GatesWideOpenAndShut) {
+  TestRandom random;
+  for (const DType dtype : kCudaTypes) {
+    for (const MlstmOptions& options : kKinds) {
+      MlstmProblem problem(DType::kF64, {2, 200, 2, 32, 48}, options, random);
+      for (int64_t i = 0; i < problem.log_i.tensor.size(); ++i) {
+        const double y = random.Int(0, 1) == 0 ? 50 : -50;
+        Set(problem.log_i.tensor, i, options.stabilised ? y : LogSigmoid(y));
+        Set(problem.log_f.tensor, i, LogSigmoid(random.Int(0, 2) > 0 ? 50 : -50));
+      }
+      ExpectMatchesTheCpu(problem, dtype);
+    }
+  }
+}
+
+// As when text is generated: the state stays where it is.
+TEST(CudaMlstm, SingleTokensInPlaceEqualOnePass) {
+  TestRandom random;
+  for (const DType dtype : kCudaTypes) {
+    for (const MlstmOptions& options : kKinds) {
+      const MlstmSizes sizes{2, 9, 3, 48, 144};
+      const MlstmProblem problem(DType::kF64, sizes, options, random);
+      const MlstmProblem expected = RoundedProblem(problem, dtype);
+      expected.Forward();
+      const OwnedMlstmState state =
+          MapState(problem.before, [](Tensor tensor) { return ToCuda(tensor, DType::kF32); });
+      for (int64_t t = 0; t < sizes.time; ++t) {
+        const MlstmProblem token = CudaProblem(MlstmProblem(problem, t, t + 1), dtype);
+        MlstmForward({.q = token.q.tensor,
+                      .k = token.k.tensor,
+                      .v = token.v.tensor,
+                      .log_i = token.log_i.tensor,
+                      .log_f = token.log_f.tensor,
+                      .positions = token.positions.tensor,
+                      .before = state.whole(),
+                      .h = token.h.tensor,
+                      .maximum = token.maximum.tensor,
+                      .normaliser = token.normaliser.tensor,
+                      .after = state.whole(),
+                      .options = options,
+                      .workspace = token.workspace.tensor});
+        const OwnedTensor h = TimeSlice(expected.h.tensor, t, t + 1);
+        ExpectClose("h", token.h.tensor, h.tensor, dtype);
+      }
+      ExpectClose("c", state.c.tensor, expected.after.c.tensor, dtype);
+      ExpectClose("n", state.n.tensor, expected.after.n.tensor, dtype);
+      ExpectClose("m", state.m.tensor, expected.after.m.tensor, dtype);
+    }
+  }
+}
+
+// Both summaries of a problem whose forward pass is done, in `poisoned` outputs of given shapes.
+std::vector<OwnedTensor> Summaries(const MlstmProblem& p,
+                                   const std::function<OwnedTensor(Shape)>& poisoned) {
+  const Shape heads = p.before.m.tensor.shape, c = p.before.c.tensor.shape;
+  const Shape n = p.before.n.tensor.shape;
+  std::vector<OwnedTensor> out;
+  for (const Shape& shape : {heads, c, n, heads, heads, c, n}) out.push_back(poisoned(shape));
+  MlstmSummary({.k = p.k.tensor,
+                .v = p.v.tensor,
+                .log_i = p.log_i.tensor,
+                .log_f = p.log_f.tensor,
+                .positions = p.positions.tensor,
+                .log_decay = out[0].tensor,
+                .increment = {.c = out[1].tensor, .n = out[2].tensor, .m = out[3].tensor},
+                .options = p.options,
+                .workspace = p.workspace.tensor});
+  MlstmGradSummary({.q = p.q.tensor,
+                    .log_f = p.log_f.tensor,
+                    .positions = p.positions.tensor,
+                    .before_m = p.with_state ? p.before.m.tensor : Tensor{},
+                    .after_m = p.after.m.tensor,
+                    .h = p.h.tensor,
+                    .maximum = p.maximum.tensor,
+                    .normaliser = p.normaliser.tensor,
+                    .dh = p.dh.tensor,
+                    .decay = out[4].tensor,
+                    .increment_c = out[5].tensor,
+                    .increment_n = out[6].tensor,
+                    .options = p.options,
+                    .workspace = p.workspace.tensor});
+  return out;
+}
+
+TEST(CudaMlstm, SummariesMatchTheCpu) {
+  TestRandom random;
+  for (const DType dtype : kCudaTypes) {
+    for (MlstmOptions options : kKinds) {
+      for (const int64_t time : {1, 70, 300}) {
+        options.chunk = random.Int(0, 1) * 64;
+        MlstmProblem problem(DType::kF64, {2, time, 2, 48, 80}, options, random, 2);
+        if (random.Int(0, 1) == 0) problem.UseOneDocument();
+        MlstmProblem expected = RoundedProblem(problem, dtype);
+        expected.Forward();
+        RoundWhatIsSaved(expected, dtype);
+        expected.with_state = random.Int(0, 1) == 0;
+        const MlstmProblem gpu = CudaProblem(expected, dtype);
+        const auto right = Summaries(
+            expected, [](const Shape& shape) { return PoisonedTensor(DType::kF64, shape); });
+        const auto left =
+            Summaries(gpu, [](const Shape& shape) { return PoisonedCuda(DType::kF32, shape); });
+        for (size_t i = 0; i < right.size(); ++i) {
+          SCOPED_TRACE(StrCat(Name(dtype), " T ", time, " output ", i));
+          ExpectClose("summary", left[i].tensor, right[i].tensor, dtype);
+        }
+      }
+    }
+  }
+}
+
+TEST(CudaMlstm, RefusesWhatItCannotCompute) {
+  TestRandom random;
+  const auto forward = [&](DType dtype, int64_t keys, int64_t values, bool with_workspace) {
+    MlstmProblem p =
+        CudaProblem(MlstmProblem(DType::kF64, {1, 3, 1, keys, values}, kKinds[0], random), dtype);
+    if (!with_workspace) p.workspace = OwnedTensor();
+    p.Forward();
+  };
+  forward(DType::kBF16, 16, 32, true);
+  EXPECT_THROW(forward(DType::kBF16, 16, 32, false), Error);
+  EXPECT_THROW(forward(DType::kBF16, 24, 32, true), Error);
+  EXPECT_THROW(forward(DType::kBF16, 16, 40, true), Error);
+  EXPECT_THROW(forward(DType::kF32, 520, 32, true), Error);
+  EXPECT_THROW(forward(DType::kF32, 32, 513, true), Error);
+}
+
+}  // namespace
+}  // namespace eyrie
