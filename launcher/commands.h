@@ -16,5 +16,6 @@ void AddEvalCommand(CLI::App& app, ExitCode& code);
 void AddGenerateCommand(CLI::App& app, ExitCode& code);
 void AddLogitsCommand(CLI::App& app, ExitCode& code);
 void AddBenchCommand(CLI::App& app, ExitCode& code);
+void AddSynthCommand(CLI::App& app);
 
 }  // namespace eyrie

@@ -119,7 +119,8 @@ void WriteDefaults(Message& message) {
   }
 }
 
-// The path of the first field in which two messages differ, or empty.
+// The path of the first field in which two messages differ, or empty. A scalar that is not set has
+// its default: older checkpoints lack the fields that came later.
 std::string FirstDifference(const Message& a, const Message& b) {
   for (int i = 0; i < a.GetDescriptor()->field_count(); ++i) {
     const FieldDescriptor* field = a.GetDescriptor()->field(i);
@@ -139,7 +140,8 @@ std::string FirstDifference(const Message& a, const Message& b) {
           TextFormat::PrintFieldValueToString(message, field, j, &item);
           text += (j == 0 ? "" : ",") + item;
         }
-      } else if (reflection.HasField(message, field)) {
+      } else if (field->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE ||
+                 reflection.HasField(message, field)) {
         TextFormat::PrintFieldValueToString(message, field, -1, &text);
       }
       return text.empty() ? std::string("unset") : text;
@@ -243,21 +245,26 @@ void Resolve(config::Config& config, int ranks, Device device) {
 
 void ValidateStep(const config::Config& config, ConfigErrors& errors) {
   const auto& train = config.train();
-  ValidateSequence(config.model(), "train.sequence_length", train.sequence_length(),
-                   config.parallel().sequence(), errors);
+  ValidateSequence(config, "train.sequence_length", train.sequence_length(), errors);
   errors.RequirePositive("train.batch_slices", train.batch_slices());
   errors.RequireDivisible("train.micro_batch_size", train.micro_batch_size(), "train.batch_slices",
                           train.batch_slices());
   const int64_t sequences = config.parallel().data() * train.micro_batch_size();
   errors.RequireDivisible("train.global_batch_size", train.global_batch_size(),
                           "parallel.data x train.micro_batch_size", sequences);
-  if (train.chunk_length() < 0) errors.Add("train.chunk_length must not be negative");
-  if (train.chunk_length() > 0 && config.parallel().sequence() > 1) {
+}
+
+void ValidateSequence(const config::Config& config, const std::string& field, int64_t length,
+                      ConfigErrors& errors) {
+  const int ranks = config.parallel().sequence();
+  const int64_t chunk = config.train().chunk_length();
+  ValidateSequence(config.model(), field, length, ranks, errors);
+  if (chunk < 0) errors.Add("train.chunk_length must not be negative");
+  if (chunk > 0 && ranks > 1) {
     // The ranks run a chunk each at once.
     const char* together = "train.chunk_length x parallel.sequence";
-    const int64_t tokens = train.chunk_length() * config.parallel().sequence();
-    errors.RequireDivisible("train.sequence_length", train.sequence_length(), together, tokens);
-    ValidateSequence(config.model(), together, tokens, config.parallel().sequence(), errors);
+    errors.RequireDivisible(field, length, together, chunk * ranks);
+    ValidateSequence(config.model(), together, chunk * ranks, ranks, errors);
   }
 }
 

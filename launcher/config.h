@@ -32,6 +32,10 @@ void ValidateForTraining(const config::Config& config);
 
 // What is wrong with the fields that say how large a step is: part of ValidateForTraining.
 void ValidateStep(const config::Config& config, ConfigErrors& errors);
+// What keeps sequences of `length` tokens, which `field` gives, from the layout and the chunks that
+// they are to run in.
+void ValidateSequence(const config::Config& config, const std::string& field, int64_t length,
+                      ConfigErrors& errors);
 // How many microbatches a rank runs in a step.
 int64_t Rounds(const config::Config& config);
 

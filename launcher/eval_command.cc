@@ -29,11 +29,11 @@ ExitCode Eval(const EvalOptions& options, Job& job) {
   const int64_t micro = options.micro_batch > 0
                             ? options.micro_batch
                             : std::max<int64_t>(1, config.train().micro_batch_size());
+  const int64_t chunk = config.train().chunk_length();
   std::unique_ptr<BatchReader> reader;
   Collectively(job.world(), [&] {
     ConfigErrors errors;
-    ValidateSequence(config.model(), "--sequence-length", length, config.parallel().sequence(),
-                     errors);
+    ValidateSequence(config, "--sequence-length", length, errors);
     ThrowIfAny(errors);
     reader = std::make_unique<BatchReader>(
         BatchReader::Options{.prefix = options.data,
@@ -42,19 +42,22 @@ ExitCode Eval(const EvalOptions& options, Job& job) {
                              .vocab_size = config.model().vocab_size(),
                              .chunk = inference.mesh().sequence().rank(),
                              .chunks = inference.mesh().sequence().size(),
+                             .stripe = chunk,
                              .packing = config.data().packing(),
+                             .labels = config.data().labels(),
                              .device = inference.run().params.device()});
     reader->CheckPart(job.world().rank(), job.world().size());
   });
   int64_t sequences = reader->sampler().windows();
   if (options.sequences > 0) sequences = std::min(sequences, options.sequences);
-  const Evaluation result = Evaluate(inference.run(), inference.model(), *reader, sequences, micro);
+  const Evaluation result =
+      Evaluate(inference.run(), inference.model(), *reader, sequences, micro, chunk);
   if (inference.mesh().is_root()) {
-    const nlohmann::ordered_json object = {{"loss", result.loss},
-                                           {"perplexity", std::exp(result.loss)},
-                                           {"tokens", result.tokens},
-                                           {"sequences", result.sequences},
-                                           {"sequence_length", length}};
+    const nlohmann::ordered_json object = {
+        {"loss", result.loss},         {"perplexity", std::exp(result.loss)},
+        {"accuracy", result.accuracy}, {"exact_sequences", result.exact_sequences},
+        {"tokens", result.tokens},     {"sequences", result.sequences},
+        {"sequence_length", length}};
     std::cout << object.dump() << std::endl;
   }
   return ExitCode::kOk;
@@ -66,10 +69,13 @@ void AddEvalCommand(CLI::App& app, ExitCode& code) {
   auto options = std::make_shared<EvalOptions>();
   CLI::App* command = app.add_subcommand(
       "eval",
-      "Measure a checkpoint's loss on a token file.\n\n"
+      "Measure a checkpoint's loss and accuracy on a token file.\n\n"
       "The file is cut into whole sequences, in order, and its tail left out. Prints one JSON\n"
-      "object: loss (nats a token), perplexity, tokens, sequences. Under mpirun the ranks share\n"
-      "the sequences.");
+      "object: loss (nats a token), perplexity, accuracy (the share of tokens that the largest\n"
+      "logit predicts), exact_sequences (the share of sequences all of whose tokens it predicts),\n"
+      "tokens, sequences. Tokens are those whose labels count: with data.labels: GIVEN, what\n"
+      "PREFIX.labels says. As in training, train.chunk_length tokens run at once (0: all), and\n"
+      "memory follows them. Under mpirun the ranks share the sequences.");
   AddInferenceOptions(*command, options->inference);
   command->add_option("--data", options->data, "token file: PREFIX.bin and PREFIX.idx")
       ->required()

@@ -74,6 +74,7 @@ std::string Obstacle(const config::ModelConfig& model) {
     return StrCat("model.mamba.width = ", model.mamba().width(),
                   " is not a multiple of model.width = ", model.width());
   }
+  if (!model.mamba().input_dependent()) return "model.mamba.input_dependent is false";
   return "";
 }
 

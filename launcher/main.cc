@@ -29,6 +29,7 @@ int main(int argc, char** argv) {
   eyrie::AddGenerateCommand(app, code);
   eyrie::AddLogitsCommand(app, code);
   eyrie::AddTokenizeCommand(app);
+  eyrie::AddSynthCommand(app);
   eyrie::AddBenchCommand(app, code);
   eyrie::AddCheckpointCommand(app);
 

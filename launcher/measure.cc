@@ -5,6 +5,7 @@
 #include "launcher/bucket_options.h"
 #include "launcher/config.h"
 #include "launcher/optimizer.h"
+#include "layers/chunked.h"
 #include "layers/slices.h"
 
 namespace eyrie {
@@ -42,6 +43,10 @@ StepMeasure MeasureStep(const config::Config& config, const Precision& precision
     measure.traffic += (rounds - 1) * sent;
     sent = {};
   }
+  const config::DataConfig::Labels labels = config.data().labels();
+  if (labels == config::DataConfig::GIVEN) {
+    AllReduceValue(mesh.replicas(), 0.0, ReduceOp::kSum);  // how many count
+  }
   microbatch(/*completes_step=*/true);
   params.ReduceGrads();
   AllReduceValue(mesh.replicas(), 0.0, ReduceOp::kSum);  // the loss
@@ -50,19 +55,21 @@ StepMeasure MeasureStep(const config::Config& config, const Precision& precision
   double news[2];  // whether a signal came, and how a save is doing
   mesh.world().AllReduce(Tensor{news, DType::kF64, Device::kCpu, {2}}, ReduceOp::kMax).Wait();
   measure.traffic += sent;
-  // Validation takes whole sequences, in memory of its own.
-  if (train.validation_interval() > 0) model.Evaluate(run, batch);
+  if (train.validation_interval() > 0) {
+    ArenaScope scope(arena);
+    Evaluate(model, run, batch, train.chunk_length());
+  }
 
   const auto bytes = [](size_t count) { return static_cast<int64_t>(count); };
-  measure.memory = {
-      .parameters = bytes(params.value_bytes()),
-      .gradients = bytes(params.gradient_bytes()),
-      .masters = bytes(params.master_bytes()),
-      .moments = bytes(optimizer.moment_bytes()),
-      .activations = bytes(arena.peak_bytes() + slices.peak_bytes()),
-      .buffers = bytes(optimizer.workspace_bytes() + GemmWorkspaceBytes(device)) +
-                 bytes(BatchReader::BufferBytes(micro, train.sequence_length(), shape.sequence)) *
-                     (train.validation_interval() > 0 ? 2 : 1)};
+  measure.memory = {.parameters = bytes(params.value_bytes()),
+                    .gradients = bytes(params.gradient_bytes()),
+                    .masters = bytes(params.master_bytes()),
+                    .moments = bytes(optimizer.moment_bytes()),
+                    .activations = bytes(arena.peak_bytes() + slices.peak_bytes()),
+                    .buffers = bytes(optimizer.workspace_bytes() + GemmWorkspaceBytes(device)) +
+                               bytes(BatchReader::BufferBytes(micro, train.sequence_length(),
+                                                              shape.sequence, labels)) *
+                                   (train.validation_interval() > 0 ? 2 : 1)};
   return measure;
 }
 

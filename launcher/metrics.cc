@@ -45,6 +45,7 @@ void MetricsWriter::Write(const StepMetrics& metrics) {
                          {"step_seconds", metrics.step_seconds},
                          {"tokens_per_second", metrics.tokens_per_second}};
   if (metrics.validation_loss) object["validation_loss"] = *metrics.validation_loss;
+  if (metrics.validation_accuracy) object["validation_accuracy"] = *metrics.validation_accuracy;
   out_ << object.dump() << std::endl;
   if (!out_) ThrowFailure(file_.string(), ": cannot write");
 }

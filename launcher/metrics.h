@@ -18,7 +18,7 @@ struct StepMetrics {
   int64_t tokens = 0;  // trained on so far
   double step_seconds = 0.0;
   double tokens_per_second = 0.0;
-  std::optional<double> validation_loss;
+  std::optional<double> validation_loss, validation_accuracy;
 };
 
 class MetricsWriter {

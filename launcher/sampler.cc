@@ -41,14 +41,18 @@ int64_t Permute(const Random& random, int64_t size, int64_t index) {
 }
 
 Sampler::Sampler(const IndexedDataset& dataset, int64_t sequence_length, uint64_t seed,
-                 bool shuffle)
-    : dataset_(dataset), sequence_length_(sequence_length), seed_(seed), shuffle_(shuffle) {
+                 bool shuffle, int64_t lookahead)
+    : dataset_(dataset),
+      sequence_length_(sequence_length),
+      lookahead_(lookahead),
+      seed_(seed),
+      shuffle_(shuffle) {
   EYRIE_CHECK(sequence_length > 0, "sequence length ", sequence_length);
-  windows_ = (dataset.total_tokens() - 1) / sequence_length;
+  windows_ = (dataset.total_tokens() - lookahead) / sequence_length;
   if (windows_ < 1) {
-    ThrowBadInput(
-        dataset.prefix(), ".bin: ", dataset.total_tokens(),
-        " tokens, but one sequence takes train.sequence_length + 1 = ", sequence_length + 1);
+    ThrowBadInput(dataset.prefix(), ".bin: ", dataset.total_tokens(),
+                  " tokens, but one sequence takes train.sequence_length",
+                  lookahead > 0 ? StrCat(" + ", lookahead) : "", " = ", window_length());
   }
 }
 
@@ -61,7 +65,7 @@ int64_t Sampler::WindowOf(int64_t sample) const {
 }
 
 void Sampler::Read(int64_t sample, int32_t* tokens) const {
-  dataset_.Read(FirstToken(sample), sequence_length_ + 1, tokens);
+  dataset_.Read(FirstToken(sample), window_length(), tokens);
 }
 
 }  // namespace eyrie

@@ -9,15 +9,15 @@
 
 namespace eyrie {
 
-// Cuts a dataset into windows of sequence_length + 1 tokens, the inputs and the labels shifted by
-// one. Windows start every sequence_length tokens, so that each token is a label once; what is left
-// at the end of the file is not used. Thread-safe.
+// Cuts a dataset into windows of sequence_length + lookahead tokens: with a lookahead of 1, the
+// inputs and the labels shifted by one. Windows start every sequence_length tokens, so that each
+// token is a label once; what is left at the end of the file is not used. Thread-safe.
 class Sampler {
  public:
   // Keeps a reference to `dataset`. Without `shuffle`, windows come in file order. Throws kBadInput
   // naming the file if it does not hold one window.
   Sampler(const IndexedDataset& dataset, int64_t sequence_length, uint64_t seed,
-          bool shuffle = true);
+          bool shuffle = true, int64_t lookahead = 1);
 
   // Windows of the dataset: the samples of one epoch.
   int64_t windows() const { return windows_; }
@@ -26,12 +26,14 @@ class Sampler {
   int64_t WindowOf(int64_t sample) const;
   // Where this window begins in the dataset's stream of tokens.
   int64_t FirstToken(int64_t sample) const { return WindowOf(sample) * sequence_length_; }
-  // Copies the sequence_length + 1 tokens of this sample.
+  // Tokens of a window.
+  int64_t window_length() const { return sequence_length_ + lookahead_; }
+  // Copies the window_length() tokens of this sample.
   void Read(int64_t sample, int32_t* tokens) const;
 
  private:
   const IndexedDataset& dataset_;
-  int64_t sequence_length_;
+  int64_t sequence_length_, lookahead_;
   uint64_t seed_;
   bool shuffle_;
   int64_t windows_;

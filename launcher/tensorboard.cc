@@ -93,6 +93,7 @@ void TensorboardWriter::Write(const StepMetrics& metrics) {
   };
   add("loss", metrics.loss);
   if (metrics.validation_loss) add("validation_loss", *metrics.validation_loss);
+  if (metrics.validation_accuracy) add("validation_accuracy", *metrics.validation_accuracy);
   add("grad_norm", metrics.grad_norm);
   add("learning_rate", metrics.learning_rate);
   add("tokens_per_second", metrics.tokens_per_second);

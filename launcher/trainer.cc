@@ -56,7 +56,7 @@ Trainer::Trainer(const config::Config& config, const Mesh& mesh, TraceFile* trac
     const std::string& tokenizer = config.data().tokenizer();
     if (!tokenizer.empty()) MakeTokenizer(tokenizer, config.model().vocab_size());
     const auto& train = config.train();
-    const auto open = [&](const std::string& prefix, int64_t stripe, bool shuffle) {
+    const auto open = [&](const std::string& prefix, bool shuffle) {
       auto reader = std::make_unique<BatchReader>(
           BatchReader::Options{.prefix = prefix,
                                .max_batch = train.micro_batch_size(),
@@ -64,19 +64,18 @@ Trainer::Trainer(const config::Config& config, const Mesh& mesh, TraceFile* trac
                                .vocab_size = config.model().vocab_size(),
                                .chunk = mesh.sequence().rank(),
                                .chunks = mesh.sequence().size(),
-                               .stripe = stripe,
+                               .stripe = train.chunk_length(),
                                .packing = config.data().packing(),
+                               .labels = config.data().labels(),
                                .seed = train.seed(),
                                .shuffle = shuffle,
                                .device = DeviceOf(config)});
       reader->CheckPart(mesh.world().rank(), mesh.world().size());
       return reader;
     };
-    // Training runs chunk by chunk, with all sequence ranks at work on each chunk.
-    train_ = open(config.data().train(), mesh.sequence().size() > 1 ? train.chunk_length() : 0,
-                  /*shuffle=*/true);
+    train_ = open(config.data().train(), /*shuffle=*/true);
     if (train.validation_interval() > 0) {
-      validation_ = open(config.data().validation(), /*stripe=*/0, /*shuffle=*/false);
+      validation_ = open(config.data().validation(), /*shuffle=*/false);
     }
   });
   Start();
@@ -167,11 +166,29 @@ int64_t Trainer::FirstSample(int64_t round) const {
          (round * mesh_.shape().data + mesh_.data().rank()) * config_.train().micro_batch_size();
 }
 
-void Trainer::RunMicrobatch(int64_t first_sample, bool completes_step) {
+double Trainer::CountLabels() {
+  const auto& train = config_.train();
+  if (config_.data().labels() == config::DataConfig::NEXT_TOKEN) {
+    return static_cast<double>(train.global_batch_size() * train.sequence_length());
+  }
+  int64_t own = 0;
+  for (int64_t round = 0; round < Rounds(config_); ++round) {
+    own += train_->CountLabels(FirstSample(round), train.micro_batch_size());
+  }
+  const double all = AllReduceValue(mesh_.replicas(), static_cast<double>(own), ReduceOp::kSum);
+  if (all > 0) return all;
+  FinishSave();  // of a step before this one
+  throw AgreedError(ExitCode::kBadInput,
+                    mesh_.is_root() ? StrCat(train_->prefix(), ".labels.bin: step ",
+                                             position_.step + 1, " has no label that counts")
+                                    : "");
+}
+
+void Trainer::RunMicrobatch(int64_t first_sample, double scale, bool completes_step) {
   const auto& train = config_.train();
   const int64_t micro = train.micro_batch_size();
   Model::Batch batch = train_->Read(first_sample, micro);
-  batch.scale = 1.0 / static_cast<double>(train.global_batch_size() * train.sequence_length());
+  batch.scale = scale;
   batch.loss = loss_.tensor;
   run_.positions = train_->positions(micro);
   slices_.ForwardBackward(model_, run_, batch, train.chunk_length(), completes_step);
@@ -182,20 +199,23 @@ StepMetrics Trainer::Step() {
   const auto start = Clock::now();
   const auto& train = config_.train();
   const int64_t tokens = train.global_batch_size() * train.sequence_length();
+  const double labels = CountLabels();
 
   params_.ZeroGrads();
   FillZero(loss_.tensor);
   for (int64_t round = 0; round < Rounds(config_); ++round) {
-    RunMicrobatch(FirstSample(round), /*completes_step=*/round + 1 == Rounds(config_));
+    RunMicrobatch(FirstSample(round), 1.0 / labels,
+                  /*completes_step=*/round + 1 == Rounds(config_));
   }
   params_.ReduceGrads();
 
   StepMetrics metrics;
   metrics.step = position_.step + 1;
-  metrics.loss = AllReduceValue(mesh_.replicas(), ReadLoss(loss_.tensor).sum, ReduceOp::kSum) /
-                 static_cast<double>(tokens);
+  metrics.loss =
+      AllReduceValue(mesh_.replicas(), ReadLoss(loss_.tensor).sum, ReduceOp::kSum) / labels;
   metrics.grad_norm = optimizer_.GradNorm();
-  if (!std::isfinite(metrics.loss) || !std::isfinite(metrics.grad_norm)) StopDiverged(metrics);
+  if (!std::isfinite(metrics.loss) || !std::isfinite(metrics.grad_norm))
+    StopDiverged(metrics, 1.0 / labels);
   metrics.learning_rate = LearningRate(config_.optimizer(), train.steps(), metrics.step);
   {
     const Trace::Scope computing(run_.trace, Trace::Kind::kCompute, "optimizer");
@@ -211,14 +231,14 @@ StepMetrics Trainer::Step() {
   return metrics;
 }
 
-void Trainer::StopDiverged(const StepMetrics& metrics) {
+void Trainer::StopDiverged(const StepMetrics& metrics, double scale) {
   // The parameters are still those that the step began with.
   NonFiniteSearch search(run_);
   params_.ZeroGrads();
   FillZero(loss_.tensor);
   for (int64_t round = 0; round < Rounds(config_); ++round) {
     search.Begin(FirstSample(round), config_.train().micro_batch_size());
-    RunMicrobatch(FirstSample(round), /*completes_step=*/false);
+    RunMicrobatch(FirstSample(round), scale, /*completes_step=*/false);
     search.End();
   }
   // Printing would tell apart the signs of NaNs.
@@ -232,10 +252,14 @@ void Trainer::StopDiverged(const StepMetrics& metrics) {
   throw AgreedError(ExitCode::kFailed, found);
 }
 
-double Trainer::Validate() {
+void Trainer::Validate(StepMetrics& metrics) {
+  const auto& train = config_.train();
   const int64_t sequences =
-      std::min(config_.train().validation_sequences(), validation_->sampler().windows());
-  return Evaluate(run_, model_, *validation_, sequences, config_.train().micro_batch_size()).loss;
+      std::min(train.validation_sequences(), validation_->sampler().windows());
+  const Evaluation result = Evaluate(run_, model_, *validation_, sequences,
+                                     train.micro_batch_size(), train.chunk_length());
+  metrics.validation_loss = result.loss;
+  metrics.validation_accuracy = result.accuracy;
 }
 
 void Trainer::Save() {
@@ -292,7 +316,7 @@ ExitCode Trainer::Run() {
     const int64_t step = position_.step;
     if (trace_ != nullptr && step == last_traced) trace_->Write(mesh_);
     if (validation_ && (step % train.validation_interval() == 0 || step == train.steps())) {
-      metrics.validation_loss = Validate();
+      Validate(metrics);
     }
     const bool logs = step % config_.run().log_interval() == 0 || step == last ||
                       metrics.validation_loss.has_value();

@@ -46,13 +46,16 @@ class Trainer {
   void WriteConfig() const;
   // The first sample of one of the microbatches that this rank runs in a step.
   int64_t FirstSample(int64_t round) const;
-  // Forward and backward of one microbatch: adds to the gradients and to the step's loss.
-  void RunMicrobatch(int64_t first_sample, bool completes_step);
+  // The labels that count in the next step, over all ranks. Throws kBadInput if there are none.
+  double CountLabels();
+  // Forward and backward of one microbatch, with the loss scaled by `scale`: adds to the gradients
+  // and to the step's loss.
+  void RunMicrobatch(int64_t first_sample, double scale, bool completes_step);
   // The step's loss or gradient is not finite: finds out where that began and stops the run. Every
   // rank holds the same numbers.
-  [[noreturn]] void StopDiverged(const StepMetrics& metrics);
-  // The mean loss on the validation data.
-  double Validate();
+  [[noreturn]] void StopDiverged(const StepMetrics& metrics, double scale);
+  // Measures on the validation data.
+  void Validate(StepMetrics& metrics);
   // Starts to save, unless this step is saved; with checkpoint.asynchronous it returns then. A save
   // still under way is completed first.
   void Save();

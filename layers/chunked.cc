@@ -6,13 +6,50 @@
 namespace eyrie {
 namespace {
 
-// Columns [begin, end) of a [B, T] tensor, as a tensor of its own.
-Tensor Columns(Arena& arena, const Tensor& from, int64_t begin, int64_t end) {
-  const int64_t batch = from.dim(0), tokens = from.dim(1);
-  const Tensor part = arena.Allocate(from.dtype, {batch, end - begin});
-  CopyRows(from.View({batch, tokens, 1}), begin, part.View({batch, end - begin, 1}), 0,
-           end - begin);
-  return part;
+// How a rank's tokens of each sequence, [B, tokens] of a batch, are cut into chunks.
+class Chunks {
+ public:
+  // Takes the positions of the whole from `run`, and gives them back when it goes.
+  Chunks(const Model& model, Run& run, const Model::Batch& batch, int64_t length)
+      : model_(model), run_(run), batch_(batch), positions_(run.positions), length_(length) {
+    EYRIE_CHECK(run.mesh.shape().sequence == 1 || run.tokens() % length == 0);
+  }
+  ~Chunks() { run_.positions = positions_; }
+  Chunks(const Chunks&) = delete;
+  Chunks& operator=(const Chunks&) = delete;
+
+  int64_t count() const { return (tokens() + length_ - 1) / length_; }
+  int64_t begin(int64_t chunk) const { return chunk * length_; }
+  // Chunk `chunk` of the batch, in the arena; the Run's positions become the chunk's.
+  Model::Batch Enter(int64_t chunk) const {
+    run_.positions = Part(positions_, chunk);
+    return {Part(batch_.tokens, chunk), Part(batch_.labels, chunk), batch_.scale, batch_.loss};
+  }
+  // Zeros, in the arena; it has room for the whole of the sequences, on all ranks that hold them.
+  ModelState MakeState() const {
+    return model_.MakeState(run_.params, batch_.tokens.dim(0),
+                            tokens() * run_.mesh.shape().sequence, &run_.arena);
+  }
+
+ private:
+  int64_t tokens() const { return positions_.dim(1); }
+  // The chunk's columns of a [B, T] tensor, as a tensor of its own.
+  Tensor Part(const Tensor& from, int64_t chunk) const {
+    const int64_t batch = from.dim(0), rows = std::min(tokens() - begin(chunk), length_);
+    const Tensor part = run_.arena.Allocate(from.dtype, {batch, rows});
+    CopyRows(from.View({batch, tokens(), 1}), begin(chunk), part.View({batch, rows, 1}), 0, rows);
+    return part;
+  }
+
+  const Model& model_;
+  Run& run_;
+  const Model::Batch& batch_;
+  const Tensor positions_;
+  const int64_t length_;
+};
+
+bool AtOnce(const Run& run, int64_t chunk_length) {
+  return chunk_length <= 0 || chunk_length >= run.tokens();
 }
 
 }  // namespace
@@ -20,8 +57,7 @@ Tensor Columns(Arena& arena, const Tensor& from, int64_t begin, int64_t end) {
 void ForwardBackward(const Model& model, Run& run, const Model::Batch& batch, int64_t chunk_length,
                      bool completes_step) {
   ArenaScope scope(run.arena);
-  const int64_t tokens = run.tokens();
-  if (chunk_length <= 0 || chunk_length >= tokens) {
+  if (AtOnce(run, chunk_length)) {
     Model::Activations saved;
     model.Forward(run, batch, nullptr, nullptr, saved);
     run.completes_gradients = completes_step;
@@ -29,44 +65,54 @@ void ForwardBackward(const Model& model, Run& run, const Model::Batch& batch, in
     return;
   }
 
-  EYRIE_CHECK(run.mesh.shape().sequence == 1 || tokens % chunk_length == 0);
-  const Tensor positions = run.positions;
-  const int64_t chunks = (tokens + chunk_length - 1) / chunk_length;
-  const auto begin = [&](int64_t chunk) { return chunk * chunk_length; };
-  const auto end = [&](int64_t chunk) { return std::min(tokens, (chunk + 1) * chunk_length); };
-  const auto make_state = [&] {
-    return model.MakeState(run.params, batch.tokens.dim(0), tokens * run.mesh.shape().sequence,
-                           &run.arena);
-  };
-
+  const Chunks chunks(model, run, batch, chunk_length);
   // entering[c] is the state before chunk c.
   std::vector<ModelState> entering;
-  entering.push_back(make_state());
-  for (int64_t chunk = 0; chunk + 1 < chunks; ++chunk) {
-    entering.push_back(make_state());
+  entering.push_back(chunks.MakeState());
+  for (int64_t chunk = 0; chunk + 1 < chunks.count(); ++chunk) {
+    entering.push_back(chunks.MakeState());
     ArenaScope chunk_scope(run.arena);
-    run.positions = Columns(run.arena, positions, begin(chunk), end(chunk));
-    model.Advance(run, Columns(run.arena, batch.tokens, begin(chunk), end(chunk)),
-                  entering[static_cast<size_t>(chunk)], entering.back());
+    const Model::Batch part = chunks.Enter(chunk);
+    model.Advance(run, part.tokens, entering[static_cast<size_t>(chunk)], entering.back());
   }
 
-  ModelState grad_after = make_state(), grad_before = make_state();
-  for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
+  ModelState grad_after = chunks.MakeState(), grad_before = chunks.MakeState();
+  for (int64_t chunk = chunks.count() - 1; chunk >= 0; --chunk) {
     ArenaScope chunk_scope(run.arena);
-    run.positions = Columns(run.arena, positions, begin(chunk), end(chunk));
-    const Model::Batch part{Columns(run.arena, batch.tokens, begin(chunk), end(chunk)),
-                            Columns(run.arena, batch.labels, begin(chunk), end(chunk)), batch.scale,
-                            batch.loss};
+    const Model::Batch part = chunks.Enter(chunk);
     const ModelState& before = entering.back();
     Model::Activations saved;
     model.Forward(run, part, &before, nullptr, saved);
-    const bool last = chunk == chunks - 1;
+    const bool last = chunk == chunks.count() - 1;
     run.completes_gradients = completes_step && chunk == 0;
     model.Backward(run, part, saved, &before, last ? nullptr : &grad_after, &grad_before);
     std::swap(grad_after, grad_before);
     entering.pop_back();
   }
-  run.positions = positions;
+}
+
+Tensor Evaluate(const Model& model, Run& run, const Model::Batch& batch, int64_t chunk_length) {
+  const int64_t sequences = run.batch(), tokens = run.tokens();
+  const Tensor predicted = run.arena.Allocate(DType::kI32, {sequences, tokens});
+  ArenaScope scope(run.arena);
+  if (AtOnce(run, chunk_length)) {
+    model.Evaluate(run, batch, nullptr, nullptr, predicted);
+    return predicted;
+  }
+
+  const Chunks chunks(model, run, batch, chunk_length);
+  ModelState before = chunks.MakeState(), after = chunks.MakeState();
+  for (int64_t chunk = 0; chunk < chunks.count(); ++chunk) {
+    ArenaScope chunk_scope(run.arena);
+    const Model::Batch part = chunks.Enter(chunk);
+    const int64_t rows = run.tokens();
+    const Tensor ids = run.arena.Allocate(DType::kI32, {sequences, rows});
+    model.Evaluate(run, part, &before, &after, ids);
+    CopyRows(ids.View({sequences, rows, 1}), 0, predicted.View({sequences, tokens, 1}),
+             chunks.begin(chunk), rows);
+    std::swap(before, after);
+  }
+  return predicted;
 }
 
 }  // namespace eyrie

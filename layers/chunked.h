@@ -1,7 +1,8 @@
-// A training pass that runs its sequences chunk by chunk, with exact gradients, so that the memory
-// of activations follows the chunk and not the sequence. With S ranks on the sequence axis they are
-// at work on the same S * chunk_length tokens: of these, which are the k-th of the sequence, rank s
-// holds chunk_length from s * chunk_length on, as its own tokens from k * chunk_length on.
+// Training and evaluation that run their sequences chunk by chunk, with exact results, so that the
+// memory of activations follows the chunk and not the sequence. With S ranks on the sequence axis
+// they are at work on the same S * chunk_length tokens: of these, which are the k-th of the
+// sequence, rank s holds chunk_length from s * chunk_length on, as its own tokens from k *
+// chunk_length on.
 #pragma once
 
 #include "layers/model.h"
@@ -17,5 +18,9 @@ namespace eyrie {
 // complete, so that they can leave (ParamStore::ReduceAsReady).
 void ForwardBackward(const Model& model, Run& run, const Model::Batch& batch, int64_t chunk_length,
                      bool completes_step);
+
+// Adds the loss of `batch` to it, run in chunks likewise, and returns the id of each token's
+// largest logit, [B, T] int32 in the arena.
+Tensor Evaluate(const Model& model, Run& run, const Model::Batch& batch, int64_t chunk_length);
 
 }  // namespace eyrie

@@ -66,7 +66,7 @@ Loss ReadLoss(const Tensor& loss) {
 }
 
 void Embedding::HeadLoss(Run& run, const Tensor& x, const Tensor& labels, double scale,
-                         const Tensor& loss, const Tensor& dx) const {
+                         const Tensor& loss, const Tensor& dx, const Tensor& predicted) const {
   const int64_t width = options_.width, tokens = labels.size(), first = FirstRow(run);
   const Tensor all_x = x.View({tokens, width}), all_labels = labels.View({tokens});
   Communicator& tensor = run.mesh.tensor();
@@ -82,6 +82,11 @@ void Embedding::HeadLoss(Run& run, const Tensor& x, const Tensor& labels, double
     PartialLogits(run, piece, logits);
     SoftCapRowMax({.logits = logits, .soft_cap = options_.soft_cap, .row_max = row_max});
     tensor.AllReduce(row_max, ReduceOp::kMax).Wait();
+    if (predicted.defined()) {
+      const Tensor ids = predicted.View({tokens}).Rows(begin, end);
+      RowArgmax({.logits = logits, .first = first, .row_max = row_max, .predicted = ids});
+      tensor.AllReduce(ids, ReduceOp::kMax).Wait();
+    }
     SoftmaxPartials({.logits = logits,
                      .labels = label,
                      .first = first,

@@ -32,10 +32,11 @@ class Embedding {
   // Adds the loss of predicting `labels` [B, T] from x [B, T, D] (a negative label does not count)
   // to `loss`, [2] float64: the sum, and the labels that counted. With `dx` (training) also runs
   // backward at once, with the loss scaled by `scale`: dx := gradient of x, and the table's
-  // gradient is added to. Works through the tokens piece by piece, so that logits exist for one
-  // piece at a time.
+  // gradient is added to. `predicted` [B, T] int32, where wanted, receives the id of each token's
+  // largest logit (RowArgmax), on every tensor rank. Works through the tokens piece by piece, so
+  // that logits exist for one piece at a time.
   void HeadLoss(Run& run, const Tensor& x, const Tensor& labels, double scale, const Tensor& loss,
-                const Tensor& dx) const;
+                const Tensor& dx, const Tensor& predicted) const;
 
   // logits [N, vocab_size] of x [N, D], in full precision, whole on every tensor rank, cap applied.
   void Logits(Run& run, const Tensor& x, const Tensor& logits) const;

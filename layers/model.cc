@@ -124,7 +124,7 @@ void Model::Forward(Run& run, const Batch& batch, const ModelState* before, Mode
   const Tensor normed = run.Scratch(width_), dnormed = run.Scratch(width_);
   norm_f_.Forward(run, x, normed, saved.rstd);
   run.Show(Seen::kOutput, "norm_f", normed);
-  embedding_.HeadLoss(run, normed, batch.labels, batch.scale, batch.loss, dnormed);
+  embedding_.HeadLoss(run, normed, batch.labels, batch.scale, batch.loss, dnormed, {});
   run.Show(Seen::kOutput, "head", batch.loss.Rows(0, 1));
   run.Show(Seen::kGradient, "head", dnormed);
   norm_f_.Backward(run, x, saved.rstd, dnormed, /*dresidual=*/{}, saved.gradient);
@@ -191,10 +191,11 @@ void Model::Advance(Run& run, const Tensor& tokens, const ModelState& before,
   Infer(run, tokens, &before, &after);
 }
 
-void Model::Evaluate(Run& run, const Batch& batch) const {
+void Model::Evaluate(Run& run, const Batch& batch, const ModelState* before, ModelState* after,
+                     const Tensor& predicted) const {
   ArenaScope scope(run.arena);
-  const Tensor x = Infer(run, batch.tokens, nullptr, nullptr);
-  embedding_.HeadLoss(run, x, batch.labels, batch.scale, batch.loss, {});
+  const Tensor x = Infer(run, batch.tokens, before, after);
+  embedding_.HeadLoss(run, x, batch.labels, batch.scale, batch.loss, {}, predicted);
 }
 
 void Model::Logits(Run& run, const Tensor& tokens, const ModelState* before, ModelState* after,

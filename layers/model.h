@@ -58,8 +58,10 @@ class Model {
 
   // The state after a chunk from that before it, and nothing else.
   void Advance(Run& run, const Tensor& tokens, const ModelState& before, ModelState& after) const;
-  // The loss alone.
-  void Evaluate(Run& run, const Batch& batch) const;
+  // The loss alone, of a chunk of sequences as for Forward. `predicted` [B, T] int32, where wanted,
+  // receives the id of each token's largest logit.
+  void Evaluate(Run& run, const Batch& batch, const ModelState* before = nullptr,
+                ModelState* after = nullptr, const Tensor& predicted = {}) const;
   // logits [B, T, vocab] for every token, or [B, 1, vocab] for the last one.
   void Logits(Run& run, const Tensor& tokens, const ModelState* before, ModelState* after,
               const Tensor& logits) const;

@@ -35,6 +35,15 @@ void SoftCapRowMax(const SoftCapRowMaxArgs& args) {
   DispatchCpu(kKernel, args.logits, [&]<class T>(T) { SoftCapRowMaxCpu<T>(args); });
 }
 
+void RowArgmax(const RowArgmaxArgs& args) {
+  constexpr const char* kKernel = "row_argmax";
+  CheckLogits(kKernel, args.logits, args.row_max);
+  CheckShape(kKernel, "predicted", args.predicted, {args.logits.dim(0)});
+  CheckTypes(kKernel, args.logits, DType::kI32, {args.predicted});
+  EYRIE_DISPATCH_CUDA(args.logits, RowArgmaxCuda(args));
+  DispatchCpu(kKernel, args.logits, [&]<class T>(T) { RowArgmaxCpu<T>(args); });
+}
+
 void SoftmaxPartials(const SoftmaxPartialsArgs& args) {
   constexpr const char* kKernel = "softmax_partials";
   CheckLogits(kKernel, args.logits, args.row_max);

@@ -6,8 +6,9 @@
 //   3. CrossEntropyGrad  du = scale (softmax(z) - onehot) (1 - (z/cap)^2)
 //
 // and loss = log(sum) + max - z_label per token, by CrossEntropyLoss. A negative label is ignored:
-// no loss, no gradient. N tokens; this rank holds columns [first, first + V). Everything has full
-// precision (float32, on the CPU also float64) but dlogits, which has the activations' type.
+// no loss, no gradient. Evaluation also finds the largest logit's id, by RowArgmax after step 1 and
+// one more all-reduce max. N tokens; this rank holds columns [first, first + V). Everything has
+// full precision (float32, on the CPU also float64) but dlogits, which has the activations' type.
 #pragma once
 
 #include "core/tensor.h"
@@ -20,6 +21,16 @@ struct SoftCapRowMaxArgs {
   Tensor row_max;         // [N] out
 };
 void SoftCapRowMax(const SoftCapRowMaxArgs& args);
+
+struct RowArgmaxArgs {
+  Tensor logits;  // [N, V] z
+  int64_t first = 0;
+  Tensor row_max;    // [N] global maxima
+  Tensor predicted;  // [N] int32 out: the largest id here whose z is the row's maximum; -1: none
+};
+// The maximum over ranks of `predicted` is the id of each row's largest logit; of several that are
+// equal, the largest id, however the vocabulary is cut.
+void RowArgmax(const RowArgmaxArgs& args);
 
 struct SoftmaxPartialsArgs {
   Tensor logits;  // [N, V] z

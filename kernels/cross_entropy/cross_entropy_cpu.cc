@@ -51,6 +51,20 @@ void SoftCapRowMaxCpu(const SoftCapRowMaxArgs& args) {
 }
 
 template <class T>
+void RowArgmaxCpu(const RowArgmaxArgs& args) {
+  const T* logits = args.logits.data<T>();
+  const T* row_max = args.row_max.data<T>();
+  int32_t* predicted = args.predicted.data<int32_t>();
+  const int64_t columns = args.logits.dim(1);
+  ForPieces(args.logits.dim(0), args.logits.size(), [&](int64_t n) {
+    const T* z = logits + n * columns;
+    int64_t column = columns - 1;
+    while (column >= 0 && z[column] != row_max[n]) --column;
+    predicted[n] = static_cast<int32_t>(column < 0 ? -1 : args.first + column);
+  });
+}
+
+template <class T>
 void SoftmaxPartialsCpu(const SoftmaxPartialsArgs& args) {
   const T* logits = args.logits.data<T>();
   const int32_t* labels = args.labels.data<int32_t>();
@@ -120,6 +134,8 @@ void CrossEntropyGradCpu(const CrossEntropyGradArgs& args) {
 
 template void SoftCapRowMaxCpu<float>(const SoftCapRowMaxArgs&);
 template void SoftCapRowMaxCpu<double>(const SoftCapRowMaxArgs&);
+template void RowArgmaxCpu<float>(const RowArgmaxArgs&);
+template void RowArgmaxCpu<double>(const RowArgmaxArgs&);
 template void SoftmaxPartialsCpu<float>(const SoftmaxPartialsArgs&);
 template void SoftmaxPartialsCpu<double>(const SoftmaxPartialsArgs&);
 template void CrossEntropyLossCpu<float>(const Tensor&, const Tensor&, const Tensor&,

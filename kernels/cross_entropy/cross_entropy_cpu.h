@@ -8,6 +8,8 @@ namespace eyrie {
 template <class T>
 void SoftCapRowMaxCpu(const SoftCapRowMaxArgs& args);
 template <class T>
+void RowArgmaxCpu(const RowArgmaxArgs& args);
+template <class T>
 void SoftmaxPartialsCpu(const SoftmaxPartialsArgs& args);
 template <class T>
 void CrossEntropyLossCpu(const Tensor& labels, const Tensor& row_max, const Tensor& partials,

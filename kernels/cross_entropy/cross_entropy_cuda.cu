@@ -50,6 +50,29 @@ __global__ void __launch_bounds__(kThreads)
 
 template <int kRowWidth>
 __global__ void __launch_bounds__(kThreads)
+    RowArgmaxKernel(const float* __restrict__ logits, const float* __restrict__ row_max,
+                    int64_t columns, int64_t first, int32_t* __restrict__ predicted) {
+  __shared__ int last;
+  if (threadIdx.x == 0) last = -1;
+  __syncthreads();
+  const int64_t n = blockIdx.x;
+  const float largest = row_max[n];
+  int own = -1;
+  ForRow<kRowWidth>(logits + n * columns, columns,
+                    [&](int64_t j, const Vector<float, kRowWidth>& z) {
+#pragma unroll
+                      for (int i = 0; i < kRowWidth; ++i) {
+                        if (z[i] == largest) own = max(own, static_cast<int>(j) + i);
+                      }
+                    });
+  // A maximum of integers does not depend on the order in which they come.
+  if (own >= 0) atomicMax(&last, own);
+  __syncthreads();
+  if (threadIdx.x == 0) predicted[n] = last < 0 ? -1 : static_cast<int32_t>(first + last);
+}
+
+template <int kRowWidth>
+__global__ void __launch_bounds__(kThreads)
     SoftmaxPartialsKernel(const float* __restrict__ logits, const int32_t* __restrict__ labels,
                           const float* __restrict__ row_max, int64_t columns, int64_t first,
                           float* __restrict__ sums, float* __restrict__ at_label) {
@@ -134,6 +157,13 @@ void SoftCapRowMaxCuda(const SoftCapRowMaxArgs& args) {
   } else {
     launch(capped ? SoftCapRowMaxKernel<1, true> : SoftCapRowMaxKernel<1, false>);
   }
+}
+
+void RowArgmaxCuda(const RowArgmaxArgs& args) {
+  Launch("row_argmax", Vectors(args.logits) ? RowArgmaxKernel<kWidth> : RowArgmaxKernel<1>,
+         static_cast<unsigned>(args.logits.dim(0)), kThreads, 0, args.logits.data<float>(),
+         args.row_max.data<float>(), args.logits.dim(1), args.first,
+         args.predicted.data<int32_t>());
 }
 
 void SoftmaxPartialsCuda(const SoftmaxPartialsArgs& args) {

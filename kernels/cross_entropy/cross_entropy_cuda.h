@@ -6,6 +6,7 @@
 namespace eyrie {
 
 void SoftCapRowMaxCuda(const SoftCapRowMaxArgs& args);
+void RowArgmaxCuda(const RowArgmaxArgs& args);
 void SoftmaxPartialsCuda(const SoftmaxPartialsArgs& args);
 void CrossEntropyLossCuda(const Tensor& labels, const Tensor& row_max, const Tensor& partials,
                           const Tensor& loss);

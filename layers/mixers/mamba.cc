@@ -40,6 +40,7 @@ MambaMixer::MambaMixer(const config::ModelConfig& model)
       global_width_(model.mamba().width()),
       states_(model.mamba().states()),
       rank_(Rank(model)),
+      input_dependent_(model.mamba().input_dependent()),
       project_({.name = "ssm.xp",
                 .in = global_width_,
                 .out = rank_ + 2 * states_,
@@ -69,8 +70,19 @@ void MambaMixer::Declare(Declaration& declare) {
   in_w_ = add("in.w", {2, e, model_width_}, 1, true, InitFanIn(model_width_));
   conv_w_ = add("conv.w", {kTaps, e}, 1, true, InitFanIn(kTaps));
   conv_b_ = add("conv.b", {e}, 0, false, InitFanIn(kTaps));
-  project_.Declare(declare);
-  dt_w_ = add("dt.w", {e, rank_}, 0, true, InitFanIn(rank_));
+  if (input_dependent_) {
+    project_.Declare(declare);
+    dt_w_ = add("dt.w", {e, rank_}, 0, true, InitFanIn(rank_));
+  } else {
+    // B of ones and a normal C, as state space models start (Gu et al., arXiv:2206.11893).
+    bc_ = declare.params.Add({.name = declare.prefix + "ssm.bc",
+                              .shape = {2, states},
+                              .partial_gradient = true,
+                              .init = [states](const Random& random, uint64_t index) {
+                                return index < static_cast<uint64_t>(states) ? 1.0
+                                                                             : random.Normal(index);
+                              }});
+  }
   const auto draw_a_log = [states](const Random&, uint64_t index) {
     return std::log(static_cast<double>(index % static_cast<uint64_t>(states) + 1));
   };
@@ -84,8 +96,10 @@ void MambaMixer::Declare(Declaration& declare) {
   });
   h0_ = declare.stash.AddKept(
       "h0", width_ * states_, [](int64_t, int64_t) { return 1; }, Holds::kFullPrecision);
-  projected_ = declare.stash.AddKept("projected", project_.local_out(),
-                                     [](int64_t tokens, int64_t) { return tokens; });
+  if (input_dependent_) {
+    projected_ = declare.stash.AddKept("projected", project_.local_out(),
+                                       [](int64_t tokens, int64_t) { return tokens; });
+  }
   conv_in_ = declare.stash.Add("conv_in", width_);
   v_ = declare.stash.AddCheap("v", width_);
   z_ = declare.stash.Add("z", width_);
@@ -141,8 +155,16 @@ void MambaMixer::InBackwardWeight(Run& run, Half half, const Tensor& u, const Te
   run.mesh.world().Progress();
 }
 
+Tensor MambaMixer::Projected(Run& run, const Stash& stash) const {
+  if (input_dependent_) return stash[projected_];
+  const Tensor constants = run.Scratch(2 * states_);
+  BroadcastRows(run.params.value(bc_).View({2 * states_}), constants);
+  return constants;
+}
+
 // `low` is the first columns of the projection.
 void MambaMixer::Dt(Run& run, const Tensor& projected, const Tensor& dt) const {
+  if (!input_dependent_) return FillZero(dt);
   Gemm({.trans_b = Trans::kYes,
         .m = dt.size() / width_,
         .n = width_,
@@ -224,9 +246,9 @@ void MambaMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stas
   Silu(stash[v_], stash[v_]);
 
   // The sum over tensor ranks travels under the gate's projection.
-  const Tensor projected = stash[projected_];
+  const Tensor projected = Projected(run, stash);
   Event reduced;
-  if (!recomputes) {
+  if (input_dependent_ && !recomputes) {
     project_.Forward(run, stash[v_], projected);
     reduced = run.mesh.tensor().AllReduce(projected, ReduceOp::kSum);
   }
@@ -283,7 +305,7 @@ void MambaMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const Ten
   ArenaScope scope(run.arena);
   Communicator& sequence = run.mesh.sequence();
   const bool split = sequence.size() > 1;
-  const Tensor projected = stash[projected_];
+  const Tensor projected = Projected(run, stash);
   const Tensor dt = run.Scratch(width_), ddt = run.Scratch(width_), dv = run.Scratch(width_);
   const Tensor dz = run.Scratch(width_), dconv_in = run.Scratch(width_);
   const Tensor dprojected = run.Scratch(projected.dim(-1));
@@ -341,15 +363,23 @@ void MambaMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const Ten
        .dskip = run.params.grad(skip_),
        .ddt_bias = run.params.grad(dt_b_),
        .workspace = run.Workspace(SelectiveScanBackwardWorkspace(stash[v_], states_))});
-  DtBackwardInput(run, ddt, dprojected);
 
   // The sum over tensor ranks travels under products that do not need it.
-  Event reduced = run.mesh.tensor().AllReduce(dprojected, ReduceOp::kSum);
-  DtBackwardWeight(run, projected, ddt);
+  Event reduced;
+  if (input_dependent_) {
+    DtBackwardInput(run, ddt, dprojected);
+    reduced = run.mesh.tensor().AllReduce(dprojected, ReduceOp::kSum);
+    DtBackwardWeight(run, projected, ddt);
+  }
   InBackwardInput(run, kZ, dz, dx, /*accumulate=*/false);
   InBackwardWeight(run, kZ, x, dz);
   reduced.Wait();
-  project_.BackwardInput(run, dprojected, dv, /*accumulate=*/true);
+  if (input_dependent_) {
+    project_.BackwardInput(run, dprojected, dv, /*accumulate=*/true);
+  } else {
+    SumRows(dprojected, run.params.grad(bc_).View({2 * states_}),
+            run.Workspace(SumRowsWorkspace(dprojected)));
+  }
 
   // The convolution's output before its activation was not kept; ddt and dt have served.
   const Tensor conv_out = dt;
@@ -378,7 +408,7 @@ void MambaMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const Ten
   if (split) {
     halo_grad.emplace(sequence, run.arena, dhalo, run.tokens(), kTaps - 1, dconv_in);
   }
-  project_.BackwardWeight(run, stash[v_], dprojected);
+  if (input_dependent_) project_.BackwardWeight(run, stash[v_], dprojected);
   if (halo_grad) halo_grad->Wait();
   handed_back.Wait();
 
@@ -411,6 +441,9 @@ MixerEntry MambaMixerEntry() {
               errors.Add("model.mamba.states = ", own.states(), " is not from 1 to ", kMostStates);
             }
             if (own.dt_rank() < 0) errors.Add("model.mamba.dt_rank must not be negative");
+            if (own.dt_rank() > 0 && !own.input_dependent()) {
+              errors.Add("model.mamba.dt_rank is set, but input_dependent is false");
+            }
           },
           [](const config::ModelConfig& model, int64_t) -> std::unique_ptr<Mixer> {
             return std::make_unique<MambaMixer>(model);

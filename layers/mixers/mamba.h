@@ -8,6 +8,9 @@
 // the first is a halo, the second an associative carry. B and C are common to all channels, so
 // beside the sum that completes the output, tensor ranks add up [B, T, R + 2N] forward and again
 // backward: for Mamba 2.8B, 192 numbers a token where the output has 2560.
+//
+// Without model.mamba.input_dependent, low W_dt^T is zero, so that the step sizes are those of
+// their bias alone, and B and C are a parameter. Tensor ranks then add up nothing but the output.
 #pragma once
 
 #include "layers/linear.h"
@@ -36,6 +39,8 @@ class MambaMixer final : public Mixer {
                        bool accumulate) const;
   void InBackwardWeight(Run& run, Half half, const Tensor& u, const Tensor& dy) const;
 
+  // low, B and C of each token, or B and C alone where they are constants, in the arena.
+  Tensor Projected(Run& run, const Stash& stash) const;
   // dt [B, T, E] from the projection that holds `low`.
   void Dt(Run& run, const Tensor& projected, const Tensor& dt) const;
   void DtBackwardInput(Run& run, const Tensor& ddt, const Tensor& dprojected) const;
@@ -52,9 +57,11 @@ class MambaMixer final : public Mixer {
   Tensor HiddenState(const Run& run, const State* state) const;
 
   int64_t model_width_, global_width_, states_, rank_;
+  bool input_dependent_;
   int64_t width_ = 0;  // local
   Linear project_, out_;
   ParamId in_w_ = -1, conv_w_ = -1, conv_b_ = -1, dt_w_ = -1, dt_b_ = -1, a_log_ = -1, skip_ = -1;
+  ParamId bc_ = -1;                  // the constants, where nothing depends on the input
   SlotId conv_halo_ = -1, h0_ = -1;  // what came from the rank of the chunk before
   SlotId projected_ = -1;            // what tensor ranks added up
   SlotId conv_in_ = -1, v_ = -1, z_ = -1, product_ = -1;

@@ -267,6 +267,7 @@ TEST(HelpTest, EveryCommandExplainsItself) {
                                                   {"generate"},
                                                   {"logits"},
                                                   {"tokenize"},
+                                                  {"synth"},
                                                   {"checkpoint"},
                                                   {"checkpoint", "inspect"},
                                                   {"checkpoint", "verify"},

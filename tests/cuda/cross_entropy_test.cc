@@ -111,6 +111,31 @@ TEST(CudaCrossEntropy, MatchesTheCpu) {
   }
 }
 
+// Whole numbers, so that many are equal.
+TEST(CudaCrossEntropy, ArgmaxIsTheCpus) {
+  TestRandom random;
+  for (int64_t columns : {1, 2, 7, 130, 512, 9001, 32000}) {
+    const int64_t tokens = random.Int(1, 40), first = random.Int(0, 100);
+    OwnedTensor logits(DType::kF32, {tokens, columns}), row_max(DType::kF32, {tokens});
+    for (int64_t i = 0; i < logits.tensor.size(); ++i) {
+      Set(logits.tensor, i, static_cast<double>(random.Int(-3, 3)));
+    }
+    SoftCapRowMax({.logits = logits.tensor, .row_max = row_max.tensor});
+    Set(row_max.tensor, 0, 4);  // another rank's
+    const OwnedTensor expected = PoisonedTensor(DType::kI32, {tokens});
+    const OwnedTensor there = PoisonedCuda(DType::kI32, {tokens});
+    RowArgmax({.logits = logits.tensor,
+               .first = first,
+               .row_max = row_max.tensor,
+               .predicted = expected.tensor});
+    RowArgmax({.logits = ToCuda(logits.tensor).tensor,
+               .first = first,
+               .row_max = ToCuda(row_max.tensor).tensor,
+               .predicted = there.tensor});
+    EXPECT_TRUE(BitwiseEqual(ToHost(there.tensor).tensor, expected.tensor)) << columns;
+  }
+}
+
 TEST(CudaCrossEntropy, ManyTokensAndColumns) {
   TestRandom random;
   Compare(3001, 12, 0, DType::kBF16, random);

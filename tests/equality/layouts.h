@@ -54,6 +54,9 @@ class LayoutsTest : public testing::Test {
       EXPECT_EQ(a[i]["tokens"], b[i]["tokens"]);
       EXPECT_EQ(a[i]["learning_rate"], b[i]["learning_rate"]);
       EXPECT_EQ(a[i].contains("validation_loss"), b[i].contains("validation_loss"));
+      if (b[i].contains("validation_accuracy") && tolerance == 0.0) {
+        EXPECT_EQ(a[i]["validation_accuracy"], b[i]["validation_accuracy"]) << name;
+      }
       for (const char* key : {"loss", "grad_norm", "validation_loss"}) {
         if (!b[i].contains(key)) continue;
         const double x = a[i].at(key), y = b[i].at(key);

@@ -68,6 +68,75 @@ TEST_F(LayoutsTest, MambaEqualsOneRankToo) {
              one, 1e-5, "all");
 }
 
+TEST_F(LayoutsTest, TimeInvariantMambaEqualsOneRank) {
+  const auto train = [&](const std::string& name, const Layout& layout,
+                         std::vector<std::string> settings = {}) {
+    settings.insert(settings.end(), {"model.pattern=mamba", "model.mamba.input_dependent=false"});
+    return Train(name, layout, settings);
+  };
+  const auto one = train("one", kOne);
+  ASSERT_EQ(one.size(), 20u);
+  EXPECT_LT(one.back()["loss"].get<double>(), 0.9 * one.front()["loss"].get<double>());
+  ExpectSame(train("t4", kT4), one, 1e-5, "t4");
+  ExpectSame(train("all", Layout{"t2s2", 2, 1, 4, 2},
+                   {"train.batch_slices=2", "train.chunk_length=4", "train.recompute=BLOCKS",
+                    "parallel.zero=OPTIMIZER_STATE"}),
+             one, 1e-5, "all");
+}
+
+// The labels of a file are those of the tokens after each, or a third of them, so that ranks and
+// microbatches count unlike numbers of them.
+TEST_F(LayoutsTest, GivenLabelsTrainAsOneRankDoes) {
+  const std::string data = (directory_ / "data").string();
+  const auto train = [&](const std::string& name, const Layout& layout,
+                         std::vector<std::string> settings = {}) {
+    settings.push_back("data.labels=GIVEN");
+    return Train(name, layout, settings);
+  };
+  WriteLabelFile(data, 64, 1);
+  ASSERT_NE(IndexedDataset(data).total_tokens() % 32, 0);  // the same sequences
+  ExpectSame(train("all", kT2D2), Train("next", kT2D2), 0.0, "all");
+
+  WriteLabelFile(data, 64, 3);
+  const auto one = train("one", kOne);
+  ASSERT_EQ(one.size(), 20u);
+  EXPECT_LT(one.back()["loss"].get<double>(), 0.9 * one.front()["loss"].get<double>());
+  ExpectSame(train("micro", kOne, {"train.micro_batch_size=8"}), one, 1e-5, "micro");
+  for (const Layout& layout : {kT4, kT2D2, Layout{"s4", 1, 1, 4, 4}, Layout{"d2s2", 1, 2, 4, 2}}) {
+    ExpectSame(train(layout.name, layout), one, 1e-5, layout.name);
+  }
+  ExpectSame(train("chunks", kOne, {"train.chunk_length=5"}), one, 1e-5, "chunks");
+  ExpectSame(train("slices-chunks-t2s2", Layout{"t2s2", 2, 1, 4, 2},
+                   {"train.batch_slices=2", "train.chunk_length=4", "train.recompute=BLOCKS",
+                    "parallel.zero=OPTIMIZER_STATE"}),
+             one, 1e-5, "slices chunks t2s2");
+
+  const auto eval = [&](int ranks, const std::vector<std::string>& settings) {
+    std::vector<std::string> arguments = {"eval", "--checkpoint", (directory_ / "one").string(),
+                                          "--data", data};
+    for (const std::string& setting : settings) {
+      arguments.insert(arguments.end(), {"--set", setting});
+    }
+    const ProcessResult result = RunEyrie(ranks, arguments);
+    EXPECT_EQ(result.code, 0) << result.err;
+    return nlohmann::json::parse(result.out);
+  };
+  const auto alone = eval(0, {});
+  EXPECT_EQ(alone["tokens"], (alone["sequences"].get<int64_t>() * 32 + 2) / 3);
+  EXPECT_GT(alone["accuracy"], 0.1);
+  for (const auto& [ranks, settings] : std::vector<std::pair<int, std::vector<std::string>>>{
+           {3, {}},
+           {2, {"parallel.tensor=2"}},
+           {4, {"parallel.tensor=2", "parallel.sequence=2", "train.chunk_length=8"}},
+           {0, {"train.chunk_length=7"}}}) {
+    const auto other = eval(ranks, settings);
+    EXPECT_NEAR(other["loss"], alone["loss"], 1e-5 * alone["loss"].get<double>());
+    for (const char* key : {"accuracy", "exact_sequences", "tokens", "sequences"}) {
+      EXPECT_EQ(other[key], alone[key]) << key << " on " << ranks;
+    }
+  }
+}
+
 // Its norm spans the heads of all tensor ranks.
 TEST_F(LayoutsTest, TransNormerEqualsOneRank) {
   const auto train = [&](const std::string& name, const Layout& layout,

@@ -99,6 +99,14 @@ TEST_F(PlanEqualityTest, EveryAxis) {
   ExpectMeasuredAsRun({"parallel.tensor=4", "train.chunk_length=16", "train.recompute=BLOCKS"}, 4);
 }
 
+TEST_F(PlanEqualityTest, GivenLabels) {
+  WriteLabelFile((directory_ / "data").string(), 64, 3);
+  const std::string labels = "data.labels=GIVEN";
+  ExpectMeasuredAsRun({labels}, 1);
+  ExpectMeasuredAsRun({labels, "parallel.data=2"}, 2);
+  ExpectMeasuredAsRun({labels, "parallel.tensor=2", "parallel.sequence=2"}, 4);
+}
+
 TEST_F(PlanEqualityTest, EveryMixer) {
   for (const MixerEntry& entry : MixerRegistry()) {
     SCOPED_TRACE(entry.name);

@@ -212,5 +212,61 @@ TEST(CrossEntropy, RefusesWrongArguments) {
                Error);
 }
 
+// The largest id of those that share the maximum, however the columns are cut.
+TEST(CrossEntropy, ArgmaxIsTheSameOnAnyShards) {
+  TestRandom random;
+  for (const DType type : {DType::kF32, DType::kF64}) {
+    for (int trial = 0; trial < 20; ++trial) {
+      const int64_t tokens = random.Int(1, 40), columns = random.Int(1, 70);
+      OwnedTensor logits(type, {tokens, columns});
+      // Whole numbers, so that many are equal.
+      for (int64_t i = 0; i < logits.tensor.size(); ++i) {
+        Set(logits.tensor, i, static_cast<double>(random.Int(-3, 3)));
+      }
+      OwnedTensor row_max(type, {tokens}), predicted(DType::kI32, {tokens});
+      SoftCapRowMax({.logits = logits.tensor, .row_max = row_max.tensor});
+      std::vector<int64_t> cuts = {0, random.Int(0, columns), random.Int(0, columns), columns};
+      std::sort(cuts.begin(), cuts.end());
+      FillZero(predicted.tensor);
+      for (size_t s = 0; s + 1 < cuts.size(); ++s) {
+        if (cuts[s] == cuts[s + 1]) continue;
+        const OwnedTensor shard = Columns(logits.tensor, cuts[s], cuts[s + 1]);
+        const OwnedTensor here(DType::kI32, {tokens});
+        RowArgmax({.logits = shard.tensor,
+                   .first = cuts[s],
+                   .row_max = row_max.tensor,
+                   .predicted = here.tensor});
+        for (int64_t n = 0; n < tokens; ++n) {
+          const double id = Get(here.tensor, n);
+          EXPECT_TRUE(id == -1 || (id >= static_cast<double>(cuts[s]) &&
+                                   id < static_cast<double>(cuts[s + 1])));
+          Set(predicted.tensor, n, std::max(Get(predicted.tensor, n), id));
+        }
+      }
+      for (int64_t n = 0; n < tokens; ++n) {
+        int64_t best = 0;
+        for (int64_t j = 1; j < columns; ++j) {
+          if (Get(logits.tensor, n * columns + j) >= Get(logits.tensor, n * columns + best))
+            best = j;
+        }
+        EXPECT_EQ(predicted.tensor.data<int32_t>()[n], best);
+      }
+    }
+  }
+}
+
+TEST(CrossEntropy, ArgmaxRefusesWrongShapesAndTypes) {
+  const OwnedTensor logits(DType::kF32, {4, 5}), four(DType::kF32, {4});
+  const OwnedTensor ids(DType::kI32, {4}), three(DType::kI32, {3});
+  const auto argmax = [&](const OwnedTensor& row_max, const OwnedTensor& predicted) {
+    RowArgmax({.logits = logits.tensor, .row_max = row_max.tensor, .predicted = predicted.tensor});
+  };
+  EXPECT_NO_THROW(argmax(four, ids));
+  EXPECT_THROW(argmax(four, three), Error);
+  EXPECT_THROW(argmax(four, four), Error);
+  EXPECT_THROW(argmax(ids, ids), Error);
+  EXPECT_THROW(argmax(four, OwnedTensor()), Error);
+}
+
 }  // namespace
 }  // namespace eyrie

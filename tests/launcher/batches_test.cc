@@ -105,5 +105,78 @@ TEST_F(BatchesTest, StripesOfASequenceMakeTheWhole) {
   }
 }
 
+class GivenLabelsTest : public BatchesTest {
+ protected:
+  // Token i of the stream is to predict 2 i, but every third one nothing.
+  GivenLabelsTest() { WriteLabels(static_cast<int64_t>(position_of_.size()), 2 * 81); }
+  void WriteLabels(int64_t count, int64_t largest) {
+    IndexedDatasetWriter writer(prefix_ + ".labels", kVocab + 10);
+    std::vector<int32_t> labels;
+    for (int32_t i = 0; i < count; ++i) {
+      labels.push_back(i % 3 == 0 ? 0
+                                  : static_cast<int32_t>(std::min<int64_t>(2 * i, largest)) + 1);
+    }
+    writer.AddDocument(labels);
+    writer.Finish();
+  }
+  BatchReader::Options Options() const {
+    BatchReader::Options options = BatchesTest::Options();
+    options.labels = config::DataConfig::GIVEN;
+    return options;
+  }
+};
+
+TEST_F(GivenLabelsTest, AreReadAndCountedOnEveryRank) {
+  ASSERT_EQ(position_of_.size(), 81u);
+  for (const auto& [chunks, stripe] : {std::pair<int, int64_t>{1, 0}, {1, 5}, {2, 0}, {3, 2}}) {
+    int64_t counted = 0;
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      BatchReader::Options options = Options();
+      options.chunk = chunk;
+      options.chunks = chunks;
+      options.stripe = stripe;
+      BatchReader reader(options);
+      reader.CheckPart(0, 1);
+      EXPECT_EQ(reader.sampler().windows(), 6);  // no token after the last one is needed
+      counted += reader.CountLabels(3, 3);
+      const Model::Batch batch = reader.Read(3, 3);
+      EXPECT_EQ(batch.labels.dim(1), kLength / chunks);
+      for (int64_t i = 0; i < batch.labels.size(); ++i) {
+        // Token i of the stream is i.
+        const int32_t token = batch.tokens.data<int32_t>()[i];
+        EXPECT_EQ(batch.labels.data<int32_t>()[i], token % 3 == 0 ? -1 : 2 * token);
+      }
+    }
+    EXPECT_EQ(counted, 3 * 8);
+  }
+}
+
+TEST_F(GivenLabelsTest, TakeNoMoreMemoryThanPlanned) {
+  for (const auto labels : {config::DataConfig::NEXT_TOKEN, config::DataConfig::GIVEN}) {
+    BatchReader::Options options = Options();
+    options.labels = labels;
+    EXPECT_EQ(BatchReader(options).buffer_bytes(), BatchReader::BufferBytes(3, kLength, 1, labels));
+  }
+}
+
+TEST_F(GivenLabelsTest, RefusesLabelsThatDoNotFit) {
+  WriteLabels(80, 1000);
+  EXPECT_EQ(BadInput([&] { BatchReader reader(Options()); }),
+            prefix_ + ".labels.bin: 80 labels, but " + prefix_ + ".bin has 81 tokens");
+  std::filesystem::remove(prefix_ + ".labels.idx");
+  EXPECT_NE(BadInput([&] { BatchReader reader(Options()); }).find(prefix_ + ".labels.idx"),
+            std::string::npos);
+  // A label is below the vocabulary's size.
+  WriteLabels(81, 1000);
+  BatchReader::Options options = Options();
+  options.vocab_size = 140;
+  BatchReader narrow(options);
+  EXPECT_NE(BadInput([&] { narrow.CheckPart(0, 1); }).find(prefix_ + ".labels.bin"),
+            std::string::npos);
+  EXPECT_NO_THROW(narrow.Read(0, 1));
+  EXPECT_NE(BadInput([&] { narrow.CountLabels(5, 2); }).find(prefix_ + ".labels.bin"),
+            std::string::npos);
+}
+
 }  // namespace
 }  // namespace eyrie

@@ -120,7 +120,8 @@ TEST_F(TensorboardTest, AnotherReaderSeesTheScalars) {
                   .grad_norm = 0.5,
                   .learning_rate = 1e-3,
                   .tokens_per_second = 99.0,
-                  .validation_loss = 2.5});
+                  .validation_loss = 2.5,
+                  .validation_accuracy = 0.25});
   }
   ASSERT_EQ(Files().size(), 1u);
   const std::vector<std::string> records = Records(Slurp(Files()[0]));
@@ -138,7 +139,8 @@ TEST_F(TensorboardTest, AnotherReaderSeesTheScalars) {
                                                     {"grad_norm", 0.5f},
                                                     {"learning_rate", 1e-3f},
                                                     {"tokens_per_second", 99.0f},
-                                                    {"validation_loss", 2.5f}}};
+                                                    {"validation_loss", 2.5f},
+                                                    {"validation_accuracy", 0.25f}}};
   const int64_t steps[] = {1, 300};
   for (size_t i = 0; i < 2; ++i) {
     const auto event = Fields(records[2 + i]);

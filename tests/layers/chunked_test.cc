@@ -1,4 +1,5 @@
-// Chunked execution on one device: the same loss and gradients, with memory that follows the chunk.
+// Chunked execution on one device: the same loss, gradients and predictions, with memory that
+// follows the chunk.
 #include "layers/chunked.h"
 
 #include <gtest/gtest.h>
@@ -81,6 +82,42 @@ TEST(ChunkedTest, MemoryFollowsTheChunkAndNotTheSequence) {
   }
   EXPECT_LT(peaks[64], peaks[256]);
   EXPECT_LT(4 * peaks[256], Train(config, 4096, 0, Recompute::kNothing, random.seed()).peak_bytes);
+}
+
+TEST(ChunkedTest, EvaluationEqualsTheWholeInTheMemoryOfAChunk) {
+  TestRandom random;
+  const config::ModelConfig config = SmallGriffin();
+  const Mesh mesh;
+  const Model model(config, 1);
+  const ParamStore with_noise = RandomStore(model.params(), mesh, random);
+  ParamStore store(model.params(), mesh, DType::kF64, /*with_gradients=*/false);
+  Copy(with_noise.flat_values(), store.flat_values());
+  const OwnedTensor tokens = RandomTokens(2, 1100, config.vocab_size(), random);
+  const OwnedTensor labels = RandomTokens(2, 1100, config.vocab_size(), random);
+  const OwnedTensor positions = RandomPositions(2, 1100, random, false);
+  const auto evaluate = [&](int64_t chunk, double& loss, size_t& peak_bytes) {
+    Arena arena;
+    eyrie::Run run{mesh, store, arena};
+    run.positions = positions.tensor;
+    const OwnedTensor sums(DType::kF64, {2});
+    const Tensor predicted =
+        Evaluate(model, run, {tokens.tensor, labels.tensor, 1.0, sums.tensor}, chunk);
+    loss = ReadLoss(sums.tensor).sum;
+    EXPECT_EQ(ReadLoss(sums.tensor).valid, 2 * 1100);
+    peak_bytes = arena.peak_bytes();
+    return Clone(predicted);
+  };
+  double whole_loss = 0, loss = 0;
+  size_t whole_peak = 0, peak = 0;
+  const OwnedTensor whole = evaluate(0, whole_loss, whole_peak);
+  for (const int64_t chunk : {1, 7, 64, 1000, 1099, 1100, 5000}) {
+    const OwnedTensor chunked = evaluate(chunk, loss, peak);
+    EXPECT_NEAR(loss, whole_loss, 1e-10 * whole_loss) << chunk;
+    EXPECT_TRUE(BitwiseEqual(chunked.tensor, whole.tensor)) << chunk;
+    if (chunk <= 64) {
+      EXPECT_LT(4 * peak, whole_peak) << chunk;
+    }
+  }
 }
 
 }  // namespace

@@ -38,6 +38,14 @@ inline config::ModelConfig SmallGriffin() {
   return SmallModel({"recurrent+geglu", "recurrent+geglu", "local_attention+geglu"}, 3);
 }
 
+// A Mamba's block whose step sizes, B and C are constants.
+inline config::ModelConfig SmallTimeInvariant(int64_t depth) {
+  config::ModelConfig model = SmallModel({"mamba"}, depth);
+  model.mutable_mamba()->clear_dt_rank();
+  model.mutable_mamba()->set_input_dependent(false);
+  return model;
+}
+
 // No norm has a weight.
 inline config::ModelConfig SmallTransNormer() {
   config::ModelConfig model = SmallModel({"lightning_attention+sglu"}, 2);

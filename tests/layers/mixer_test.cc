@@ -1,6 +1,6 @@
-// Every mixer of the registry, alone, in the first block and in a later one: gradients against
-// finite differences, and any split of a sequence into chunks against the whole. A new mixer is
-// tested by being registered.
+// Every mixer of the registry, and Mamba's time-invariant variant, alone, in the first block and in
+// a later one: gradients against finite differences, and any split of a sequence into chunks
+// against the whole. A new mixer is tested by being registered.
 #include <gtest/gtest.h>
 
 #include <memory>
@@ -13,15 +13,16 @@ namespace {
 constexpr int64_t kBatch = 2, kTokens = 19, kCapacity = 40;
 
 struct Place {
-  std::string mixer;
+  std::string name;  // of the test
+  config::ModelConfig config;
   int64_t block;
 };
 
 class MixerTest : public testing::TestWithParam<Place> {
  protected:
   MixerTest()
-      : config_(SmallModel({GetParam().mixer}, 3)),
-        mixer_(FindMixer(GetParam().mixer)->make(config_, GetParam().block)) {
+      : config_(GetParam().config),
+        mixer_(FindMixer(config_.pattern(0))->make(config_, GetParam().block)) {
     Declaration declare{params_, stash_, 1, "m."};
     mixer_->Declare(declare);
     StateTable table(kCapacity);
@@ -191,13 +192,16 @@ TEST_P(MixerTest, RecomputedStashIsTheSame) {
 
 std::vector<Place> AllPlaces() {
   std::vector<Place> places;
-  for (const MixerEntry& entry : MixerRegistry()) {
-    for (const int64_t block : {0, 1}) places.push_back({entry.name, block});
+  for (const int64_t block : {0, 1}) {
+    for (const MixerEntry& entry : MixerRegistry()) {
+      places.push_back({entry.name, SmallModel({entry.name}, 3), block});
+    }
+    places.push_back({"time_invariant_mamba", SmallTimeInvariant(3), block});
   }
   return places;
 }
 INSTANTIATE_TEST_SUITE_P(Registry, MixerTest, testing::ValuesIn(AllPlaces()), [](const auto& test) {
-  return StrCat(test.param.mixer, "_block_", test.param.block);
+  return StrCat(test.param.name, "_block_", test.param.block);
 });
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "tests/layers/layer_test_util.h"
+#include "tests/support/fake_communicator.h"
 
 namespace eyrie {
 namespace {
@@ -88,6 +89,37 @@ TEST(ModelTest, TrainingAndEvaluationGiveTheSameLoss) {
   FillZero(data.loss.tensor);
   f.model.Evaluate(f.run, data.batch());
   EXPECT_EQ(trained, ReadLoss(data.loss.tensor).sum * data.batch().scale);
+}
+
+// On any number of tensor ranks.
+TEST(ModelTest, PredictionsAreTheLargestLogits) {
+  TestRandom random;
+  config::ModelConfig config = SmallModel({"attention"}, 1);
+  config.set_vocab_size(24);
+  config.mutable_attention()->set_heads(4);
+  const Data data(config.vocab_size(), random);
+  for (const int ranks : {1, 2, 4}) {
+    RunRanks(ranks, [&](std::unique_ptr<Communicator> world) {
+      const Mesh mesh({.data = 1, .sequence = 1, .tensor = ranks}, std::move(world));
+      const Model model(config, ranks);
+      ParamStore store(model.params(), mesh, DType::kF64, /*with_gradients=*/false);
+      store.Initialise(7);
+      Arena arena;
+      eyrie::Run run{mesh, store, arena};
+      run.positions = data.positions.tensor;
+      const OwnedTensor predicted(DType::kI32, {kBatch, kTokens}), sums(DType::kF64, {2});
+      const OwnedTensor logits(DType::kF64, {kBatch, kTokens, config.vocab_size()});
+      Model::Batch batch = data.batch();
+      batch.loss = sums.tensor;
+      model.Evaluate(run, batch, nullptr, nullptr, predicted.tensor);
+      model.Logits(run, data.tokens.tensor, nullptr, nullptr, logits.tensor);
+      for (int64_t n = 0; n < kBatch * kTokens; ++n) {
+        const double* row = logits.tensor.data<double>() + n * config.vocab_size();
+        EXPECT_EQ(predicted.tensor.data<int32_t>()[n],
+                  std::max_element(row, row + config.vocab_size()) - row);
+      }
+    });
+  }
 }
 
 TEST(ModelTest, RecomputationGivesTheSameGradients) {

@@ -153,6 +153,61 @@ TEST(SequenceMambaTest, RecomputationSendsNothingTwice) {
   ExpectRecomputationSendsNothingTwice(SmallModel({"mamba"}, 2));
 }
 
+TEST(SequenceMambaTest, TimeInvariantEqualsOneRankToo) {
+  ExpectAnyNumberOfRanksEqualsOne(SmallTimeInvariant(2), Recompute::kSelective);
+  ExpectAnyChunksOnRanksEqualOne(SmallTimeInvariant(2), Recompute::kBlocks);
+}
+
+// Of the whole sequences, what is predicted on ranks that run `chunk` tokens each at once, and the
+// sum of the losses.
+struct Evaluated {
+  double loss = 0.0;
+  OwnedTensor predicted;
+};
+Evaluated EvaluateOn(const config::ModelConfig& config, int ranks, int64_t chunk,
+                     const Sequences& data) {
+  Evaluated result{.loss = 0.0, .predicted = OwnedTensor(DType::kI32, data.tokens.tensor.shape)};
+  std::mutex mutex;
+  RunRanks(ranks, [&](std::unique_ptr<Communicator> world) {
+    const Mesh mesh({.data = 1, .sequence = ranks, .tensor = 1}, std::move(world));
+    const Model model(config, 1);
+    ParamStore store(model.params(), mesh, DType::kF64, /*with_gradients=*/false);
+    store.Initialise(5);
+    Arena arena;
+    eyrie::Run run{mesh, store, arena};
+    const int rank = mesh.sequence().rank();
+    const OwnedTensor tokens = Part(data.tokens.tensor, rank, ranks, chunk);
+    const OwnedTensor labels = Part(data.labels.tensor, rank, ranks, chunk);
+    const OwnedTensor positions = Part(data.positions.tensor, rank, ranks, chunk);
+    run.positions = positions.tensor;
+    const OwnedTensor sums(DType::kF64, {2});
+    const Tensor predicted =
+        Evaluate(model, run, {tokens.tensor, labels.tensor, 1.0, sums.tensor}, chunk);
+    EXPECT_EQ(run.positions.raw, positions.tensor.raw);
+    const std::lock_guard lock(mutex);
+    result.loss += ReadLoss(sums.tensor).sum;
+    for (int64_t t = 0; t < tokens.tensor.dim(1); t += chunk) {
+      PasteTime(TimeSlice(predicted, t, t + chunk).tensor, result.predicted.tensor,
+                t * ranks + rank * chunk);
+    }
+  });
+  return result;
+}
+
+TEST(SequenceEvaluationTest, AnyChunksOnRanksEqualOne) {
+  TestRandom random;
+  for (const auto& config : {SmallGriffin(), SmallModel({"mamba", "attention"}, 2)}) {
+    const Sequences data(36, config.vocab_size(), /*documents=*/true, random);
+    const Evaluated one = EvaluateOn(config, 1, 36, data);
+    for (const auto& [ranks, chunk] :
+         {std::pair<int, int64_t>{1, 4}, {1, 9}, {2, 18}, {2, 6}, {3, 4}, {3, 12}}) {
+      const Evaluated many = EvaluateOn(config, ranks, chunk, data);
+      EXPECT_NEAR(many.loss, one.loss, 1e-10 * one.loss) << ranks << " ranks, chunks of " << chunk;
+      EXPECT_TRUE(BitwiseEqual(many.predicted.tensor, one.predicted.tensor));
+    }
+  }
+}
+
 TEST(SequenceGriffinTest, MemoryFollowsTheChunkAndNotTheSequence) {
   TestRandom random;
   const config::ModelConfig config = SmallGriffin();

@@ -141,6 +141,20 @@ inline void WriteTokenFile(const std::string& prefix, int64_t documents, int32_t
   writer.Finish();
 }
 
+// Labels for a token file: of every `stride`-th token the one after it, of the others nothing.
+inline void WriteLabelFile(const std::string& prefix, int32_t vocab, int64_t stride) {
+  const IndexedDataset tokens(prefix);
+  std::vector<int32_t> labels(static_cast<size_t>(tokens.total_tokens()), 0);
+  for (int64_t i = 0; i + 1 < tokens.total_tokens(); i += stride) {
+    int32_t& label = labels[static_cast<size_t>(i)];
+    tokens.Read(i + 1, 1, &label);
+    ++label;
+  }
+  IndexedDatasetWriter writer(prefix + ".labels", vocab + 1);
+  writer.AddDocument(labels);
+  writer.Finish();
+}
+
 // A Griffin whose every width divides by 4, a Mamba's block for another pattern, and a training
 // recipe of seconds.
 inline std::string SmallTrainingConfig(const std::filesystem::path& data,

@@ -18,7 +18,8 @@ with open(os.path.join(run, "metrics.jsonl")) as lines:
     metrics = [json.loads(line) for line in lines]
 assert [line["step"] for line in metrics] == list(range(1, 13)), metrics
 
-tags = ["loss", "validation_loss", "grad_norm", "learning_rate", "tokens_per_second"]
+tags = ["loss", "validation_loss", "validation_accuracy", "grad_norm", "learning_rate",
+        "tokens_per_second"]
 assert sorted(events.Tags()["scalars"]) == sorted(tags), events.Tags()
 for tag in tags:
     expected = [(line["step"], numpy.float32(line[tag])) for line in metrics if tag in line]
