@@ -10,6 +10,7 @@
 // backward: for Mamba 2.8B, 192 numbers a token where the output has 2560.
 #pragma once
 
+#include "layers/causal_convolution.h"
 #include "layers/linear.h"
 #include "layers/registry.h"
 
@@ -40,23 +41,19 @@ class MambaMixer final : public Mixer {
   void DtBackwardInput(Run& run, const Tensor& ddt, const Tensor& dprojected) const;
   void DtBackwardWeight(Run& run, const Tensor& projected, const Tensor& ddt) const;
 
-  // v before its activation.
-  void Convolve(Run& run, const Stash& stash, const Carry& carry, const Tensor& y,
-                const Tensor& x_last) const;
-  // The convolution's inputs before the chunk, and the state that enters it: from the ranks before,
-  // or carried. Absent: zeros.
-  Tensor ConvBefore(const Run& run, const Stash& stash, const Carry& carry) const;
+  // The state that enters the chunk: from the ranks before, or carried. Absent: zeros.
   Tensor InitialState(const Run& run, const Stash& stash, const Carry& carry) const;
   // A slot of a carried state as the kernels take it, [B, E, N].
   Tensor HiddenState(const Run& run, const State* state) const;
 
   int64_t model_width_, global_width_, states_, rank_;
   int64_t width_ = 0;  // local
+  CausalConvolution conv_;
   Linear project_, out_;
-  ParamId in_w_ = -1, conv_w_ = -1, conv_b_ = -1, dt_w_ = -1, dt_b_ = -1, a_log_ = -1, skip_ = -1;
-  SlotId conv_halo_ = -1, h0_ = -1;  // what came from the rank of the chunk before
-  SlotId projected_ = -1;            // what tensor ranks added up
-  SlotId conv_in_ = -1, v_ = -1, z_ = -1, product_ = -1;
+  ParamId in_w_ = -1, dt_w_ = -1, dt_b_ = -1, a_log_ = -1, skip_ = -1;
+  SlotId h0_ = -1;         // what came from the rank of the chunk before
+  SlotId projected_ = -1;  // what tensor ranks added up
+  SlotId v_ = -1, z_ = -1, product_ = -1;
 };
 
 MixerEntry MambaMixerEntry();

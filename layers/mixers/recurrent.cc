@@ -4,7 +4,6 @@
 #include <optional>
 
 #include "core/blas.h"
-#include "kernels/causal_conv1d/causal_conv1d.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/glu/glu.h"
 #include "kernels/rg_lru/rg_lru.h"
@@ -13,8 +12,7 @@
 namespace eyrie {
 namespace {
 
-constexpr int64_t kTaps = 4;
-constexpr SlotId kConvState = 0, kHiddenState = 1;
+constexpr SlotId kHiddenState = 1;  // beside the convolution's
 
 // Draws the decay a = sigmoid(-lambda) at r = 1/8 with a^2 uniform in [0.9^2, 0.999^2], that is,
 // uniform by area on the ring (arXiv:2402.19427, section 2.4; architectures of the LRU,
@@ -40,6 +38,10 @@ RecurrentMixer::RecurrentMixer(const config::ModelConfig& model)
              .out = global_width_,
              .cut = Linear::Cut::kColumns,
              .init_std = std::sqrt(1.0 / static_cast<double>(model.width()))}),
+      conv_({.name = "rec.conv",
+             .width = global_width_,
+             .weight_init = InitNormal(std::sqrt(0.01 / CausalConvolution::kTaps)),
+             .bias_init = InitConstant(0.0)}),
       out_({.name = "rec.out",
             .in = global_width_,
             .out = model.width(),
@@ -61,8 +63,7 @@ void RecurrentMixer::Declare(Declaration& declare) {
                                .weight_decay = decay,
                                .init = std::move(init)});
   };
-  conv_w_ = add("conv.w", {kTaps, r}, 1, true, InitNormal(std::sqrt(0.01 / kTaps)));
-  conv_b_ = add("conv.b", {r}, 0, false, InitConstant(0.0));
+  conv_.Declare(declare);
   const InitFn gate_init = InitNormal(1.0 / std::sqrt(static_cast<double>(block)));
   gate_i_w_ = add("gate_i.w", {g, block, block}, 0, true, gate_init);
   gate_i_b_ = add("gate_i.b", {g, block}, 0, false, InitConstant(0.0));
@@ -71,13 +72,9 @@ void RecurrentMixer::Declare(Declaration& declare) {
   lambda_ = add("lambda", {r}, 0, false, DrawLambda);
   out_.Declare(declare);
 
-  conv_halo_ = declare.stash.AddKept("conv_halo", width_, [](int64_t tokens, int64_t chunk) {
-    return HaloRows(tokens, chunk, kTaps - 1);
-  });
   h0_ = declare.stash.AddKept(
       "h0", width_, [](int64_t, int64_t) { return 1; }, Holds::kFullPrecision);
   gate_ = declare.stash.Add("gate", width_);
-  conv_in_ = declare.stash.Add("conv_in", width_);
   u_ = declare.stash.Add("u", width_);
   zi_ = declare.stash.Add("zi", width_);
   zr_ = declare.stash.Add("zr", width_);
@@ -86,7 +83,7 @@ void RecurrentMixer::Declare(Declaration& declare) {
 }
 
 void RecurrentMixer::DeclareState(StateTable& table) const {
-  table.Add("conv", kTaps - 1, width_);
+  conv_.DeclareState(table);
   table.Add("h", 1, width_, Holds::kFullPrecision);
 }
 
@@ -158,28 +155,10 @@ void RecurrentMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& 
   const bool split = sequence.size() > 1;
   const bool exchanges = split && run.pass != Pass::kRecompute;
 
-  // The last rows' projection goes first: it travels under the projection of all.
-  std::optional<HaloExchange> halo;
-  if (exchanges) {
-    const Tensor tail_x = run.arena.Allocate(x.dtype, {run.batch(), kTaps - 1, x.dim(2)});
-    const Tensor tail = run.arena.Allocate(x.dtype, {run.batch(), kTaps - 1, width_});
-    CopyRows(x, run.tokens() - (kTaps - 1), tail_x, 0, kTaps - 1);
-    in_x_.Forward(run, tail_x, tail);
-    halo.emplace(sequence, run.arena, tail, run.tokens(), kTaps - 1, stash[conv_halo_]);
-  }
-  in_x_.Forward(run, x, stash[conv_in_]);
-  if (halo) halo->Wait();
-  CausalConv1dForward({.x = stash[conv_in_],
-                       .weight = run.params.value(conv_w_),
-                       .bias = run.params.value(conv_b_),
-                       .positions = run.positions,
-                       .x0 = ConvBefore(run, stash, carry),
-                       .y = stash[u_],
-                       .x_last = StateSlot(carry.after, kConvState)});
-  Event handed_on;
-  if (carry.after != nullptr) {
-    handed_on = sequence.Broadcast((*carry.after)[kConvState], /*root=*/sequence.size() - 1);
-  }
+  const auto project = [&](const Tensor& rows, const Tensor& inputs) {
+    in_x_.Forward(run, rows, inputs);
+  };
+  Event handed_on = conv_.Forward(run, x, project, stash[u_], stash, carry);
   Gate(run, gate_i_w_, gate_i_b_, stash[u_], stash[zi_]);
   Gate(run, gate_r_w_, gate_r_b_, stash[u_], stash[zr_]);
 
@@ -285,33 +264,11 @@ void RecurrentMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const
   GateBackwardInput(run, gate_i_w_, dzi, du);
   GateBackwardInput(run, gate_r_w_, dzr, du);
 
-  const bool first = sequence.rank() == 0, last = sequence.rank() == sequence.size() - 1;
-  Tensor dhalo = StateSlot(carry_grad.before, kConvState);
-  if (!first) dhalo = run.arena.Allocate(x.dtype, stash[conv_halo_].shape);
-  CausalConv1dBackward(
-      {.x = stash[conv_in_],
-       .weight = run.params.value(conv_w_),
-       .positions = run.positions,
-       .x0 = ConvBefore(run, stash, carry),
-       .dy = du,
-       .dx_last = last ? StateSlot(carry_grad.after, kConvState) : Tensor{},
-       .dx = dconv_in,
-       .dx0 = dhalo,
-       .dweight = run.params.grad(conv_w_),
-       .dbias = run.params.grad(conv_b_),
-       .workspace = run.Workspace(CausalConv1dBackwardWorkspace(stash[conv_in_], kTaps))});
-  Event handed_back;
-  if (carry_grad.before != nullptr) {
-    handed_back = sequence.Broadcast((*carry_grad.before)[kConvState], /*root=*/0);
-  }
-  std::optional<HaloGradExchange> halo_grad;
-  if (split) {
-    halo_grad.emplace(sequence, run.arena, dhalo, run.tokens(), kTaps - 1, dconv_in);
-  }
+  CausalConvolution::Returning returning =
+      conv_.Backward(run, du, dconv_in, stash, carry, carry_grad);
   GateBackwardWeight(run, gate_i_w_, gate_i_b_, stash[u_], dzi);
   GateBackwardWeight(run, gate_r_w_, gate_r_b_, stash[u_], dzr);
-  if (halo_grad) halo_grad->Wait();
-  handed_back.Wait();
+  returning.Wait();
 
   // The sum of dx over tensor ranks travels while the weights' gradients are computed.
   in_x_.BackwardInput(run, dconv_in, dx, /*accumulate=*/true);
@@ -319,10 +276,6 @@ void RecurrentMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const
   in_x_.BackwardWeight(run, x, dconv_in);
   in_y_.BackwardWeight(run, x, dgate);
   reduced.Wait();
-}
-
-Tensor RecurrentMixer::ConvBefore(const Run& run, const Stash& stash, const Carry& carry) const {
-  return run.mesh.sequence().rank() > 0 ? stash[conv_halo_] : StateSlot(carry.before, kConvState);
 }
 
 Tensor RecurrentMixer::InitialState(const Run& run, const Stash& stash, const Carry& carry) const {
@@ -343,7 +296,7 @@ MixerEntry RecurrentMixerEntry() {
           [](const config::ModelConfig& model, int64_t) -> std::unique_ptr<Mixer> {
             return std::make_unique<RecurrentMixer>(model);
           },
-          /*min_chunk=*/kTaps - 1};
+          /*min_chunk=*/CausalConvolution::kHalo};
 }
 
 }  // namespace eyrie

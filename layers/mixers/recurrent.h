@@ -7,6 +7,7 @@
 // sequence axis the first is a halo, the second an associative carry.
 #pragma once
 
+#include "layers/causal_convolution.h"
 #include "layers/linear.h"
 #include "layers/registry.h"
 
@@ -32,18 +33,18 @@ class RecurrentMixer final : public Mixer {
   void GateBackwardWeight(Run& run, ParamId weight, ParamId bias, const Tensor& u,
                           const Tensor& dz) const;
 
-  // The convolution's inputs before the chunk, and the state that enters it: from the ranks before,
-  // or carried. Absent: zeros.
-  Tensor ConvBefore(const Run& run, const Stash& stash, const Carry& carry) const;
+  // The state that enters the chunk: from the ranks before, or carried. Absent: zeros.
   Tensor InitialState(const Run& run, const Stash& stash, const Carry& carry) const;
 
   int64_t global_width_, global_blocks_;
   int64_t width_ = 0, blocks_ = 0;  // local
-  Linear in_y_, in_x_, out_;
-  ParamId conv_w_ = -1, conv_b_ = -1, lambda_ = -1;
+  Linear in_y_, in_x_;
+  CausalConvolution conv_;
+  Linear out_;
+  ParamId lambda_ = -1;
   ParamId gate_i_w_ = -1, gate_i_b_ = -1, gate_r_w_ = -1, gate_r_b_ = -1;
-  SlotId conv_halo_ = -1, h0_ = -1;  // what came from the rank of the chunk before
-  SlotId gate_ = -1, conv_in_ = -1, u_ = -1, zi_ = -1, zr_ = -1, h_ = -1, product_ = -1;
+  SlotId h0_ = -1;  // what came from the rank of the chunk before
+  SlotId gate_ = -1, u_ = -1, zi_ = -1, zr_ = -1, h_ = -1, product_ = -1;
 };
 
 MixerEntry RecurrentMixerEntry();
