@@ -31,6 +31,9 @@ class CausalConvolution {
   // To be called first: its state is the mixer's slot 0.
   void DeclareState(StateTable& table) const;
 
+  // What it reads, [B, T, local C].
+  const Tensor& inputs(const Stash& stash) const { return stash[inputs_]; }
+
   // Computes inputs [B, N, local C] from N rows of the mixer's own input [B, N, D].
   using Project = std::function<void(const Tensor& x, const Tensor& inputs)>;
   // out [B, T, local C] := the convolution of what `project` makes of x. The last rows are

@@ -57,6 +57,14 @@ struct Run {
   Tensor FullScratch(int64_t width) {
     return arena.Allocate(FullPrecision(params.dtype()), {batch(), tokens(), width});
   }
+  // A parameter's value in full precision: in scratch, where it is not kept so.
+  Tensor FullValue(ParamId id) {
+    const Tensor value = params.value(id);
+    if (value.dtype == FullPrecision(value.dtype)) return value;
+    const Tensor full = arena.Allocate(FullPrecision(value.dtype), value.shape);
+    Convert(value, full);
+    return full;
+  }
 };
 
 // Where a layer declares its parameters and saved activations, before memory is taken.

@@ -3,8 +3,6 @@
 #include <cmath>
 #include <optional>
 
-#include "core/blas.h"
-#include "kernels/elementwise/elementwise.h"
 #include "kernels/glu/glu.h"
 #include "kernels/rg_lru/rg_lru.h"
 #include "parallel/sequence_exchange.h"
@@ -23,11 +21,19 @@ double DrawLambda(const Random& random, uint64_t index) {
   return std::log(std::expm1(-0.5 * std::log(squared)));
 }
 
+BlockLinear Gate(const char* name, const config::RecurrentConfig& own) {
+  const int64_t width = own.width(), blocks = own.gate_blocks();
+  return BlockLinear({.name = name,
+                      .width = width,
+                      .blocks = blocks,
+                      .bias = true,
+                      .init_std = 1.0 / std::sqrt(static_cast<double>(width / blocks))});
+}
+
 }  // namespace
 
 RecurrentMixer::RecurrentMixer(const config::ModelConfig& model)
     : global_width_(model.recurrent().width()),
-      global_blocks_(model.recurrent().gate_blocks()),
       in_y_({.name = "rec.in_y",
              .in = model.width(),
              .out = global_width_,
@@ -42,6 +48,8 @@ RecurrentMixer::RecurrentMixer(const config::ModelConfig& model)
              .width = global_width_,
              .weight_init = InitNormal(std::sqrt(0.01 / CausalConvolution::kTaps)),
              .bias_init = InitConstant(0.0)}),
+      gate_i_(Gate("rec.gate_i", model.recurrent())),
+      gate_r_(Gate("rec.gate_r", model.recurrent())),
       out_({.name = "rec.out",
             .in = global_width_,
             .out = model.width(),
@@ -50,26 +58,17 @@ RecurrentMixer::RecurrentMixer(const config::ModelConfig& model)
                                   static_cast<double>(global_width_))}) {}
 
 void RecurrentMixer::Declare(Declaration& declare) {
-  const int64_t r = global_width_, g = global_blocks_, block = r / g;
-  width_ = r / declare.tensor_size;
-  blocks_ = g / declare.tensor_size;
+  width_ = global_width_ / declare.tensor_size;
 
   in_y_.Declare(declare);
   in_x_.Declare(declare);
-  const auto add = [&](const char* name, Shape shape, int axis, bool decay, InitFn init) {
-    return declare.params.Add({.name = declare.prefix + "rec." + name,
-                               .shape = shape,
-                               .shard_axis = axis,
-                               .weight_decay = decay,
-                               .init = std::move(init)});
-  };
   conv_.Declare(declare);
-  const InitFn gate_init = InitNormal(1.0 / std::sqrt(static_cast<double>(block)));
-  gate_i_w_ = add("gate_i.w", {g, block, block}, 0, true, gate_init);
-  gate_i_b_ = add("gate_i.b", {g, block}, 0, false, InitConstant(0.0));
-  gate_r_w_ = add("gate_r.w", {g, block, block}, 0, true, gate_init);
-  gate_r_b_ = add("gate_r.b", {g, block}, 0, false, InitConstant(0.0));
-  lambda_ = add("lambda", {r}, 0, false, DrawLambda);
+  gate_i_.Declare(declare);
+  gate_r_.Declare(declare);
+  lambda_ = declare.params.Add({.name = declare.prefix + "rec.lambda",
+                                .shape = {global_width_},
+                                .shard_axis = 0,
+                                .init = DrawLambda});
   out_.Declare(declare);
 
   h0_ = declare.stash.AddKept(
@@ -87,67 +86,6 @@ void RecurrentMixer::DeclareState(StateTable& table) const {
   table.Add("h", 1, width_, Holds::kFullPrecision);
 }
 
-void RecurrentMixer::Gate(Run& run, ParamId weight, ParamId bias, const Tensor& u,
-                          const Tensor& z) const {
-  const int64_t block = width_ / blocks_;
-  Gemm({.trans_b = Trans::kYes,
-        .m = u.size() / width_,
-        .n = block,
-        .k = block,
-        .a = u,
-        .lda = width_,
-        .b = run.params.value(weight),
-        .ldb = block,
-        .c = z,
-        .ldc = width_,
-        .bias = run.params.value(bias),
-        .batch = blocks_,
-        .stride_a = block,
-        .stride_b = block * block,
-        .stride_c = block});
-}
-
-void RecurrentMixer::GateBackwardInput(Run& run, ParamId weight, const Tensor& dz,
-                                       const Tensor& du) const {
-  const int64_t block = width_ / blocks_;
-  Gemm({.m = dz.size() / width_,
-        .n = block,
-        .k = block,
-        .a = dz,
-        .lda = width_,
-        .b = run.params.value(weight),
-        .ldb = block,
-        .c = du,
-        .ldc = width_,
-        .accumulate = true,
-        .batch = blocks_,
-        .stride_a = block,
-        .stride_b = block * block,
-        .stride_c = block});
-}
-
-void RecurrentMixer::GateBackwardWeight(Run& run, ParamId weight, ParamId bias, const Tensor& u,
-                                        const Tensor& dz) const {
-  const int64_t block = width_ / blocks_;
-  Gemm({.trans_a = Trans::kYes,
-        .m = block,
-        .n = block,
-        .k = u.size() / width_,
-        .a = dz,
-        .lda = width_,
-        .b = u,
-        .ldb = width_,
-        .c = run.params.grad(weight),
-        .ldc = block,
-        .accumulate = true,
-        .batch = blocks_,
-        .stride_a = block,
-        .stride_b = block,
-        .stride_c = block * block});
-  ArenaScope scope(run.arena);
-  SumRows(dz, run.params.grad(bias).View({width_}), run.Workspace(SumRowsWorkspace(dz)));
-}
-
 void RecurrentMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
                              const Carry& carry) {
   ArenaScope scope(run.arena);
@@ -159,8 +97,8 @@ void RecurrentMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& 
     in_x_.Forward(run, rows, inputs);
   };
   Event handed_on = conv_.Forward(run, x, project, stash[u_], stash, carry);
-  Gate(run, gate_i_w_, gate_i_b_, stash[u_], stash[zi_]);
-  Gate(run, gate_r_w_, gate_r_b_, stash[u_], stash[zr_]);
+  gate_i_.Forward(run, stash[u_], stash[zi_]);
+  gate_r_.Forward(run, stash[u_], stash[zr_]);
 
   // What this chunk does to the state travels under the gate branch's projection.
   const Shape state{run.batch(), width_};
@@ -261,13 +199,13 @@ void RecurrentMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const
                  .dh0 = dh0,
                  .dlambda = run.params.grad(lambda_),
                  .workspace = run.Workspace(RgLruBackwardWorkspace(stash[u_]))});
-  GateBackwardInput(run, gate_i_w_, dzi, du);
-  GateBackwardInput(run, gate_r_w_, dzr, du);
+  gate_i_.BackwardInput(run, dzi, du, /*accumulate=*/true);
+  gate_r_.BackwardInput(run, dzr, du, /*accumulate=*/true);
 
   CausalConvolution::Returning returning =
       conv_.Backward(run, du, dconv_in, stash, carry, carry_grad);
-  GateBackwardWeight(run, gate_i_w_, gate_i_b_, stash[u_], dzi);
-  GateBackwardWeight(run, gate_r_w_, gate_r_b_, stash[u_], dzr);
+  gate_i_.BackwardWeight(run, stash[u_], dzi);
+  gate_r_.BackwardWeight(run, stash[u_], dzr);
   returning.Wait();
 
   // The sum of dx over tensor ranks travels while the weights' gradients are computed.

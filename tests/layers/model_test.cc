@@ -58,7 +58,8 @@ config::ModelConfig CappedGriffin() {
 
 TEST(ModelTest, GradientsMatchFiniteDifferences) {
   TestRandom random;
-  for (const auto& config : {SmallGriffin(), CappedGriffin(), SmallTransNormer()}) {
+  for (const auto& config :
+       {SmallGriffin(), CappedGriffin(), SmallTransNormer(), SmallXlstm()}) {
     Fixture f(config, false, random);
     const Data data(config.vocab_size(), random);
     f.Train(data.batch(), data.positions.tensor);
@@ -146,7 +147,8 @@ TEST(ModelTest, AnySplitIntoChunksEqualsTheWhole) {
 TEST(ModelTest, DecodingGivesTheLogitsOfTheWholeSequence) {
   TestRandom random;
   for (const auto& config :
-       {SmallGriffin(), CappedGriffin(), SmallModel({"attention+geglu"}, 2), SmallTransNormer()}) {
+       {SmallGriffin(), CappedGriffin(), SmallModel({"attention+geglu"}, 2), SmallTransNormer(),
+        SmallXlstm(), SmallModel({"mlstm_large+swiglu"}, 2)}) {
     Fixture f(config, false, random);
     const OwnedTensor tokens = RandomTokens(kBatch, kTokens, config.vocab_size(), random);
     OwnedTensor positions(DType::kI32, {kBatch, kTokens});

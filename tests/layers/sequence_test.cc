@@ -148,6 +148,13 @@ TEST(SequenceMambaTest, RecomputationSendsNothingTwice) {
   ExpectAnyChunksOnRanksEqualOne(SmallModel({"mamba"}, 2), /*recompute=*/true);
 }
 
+TEST(SequenceXlstmTest, RecomputationSendsNothingTwice) {
+  for (const auto& config : {SmallXlstm(), SmallModel({"mlstm_large+swiglu"}, 2)}) {
+    ExpectAnyNumberOfRanksEqualsOne(config, /*recompute=*/true);
+    ExpectAnyChunksOnRanksEqualOne(config, /*recompute=*/true);
+  }
+}
+
 TEST(SequenceGriffinTest, MemoryFollowsTheChunkAndNotTheSequence) {
   TestRandom random;
   const config::ModelConfig config = SmallGriffin();

@@ -1,0 +1,30 @@
+#include "layers/columns.h"
+
+namespace eyrie {
+
+void CopyColumns(const Tensor& from, int64_t from_column, const Tensor& to, int64_t to_column,
+                 int64_t count) {
+  // Each row counts as a sequence, each column as a row of one element.
+  const auto columns = [](const Tensor& tensor) {
+    return tensor.View({tensor.size() / tensor.dim(-1), tensor.dim(-1), 1});
+  };
+  CopyRows(columns(from), from_column, columns(to), to_column, count);
+}
+
+void OwnColumns(const Run& run, const Tensor& all, const Tensor& local) {
+  CopyColumns(all, run.mesh.tensor().rank() * local.dim(-1), local, 0, local.dim(-1));
+}
+
+void GatherColumns(Run& run, const Tensor& local, const Tensor& all) {
+  const int ranks = run.mesh.tensor().size();
+  if (ranks == 1) return Copy(local, all);
+  ArenaScope scope(run.arena);
+  const int64_t width = local.dim(-1), rows = local.size() / width;
+  const Tensor gathered = run.arena.Allocate(local.dtype, {ranks, rows, width});
+  run.mesh.tensor().AllGather(local, gathered).Wait();
+  for (int rank = 0; rank < ranks; ++rank) {
+    CopyColumns(gathered.Rows(rank, rank + 1), 0, all, rank * width, width);
+  }
+}
+
+}  // namespace eyrie
