@@ -174,14 +174,14 @@ MlstmCell::Backward::Backward(const MlstmCell& cell, Run& run, const Inputs& inp
   log_i_ = run.FullScratch(heads);
   log_f_ = run.FullScratch(heads);
   cell.Gates(run, inputs.gates, log_i_, log_f_);
-  dh_ = cell.Heads(dout);
+  dh_ = cell.Heads(run.Scratch(cell.values()));
   const Tensor h = cell.Heads(stash[cell.h_]);
   const Tensor statistics = stash[cell.statistics_].View({2, h.size() / h.dim(3)});
   LayerNormBackward({.x = h,
                      .weight = run.params.value(cell.norm_),
                      .mean = statistics.Rows(0, 1),
                      .rstd = statistics.Rows(1, 2),
-                     .dy = dh_,
+                     .dy = cell.Heads(dout),
                      .dx = dh_,
                      .dweight = run.params.grad(cell.norm_),
                      .workspace = run.Workspace(LayerNormBackwardWorkspace(h))});

@@ -67,7 +67,7 @@ class MlstmCell {
   // Likewise.
   class Backward {
    public:
-    // Overwrites `dout`, the gradient of Forward's `out`.
+    // `dout` is the gradient of Forward's `out`.
     Backward(const MlstmCell& cell, Run& run, const Inputs& inputs, const Tensor& dout,
              Stash& stash, const Carry& carry, const CarryGrad& carry_grad);
     // Overwrites `gradients`, of what the inputs hold; the gates' are in the activations' type. Adds

@@ -191,7 +191,7 @@ void SlstmMixer::Backward(Run& run, const Tensor&, const Tensor& dy, const Tenso
   const Tensor packed = Packed(stash[packed_]), cell = Heads(stash[cell_]);
   const Tensor dcell = run.Scratch(width_), ds = run.Scratch(width_);
   const Tensor dpacked = Packed(run.Scratch(kGates * width_));
-  OwnColumns(run, dy, dcell);
+  OwnColumns(run, dy, ds);
   {
     ArenaScope workspace(run.arena);
     const Tensor statistics = stash[statistics_].View({2, cell.size() / cell.dim(3)});
@@ -199,7 +199,7 @@ void SlstmMixer::Backward(Run& run, const Tensor&, const Tensor& dy, const Tenso
                        .weight = run.params.value(norm_),
                        .mean = statistics.Rows(0, 1),
                        .rstd = statistics.Rows(1, 2),
-                       .dy = Heads(dcell),
+                       .dy = Heads(ds),
                        .dx = Heads(dcell),
                        .dweight = run.params.grad(norm_),
                        .workspace = run.Workspace(LayerNormBackwardWorkspace(cell))});
