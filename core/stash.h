@@ -102,8 +102,7 @@ class StateTable {
   // constant logarithms. They start as `initial`.
   SlotId AddLogScale(std::string name, int64_t rows, int64_t width, std::vector<SlotId> scaled,
                      double initial = 0.0) {
-    return Add(
-        {std::move(name), rows, width, Holds::kFullPrecision, std::move(scaled), initial});
+    return Add({std::move(name), rows, width, Holds::kFullPrecision, std::move(scaled), initial});
   }
   struct Slot {
     std::string name;

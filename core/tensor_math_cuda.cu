@@ -88,9 +88,9 @@ void MultiplyAdd(const Tensor& factor, const Tensor& addend, const Tensor& state
 
 void StabiliseSum(const Tensor& log_decay, const Tensor& increment_m, const Tensor& m,
                   const Tensor& keep, const Tensor& add) {
-  Launch("StabiliseSum", StabiliseSumKernel, Blocks(m.size()), kThreads, 0,
-         log_decay.data<float>(), increment_m.data<float>(), m.data<float>(), keep.data<float>(),
-         add.data<float>(), m.size());
+  Launch("StabiliseSum", StabiliseSumKernel, Blocks(m.size()), kThreads, 0, log_decay.data<float>(),
+         increment_m.data<float>(), m.data<float>(), keep.data<float>(), add.data<float>(),
+         m.size());
 }
 
 void Fill(const Tensor& tensor, double value) {

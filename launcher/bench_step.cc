@@ -24,8 +24,9 @@ struct StepOptions {
 };
 
 // FLOPs of one token, forward and backward: 6 for each parameter (a tied table counts once, as the
-// head's product, and one that is only looked up in does not), and 12 for each channel of attention and key that a query sees, on average.
-// The recurrence, norms and whatever is recomputed do not count.
+// head's product, and one that is only looked up in does not), and 12 for each channel of attention
+// and key that a query sees, on average. The recurrence, norms and whatever is recomputed do not
+// count.
 double FlopsPerToken(const config::ModelConfig& model, int64_t parameters, int64_t length) {
   if (!model.tied_embedding()) parameters -= model.vocab_size() * model.width();
   double flops = 6.0 * static_cast<double>(parameters);

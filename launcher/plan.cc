@@ -43,8 +43,7 @@ struct MatrixElements {
 void CountWork(const config::Config& config, const Precision& precision, Plan& plan) {
   const auto& train = config.train();
   const Model model(config.model(), plan.shape.tensor, false);
-  const MatrixElements elements(model.params(), plan.shape.tensor,
-                                config.model().tied_embedding());
+  const MatrixElements elements(model.params(), plan.shape.tensor, config.model().tied_embedding());
   plan.parameters = model.params().TotalElements();
   plan.local_parameters = elements.local;
 

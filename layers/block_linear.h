@@ -11,7 +11,7 @@ namespace eyrie {
 class BlockLinear {
  public:
   struct Options {
-    std::string name;               // W is name.w [G, C / G, C / G], out by in; b is name.b [G, C / G]
+    std::string name;  // W is name.w [G, C / G, C / G], out by in; b is name.b [G, C / G]
     int64_t width = 0, blocks = 0;  // C and G, global
     // So many maps side by side: W is [G, maps, C / G, C / G], and a block's outputs are all maps'
     // C / G in turn. Without a bias.

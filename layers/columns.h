@@ -1,5 +1,5 @@
-// Columns of activations whose width is cut over the tensor axis, where a rank needs those of all, or
-// only its own of what it holds whole.
+// Columns of activations whose width is cut over the tensor axis, where a rank needs those of all,
+// or only its own of what it holds whole.
 #pragma once
 
 #include "layers/layer.h"

@@ -9,8 +9,8 @@ namespace eyrie {
 
 MlstmCell::MlstmCell(Options options) : options_(std::move(options)) {
   // A sigmoid's logarithm never exceeds 0.
-  kernel_.stabilised = options_.input_gate != MlstmGate::kSigmoid ||
-                       options_.forget_gate != MlstmGate::kSigmoid;
+  kernel_.stabilised =
+      options_.input_gate != MlstmGate::kSigmoid || options_.forget_gate != MlstmGate::kSigmoid;
 }
 
 void MlstmCell::Declare(Declaration& declare) {
@@ -123,13 +123,12 @@ MlstmCell::Forward::Forward(const MlstmCell& cell, Run& run, const Inputs& input
     return StabilisedCarryScan::State{state.c, state.n, state.m};
   };
   scan_.emplace(run.mesh.sequence(), run.arena,
-                StabilisedCarryScan::Args{
-                    .log_decay = log_decay,
-                    .increment = scanned(increment),
-                    .first = scanned(cell.StateOf(run, carry.before)),
-                    .first_m = cell.kernel_.stabilised ? kMlstmEmpty : 0.0,
-                    .entering = scanned(entering),
-                    .leaving = scanned(cell.StateOf(run, carry.after))});
+                StabilisedCarryScan::Args{.log_decay = log_decay,
+                                          .increment = scanned(increment),
+                                          .first = scanned(cell.StateOf(run, carry.before)),
+                                          .first_m = cell.kernel_.stabilised ? kMlstmEmpty : 0.0,
+                                          .entering = scanned(entering),
+                                          .leaving = scanned(cell.StateOf(run, carry.after))});
 }
 
 void MlstmCell::Forward::Finish(const Tensor& out) {

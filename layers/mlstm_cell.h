@@ -1,5 +1,5 @@
-// The heart of both mLSTM blocks: the gates' biases and caps (kernels/mlstm/mlstm_gates.h), the cell
-// (kernels/mlstm/mlstm.h) and a LayerNorm of each head. H heads, cut over the tensor axis.
+// The heart of both mLSTM blocks: the gates' biases and caps (kernels/mlstm/mlstm_gates.h), the
+// cell (kernels/mlstm/mlstm.h) and a LayerNorm of each head. H heads, cut over the tensor axis.
 //
 // State: "c" [H dk, dv] and "n" [H, dk], times exp of "m" [H]. Over the sequence axis it is an
 // associative carry: what the chunk does to it travels between the two steps of each pass, in which
@@ -24,9 +24,9 @@ class MlstmCell {
     int64_t key_width = 0, value_width = 0;  // dk and dv, of one head
     MlstmGate input_gate, forget_gate;
     double gate_soft_cap = 0;
-    InitFn input_bias;         // the forget gates' rise from 3 to 6
+    InitFn input_bias;  // the forget gates' rise from 3 to 6
     double norm_epsilon = 0;
-    SlotId first_state = 0;    // the state's slots are this one and the next two
+    SlotId first_state = 0;  // the state's slots are this one and the next two
   };
 
   explicit MlstmCell(Options options);
@@ -70,8 +70,8 @@ class MlstmCell {
     // `dout` is the gradient of Forward's `out`.
     Backward(const MlstmCell& cell, Run& run, const Inputs& inputs, const Tensor& dout,
              Stash& stash, const Carry& carry, const CarryGrad& carry_grad);
-    // Overwrites `gradients`, of what the inputs hold; the gates' are in the activations' type. Adds
-    // the parameters' gradients.
+    // Overwrites `gradients`, of what the inputs hold; the gates' are in the activations' type.
+    // Adds the parameters' gradients.
     void Finish(const Inputs& gradients);
 
    private:

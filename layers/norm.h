@@ -1,5 +1,5 @@
-// The norm before a branch and before the head: RMSNorm or LayerNorm with weight 1 + w, w replicated
-// and starting at zero, or SimpleRMSNorm, without a weight.
+// The norm before a branch and before the head: RMSNorm or LayerNorm with weight 1 + w, w
+// replicated and starting at zero, or SimpleRMSNorm, without a weight.
 #pragma once
 
 #include <string>

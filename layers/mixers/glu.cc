@@ -99,15 +99,15 @@ MixerEntry GegluMixerEntry() {
 }
 
 MixerEntry GegluErfMixerEntry() {
-  return {
-      "geglu_erf", Validate,
-      [](const config::ModelConfig& model, int64_t) { return XlstmGlu(model, Activation::kGeluErf); }};
+  return {"geglu_erf", Validate, [](const config::ModelConfig& model, int64_t) {
+            return XlstmGlu(model, Activation::kGeluErf);
+          }};
 }
 
 MixerEntry SwigluMixerEntry() {
-  return {
-      "swiglu", Validate,
-      [](const config::ModelConfig& model, int64_t) { return XlstmGlu(model, Activation::kSilu); }};
+  return {"swiglu", Validate, [](const config::ModelConfig& model, int64_t) {
+            return XlstmGlu(model, Activation::kSilu);
+          }};
 }
 
 MixerEntry SgluMixerEntry() {

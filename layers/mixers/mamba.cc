@@ -183,9 +183,7 @@ void MambaMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stas
   const bool recomputes = run.pass == Pass::kRecompute;
   const bool exchanges = split && !recomputes;
 
-  const auto project = [&](const Tensor& rows, const Tensor& inputs) {
-    In(run, kX, rows, inputs);
-  };
+  const auto project = [&](const Tensor& rows, const Tensor& inputs) { In(run, kX, rows, inputs); };
   Event handed_on = conv_.Forward(run, x, project, stash[v_], stash, carry);
 
   // The sum over tensor ranks travels under the gate's projection.

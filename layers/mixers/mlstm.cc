@@ -246,8 +246,7 @@ void MlstmMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const Ten
   k_.BackwardInput(run, gradients.k, ds, /*accumulate=*/true);
 
   const Tensor da = dvalue;  // which has served
-  CausalConvolution::Returning returning =
-      conv_.Backward(run, ds, da, stash, carry, carry_grad);
+  CausalConvolution::Returning returning = conv_.Backward(run, ds, da, stash, carry, carry_grad);
   v_.BackwardInput(run, gradients.v, da, /*accumulate=*/true);
   q_.BackwardWeight(run, s, gradients.q);
   k_.BackwardWeight(run, s, gradients.k);

@@ -4,10 +4,10 @@
 //   i, f = W_i [q; k; v] + b_i, W_f [q; k; v] + b_f      h = norm(mlstm(q, k, v, i, f))
 //   out = ((h + skip * s) * silu(z)) W_o^T
 //
-// E inner channels in H heads, cut over the tensor axis by heads; the B are block-diagonal in blocks
-// of 4. State: the convolution's last inputs "conv" [3, E] and the cell's (layers/mlstm_cell.h). The
-// gates read all heads, so beside the sum that completes the output, tensor ranks add up 2 H numbers
-// a token forward, and gather as many backward.
+// E inner channels in H heads, cut over the tensor axis by heads; the B are block-diagonal in
+// blocks of 4. State: the convolution's last inputs "conv" [3, E] and the cell's
+// (layers/mlstm_cell.h). The gates read all heads, so beside the sum that completes the output,
+// tensor ranks add up 2 H numbers a token forward, and gather as many backward.
 #pragma once
 
 #include "layers/block_linear.h"

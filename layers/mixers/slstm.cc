@@ -62,16 +62,16 @@ void SlstmMixer::Declare(Declaration& declare) {
   bias_ = add("b", {heads, kGates, units}, false, [units, place](const Random&, uint64_t index) {
     const auto element = static_cast<int64_t>(index);
     if (element / units % kGates != kForget) return 0.0;
-    const double unit = static_cast<double>(element % units) /
-                        static_cast<double>(std::max<int64_t>(1, units - 1));
+    const double unit =
+        static_cast<double>(element % units) / static_cast<double>(std::max<int64_t>(1, units - 1));
     return 5.0 - 12.0 * std::pow(unit, 0.3 + 1.3 * place);
   });
   norm_ = add("norm.w", {heads, units}, false, InitConstant(0.0));
 
   const auto behind = [](int64_t, int64_t chunk) { return chunk == 0 ? 0 : 1; };
   for (int part = 0; part < kParts; ++part) {
-    before_[part] = declare.stash.AddKept(StrCat("before_", part), width_, behind,
-                                          Holds::kFullPrecision);
+    before_[part] =
+        declare.stash.AddKept(StrCat("before_", part), width_, behind, Holds::kFullPrecision);
   }
   s_ = declare.stash.Add("s", width_);
   packed_ = declare.stash.Add("gates", kGates * width_);
@@ -234,8 +234,7 @@ void SlstmMixer::Backward(Run& run, const Tensor&, const Tensor& dy, const Tenso
 
   if_.BackwardInput(run, dpacked, ds, /*accumulate=*/false);
   const Tensor dconv = dcell;  // which has served
-  CausalConvolution::Returning returning =
-      conv_.Backward(run, ds, dconv, stash, carry, carry_grad);
+  CausalConvolution::Returning returning = conv_.Backward(run, ds, dconv, stash, carry, carry_grad);
   zo_.BackwardInput(run, LastGates(dpacked), dconv, /*accumulate=*/true);
   if_.BackwardWeight(run, stash[s_], dpacked);
   zo_.BackwardWeight(run, conv_.inputs(stash), LastGates(dpacked));

@@ -105,14 +105,16 @@ TEST(CudaTensorMath, AgreesWithTheCpu) {
 
   const OwnedTensor m = RandomTensor(DType::kF32, {11}, random), m_there = ToCuda(m.tensor);
   const OwnedTensor keep(DType::kF32, {11}), add(DType::kF32, {11});
-  const OwnedTensor keep_there = ZeroCuda(DType::kF32, {11}), add_there = ZeroCuda(DType::kF32, {11});
+  const OwnedTensor keep_there = ZeroCuda(DType::kF32, {11}),
+                    add_there = ZeroCuda(DType::kF32, {11});
   StabiliseSum(ToCuda(few.tensor).tensor, ToCuda(weight.tensor).tensor, m_there.tensor,
                keep_there.tensor, add_there.tensor);
   StabiliseSum(few.tensor, weight.tensor, m.tensor, keep.tensor, add.tensor);
   for (const auto& [on_gpu, on_cpu] :
        {std::pair{&m_there, &m}, {&keep_there, &keep}, {&add_there, &add}}) {
-    EXPECT_LT(RelativeError(ToHost(on_gpu->tensor).tensor, Cast(on_cpu->tensor, DType::kF64).tensor),
-              1e-6);
+    EXPECT_LT(
+        RelativeError(ToHost(on_gpu->tensor).tensor, Cast(on_cpu->tensor, DType::kF64).tensor),
+        1e-6);
   }
   Fill(there.tensor, -1e30);
   Fill(state.tensor, -1e30);

@@ -84,8 +84,8 @@ TEST_F(LayoutsTest, TransNormerEqualsOneRank) {
 
 // xLSTM's blocks, alone and mixed: [1:0], [0:1], a short [7:1], and the block of xLSTM 7B.
 TEST_F(LayoutsTest, XlstmEqualsOneRank) {
-  const std::vector<std::string> patterns = {
-      "mlstm", "slstm+geglu_erf", "mlstm,slstm+geglu_erf", "mlstm_large+swiglu"};
+  const std::vector<std::string> patterns = {"mlstm", "slstm+geglu_erf", "mlstm,slstm+geglu_erf",
+                                             "mlstm_large+swiglu"};
   for (const std::string& pattern : patterns) {
     SCOPED_TRACE(pattern);
     const auto train = [&](const std::string& name, const Layout& layout,

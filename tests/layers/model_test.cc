@@ -58,8 +58,7 @@ config::ModelConfig CappedGriffin() {
 
 TEST(ModelTest, GradientsMatchFiniteDifferences) {
   TestRandom random;
-  for (const auto& config :
-       {SmallGriffin(), CappedGriffin(), SmallTransNormer(), SmallXlstm()}) {
+  for (const auto& config : {SmallGriffin(), CappedGriffin(), SmallTransNormer(), SmallXlstm()}) {
     Fixture f(config, false, random);
     const Data data(config.vocab_size(), random);
     f.Train(data.batch(), data.positions.tensor);

@@ -389,9 +389,8 @@ TEST(ParameterNames, OfAMambaAreTheDocumentedOnes) {
 
 TEST(ParameterNames, OfAnXlstmAreTheDocumentedOnes) {
   constexpr int64_t kD = 768, kE = 1536, kH = 4, kF = 1024, kV = 50304;
-  std::vector<Expected> expected = {{"tok.w", {kV, kD}, 0, true},
-                                    {"norm_f.w", {kD}, -1, false},
-                                    {"head.w", {kV, kD}, 0, true}};
+  std::vector<Expected> expected = {
+      {"tok.w", {kV, kD}, 0, true}, {"norm_f.w", {kD}, -1, false}, {"head.w", {kV, kD}, 0, true}};
   const std::vector<Expected> mlstm = {
       {"norm_a.w", {kD}, -1, false},
       {"mlstm.up.w", {kE, kD}, 0, true},

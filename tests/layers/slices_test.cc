@@ -129,8 +129,7 @@ TEST(SlicesMambaTest, EqualTheWholeBatchOnEveryAxis) {
 }
 
 TEST(SlicesXlstmTest, EqualTheWholeBatchOnEveryAxis) {
-  for (config::ModelConfig config :
-       {SmallXlstm(), SmallModel({"mlstm_large+swiglu"}, 2)}) {
+  for (config::ModelConfig config : {SmallXlstm(), SmallModel({"mlstm_large+swiglu"}, 2)}) {
     config.set_vocab_size(24);
     config.mutable_mlstm()->set_heads(2);
     config.mutable_mlstm()->set_key_width(10);

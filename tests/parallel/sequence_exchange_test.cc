@@ -75,14 +75,13 @@ TEST(StabilisedCarryScan, GivesTheTrueStatesOfOneRankAfterAnother) {
         TestRandom unused;
         OwnedState entering(unused, 1.0), leaving(unused, 1.0);
         Arena arena;
-        StabilisedCarryScan scan(
-            *world, arena,
-            {.log_decay = chunks[rank].log_decay.tensor,
-             .increment = chunks[rank].increment.view(),
-             .first = carried ? first.view() : StabilisedCarryScan::State{},
-             .first_m = -1e30,
-             .entering = entering.view(),
-             .leaving = leaving.view()});
+        StabilisedCarryScan scan(*world, arena,
+                                 {.log_decay = chunks[rank].log_decay.tensor,
+                                  .increment = chunks[rank].increment.view(),
+                                  .first = carried ? first.view() : StabilisedCarryScan::State{},
+                                  .first_m = -1e30,
+                                  .entering = entering.view(),
+                                  .leaving = leaving.view()});
         scan.Wait();
         const std::lock_guard lock(mutex);
         const auto expect = [&](const OwnedState& state, size_t place) {
@@ -107,7 +106,7 @@ TEST(StabilisedCarryScan, StaysFinite) {
     const OwnedTensor log_decay(DType::kF32, {2}), one(DType::kF32, {2}), m(DType::kF32, {2});
     OwnedTensor c = PoisonedTensor(DType::kF32, {2}), n = PoisonedTensor(DType::kF32, {2});
     OwnedTensor entering_m = PoisonedTensor(DType::kF32, {2});
-    log_decay.tensor.data<float>()[0] = 900;    // grows by e^900 a chunk
+    log_decay.tensor.data<float>()[0] = 900;     // grows by e^900 a chunk
     log_decay.tensor.data<float>()[1] = -1e30f;  // forgets
     Fill(one.tensor, 1.0);
     Fill(m.tensor, 500.0);
@@ -155,7 +154,8 @@ TEST(Relay, HandsTheStateFromRankToRank) {
               });
       });
       ASSERT_EQ(order.size(), static_cast<size_t>(ranks));
-      for (int place = 0; place < ranks; ++place) EXPECT_EQ(order[static_cast<size_t>(place)], place);
+      for (int place = 0; place < ranks; ++place)
+        EXPECT_EQ(order[static_cast<size_t>(place)], place);
     }
   }
 }
