@@ -1,5 +1,7 @@
 // `eyrie bench kernels`: every kernel on its own, forward and backward, through its public
 // arguments.
+#include "launcher/bench_kernels.h"
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <map>
@@ -23,7 +25,6 @@
 #include "kernels/rg_lru/rg_lru.h"
 #include "kernels/rotary/rotary.h"
 #include "kernels/selective_scan/selective_scan.h"
-#include "launcher/bench.h"
 #include "launcher/config.h"
 #include "launcher/device.h"
 #include "launcher/job.h"
@@ -31,46 +32,8 @@
 namespace eyrie {
 namespace {
 
-// Where a kernel is measured: B sequences, T tokens, C channels.
-struct Problem {
-  BenchDevice& device;
-  int64_t batch, time, channels;
-
-  Shape full() const { return {batch, time, channels}; }
-  Tensor Activations(float scale = 1.0f) const { return device.Uniform(full(), scale); }
-  Tensor Output() const { return device.Zeros(device.dtype(), full()); }
-  Tensor Row() const { return device.Uniform({channels}); }
-  // What keeps full precision beside activations.
-  Tensor Full(Shape shape) const { return device.Zeros(device.full(), shape); }
-  // Of as many elements as a kernel asks for.
-  Tensor Workspace(int64_t elements) const {
-    return elements == 0 ? Tensor{} : device.Zeros(DType::kF32, {elements});
-  }
-  Tensor Positions() const { return device.Positions(batch, time); }
-  // [B, T, H, dh] of the same size, dh at most 128.
-  Shape Heads() const {
-    int64_t width = std::min<int64_t>(channels, 128);
-    while (channels % width != 0 || width % 4 != 0) --width;
-    return {batch, time, channels / width, width};
-  }
-};
-
-// One row of the table.
-struct Case {
-  std::string direction;
-  Shape shape;
-  std::function<void()> body;
-  double bytes;        // that any implementation must read and write; in place counts twice
-  double flops = 0.0;  // of the matrix products; where there are any, these are the bound
-};
-
-double BytesOf(std::initializer_list<Tensor> tensors) {
-  double bytes = 0.0;
-  for (const Tensor& tensor : tensors) {
-    if (tensor.defined()) bytes += static_cast<double>(tensor.bytes());
-  }
-  return bytes;
-}
+using Problem = KernelProblem;
+using Case = KernelCase;
 
 std::vector<Case> AdamWCases(const Problem& p) {
   const auto random = [&] { return p.device.Uniform(p.device.full(), p.full(), 1.0f); };
@@ -463,6 +426,8 @@ constexpr Kernel kKernels[] = {
     {"glu", GluCases},
     {"lightning_attention", LightningAttentionCases},
     {"lrpe", LrpeCases},
+    {"mlstm", MlstmCases},
+    {"mlstm_gates", MlstmGatesCases},
     {"rg_lru", RgLruCases},
     {"rms_norm", RmsNormCases},
     {"rotary", RotaryCases},

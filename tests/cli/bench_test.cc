@@ -58,10 +58,12 @@ TEST(Bench, KernelsTableHoldsEveryKernel) {
     EXPECT_NEAR(row["share"].get<double>(), rate / ceiling, 1e-6 * rate / ceiling) << row;
   }
   // Every kernel of kernels/, by its folder's or header's name.
-  const std::set<std::string> names = {
-      "adamw",     "attention",  "causal_conv1d", "cross_entropy",       "elementwise",
-      "embedding", "gated_norm", "glu",           "lightning_attention", "lrpe",
-      "rg_lru",    "rms_norm",   "rotary",        "selective_scan"};
+  const std::set<std::string> names = {"adamw",         "attention",   "causal_conv1d",
+                                       "cross_entropy", "elementwise", "embedding",
+                                       "gated_norm",    "glu",         "lightning_attention",
+                                       "lrpe",          "mlstm",       "mlstm_gates",
+                                       "rg_lru",        "rms_norm",    "rotary",
+                                       "selective_scan"};
   EXPECT_EQ(directions.size(), names.size());
   for (const auto& entry :
        std::filesystem::directory_iterator(std::filesystem::path(EYRIE_SOURCE_DIR) / "kernels")) {
@@ -69,9 +71,9 @@ TEST(Bench, KernelsTableHoldsEveryKernel) {
     const std::string folder = entry.path().filename();
     EXPECT_TRUE(directions.contains(folder == "norm" ? "rms_norm" : folder)) << folder;
   }
-  for (const char* name :
-       {"attention", "causal_conv1d", "cross_entropy", "embedding", "gated_norm", "glu",
-        "lightning_attention", "lrpe", "rg_lru", "rms_norm", "rotary", "selective_scan"}) {
+  for (const char* name : {"attention", "causal_conv1d", "cross_entropy", "embedding", "gated_norm",
+                           "glu", "lightning_attention", "lrpe", "mlstm", "mlstm_gates", "rg_lru",
+                           "rms_norm", "rotary", "selective_scan"}) {
     EXPECT_TRUE(directions[name].contains("backward")) << name;
   }
 }

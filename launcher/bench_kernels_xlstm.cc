@@ -1,0 +1,113 @@
+// The kernels of the xLSTM in `eyrie bench kernels`.
+#include "kernels/mlstm/mlstm.h"
+#include "kernels/mlstm/mlstm_gates.h"
+#include "launcher/bench_kernels.h"
+
+namespace eyrie {
+
+// Values as wide as the channels, queries and keys half so: the heads of xLSTM 7B where there are
+// 4096 channels. Nothing is forgotten.
+std::vector<KernelCase> MlstmCases(const KernelProblem& p) {
+  const Shape values = p.Heads(512), gates{p.batch, p.time, values[2]};
+  const Shape keys{p.batch, p.time, values[2], values[3] / 2};
+  const Shape heads{p.batch, values[2]}, n{p.batch, values[2], keys[3]};
+  const Shape c{p.batch, values[2], keys[3], values[3]};
+  const auto output = [&](Shape shape) { return p.device.Zeros(p.device.dtype(), shape); };
+  const MlstmForwardArgs forward = [&] {
+    MlstmForwardArgs args{.q = p.device.Uniform(keys),
+                          .k = p.device.Uniform(keys),
+                          .v = p.device.Uniform(values),
+                          .log_i = p.device.Uniform(p.device.full(), gates, 1.0f),
+                          .log_f = p.Full(gates),
+                          .positions = p.Positions(),
+                          .h = output(values),
+                          .maximum = p.Full(gates),
+                          .normaliser = p.Full(gates)};
+    args.workspace = p.Workspace(MlstmWorkspace(args.q, args.v, args.options));
+    return args;
+  }();
+  MlstmForward(forward);  // what backward starts from
+  const MlstmBackwardArgs backward{.q = forward.q,
+                                   .k = forward.k,
+                                   .v = forward.v,
+                                   .log_i = forward.log_i,
+                                   .log_f = forward.log_f,
+                                   .positions = forward.positions,
+                                   .h = forward.h,
+                                   .maximum = forward.maximum,
+                                   .normaliser = forward.normaliser,
+                                   .dh = p.device.Uniform(values),
+                                   .dq = output(keys),
+                                   .dk = output(keys),
+                                   .dv = output(values),
+                                   .dlog_i = p.Full(gates),
+                                   .dlog_f = p.Full(gates),
+                                   .workspace = forward.workspace};
+  const MlstmSummaryArgs summary{.k = forward.k,
+                                 .v = forward.v,
+                                 .log_i = forward.log_i,
+                                 .log_f = forward.log_f,
+                                 .positions = forward.positions,
+                                 .log_decay = p.Full(heads),
+                                 .increment = {.c = p.Full(c), .n = p.Full(n), .m = p.Full(heads)},
+                                 .workspace = forward.workspace};
+  const MlstmGradSummaryArgs grad_summary{.q = forward.q,
+                                          .log_f = forward.log_f,
+                                          .positions = forward.positions,
+                                          .before_m = p.Full(heads),
+                                          .after_m = p.Full(heads),
+                                          .h = forward.h,
+                                          .maximum = forward.maximum,
+                                          .normaliser = forward.normaliser,
+                                          .dh = backward.dh,
+                                          .decay = p.Full(heads),
+                                          .increment_c = p.Full(c),
+                                          .increment_n = p.Full(n),
+                                          .workspace = forward.workspace};
+  // A product of every token with the state: forward makes the state and reads it; backward makes
+  // it again, makes its gradient, and takes dq from the one, dk and dv from the other.
+  const double product = 2.0 * static_cast<double>(keys.size()) * static_cast<double>(values[3]);
+  const double inputs = BytesOf({forward.q, forward.k, forward.v, forward.log_i, forward.log_f,
+                                 forward.h, forward.maximum, forward.normaliser});
+  return {{"forward", values, [forward] { MlstmForward(forward); }, inputs, 2 * product},
+          {"backward", values, [backward] { MlstmBackward(backward); },
+           inputs + BytesOf({backward.dh, backward.dq, backward.dk, backward.dv, backward.dlog_i,
+                             backward.dlog_f}),
+           5 * product},
+          {"summary", values, [summary] { MlstmSummary(summary); },
+           BytesOf({summary.k, summary.v, summary.increment.c}), product},
+          {"grad_summary", values, [grad_summary] { MlstmGradSummary(grad_summary); },
+           BytesOf({grad_summary.q, grad_summary.h, grad_summary.dh, grad_summary.increment_c}),
+           product}};
+}
+
+// Of as many heads as above.
+std::vector<KernelCase> MlstmGatesCases(const KernelProblem& p) {
+  const Shape gates{p.batch, p.time, p.Heads(512)[2]};
+  const Tensor bias = p.Full({gates[2]});
+  const auto output = [&] { return p.device.Zeros(p.device.dtype(), gates); };
+  const MlstmGatesForwardArgs forward{.i = p.device.Uniform(gates),
+                                      .f = p.device.Uniform(gates),
+                                      .bias_i = bias,
+                                      .bias_f = bias,
+                                      .soft_cap = 15,
+                                      .log_i = p.Full(gates),
+                                      .log_f = p.Full(gates)};
+  const MlstmGatesBackwardArgs backward{.i = forward.i,
+                                        .f = forward.f,
+                                        .bias_i = bias,
+                                        .bias_f = bias,
+                                        .soft_cap = forward.soft_cap,
+                                        .dlog_i = forward.log_i,
+                                        .dlog_f = forward.log_f,
+                                        .di = output(),
+                                        .df = output(),
+                                        .dbias_i = p.Full({gates[2]}),
+                                        .dbias_f = p.Full({gates[2]})};
+  const double inputs = BytesOf({forward.i, forward.f, forward.log_i, forward.log_f});
+  return {{"forward", gates, [forward] { MlstmGatesForward(forward); }, inputs},
+          {"backward", gates, [backward] { MlstmGatesBackward(backward); },
+           inputs + BytesOf({backward.di, backward.df})}};
+}
+
+}  // namespace eyrie
