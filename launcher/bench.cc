@@ -1,8 +1,5 @@
 #include "launcher/bench.h"
 
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
 #include <unistd.h>
 
 #include <algorithm>
@@ -16,6 +13,7 @@
 #include "core/tensor_math.h"
 #include "core/threads.h"
 #include "kernels/adamw/adamw.h"
+#include "kernels/streaming.h"
 
 namespace eyrie {
 namespace {
@@ -37,22 +35,6 @@ void ForShares(int64_t count, const Body& body) {
   ParallelFor(threads, [&](int64_t i) {
     body(lines * i / threads * kLine, lines * (i + 1) / threads * kLine);
   });
-}
-
-// Copies whole cache lines with stores past the caches, which need not read what they overwrite.
-void StreamingCopy(const float* from, float* to, int64_t count) {
-#if defined(__AVX512F__)
-  for (int64_t i = 0; i < count; i += 16) _mm512_stream_ps(to + i, _mm512_loadu_ps(from + i));
-  _mm_sfence();
-#elif defined(__AVX__)
-  for (int64_t i = 0; i < count; i += 8) _mm256_stream_ps(to + i, _mm256_loadu_ps(from + i));
-  _mm_sfence();
-#elif defined(__SSE2__)
-  for (int64_t i = 0; i < count; i += 4) _mm_stream_ps(to + i, _mm_loadu_ps(from + i));
-  _mm_sfence();
-#else
-  std::memcpy(to, from, static_cast<size_t>(count) * sizeof(float));
-#endif
 }
 
 float SumOf(const float* x, int64_t count) {
@@ -199,7 +181,10 @@ double BenchDevice::CopyBandwidth() {
   copy_ = std::max(measure([](const float* x, float* y, int64_t count) {
                      std::memcpy(y, x, static_cast<size_t>(count) * sizeof(float));
                    }),
-                   measure(StreamingCopy));
+                   measure([](const float* x, float* y, int64_t count) {
+                     StreamingCopy(x, y, count);
+                     StreamingDone();
+                   }));
   return copy_;
 }
 

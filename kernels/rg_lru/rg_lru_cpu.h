@@ -7,6 +7,7 @@
 
 #include "kernels/partition.h"
 #include "kernels/rg_lru/rg_lru.h"
+#include "kernels/streaming.h"
 
 namespace eyrie {
 namespace rg_lru {
@@ -15,18 +16,28 @@ namespace rg_lru {
 // from one step to the next, and to leave the hardware's prefetcher its streams.
 inline constexpr int64_t kGateBlock = 128;
 
+// Asks for a run of channels of a row that is read a token later: the hardware's prefetcher starts
+// anew with each row, and arithmetic keeps loads from running ahead.
+template <class Real>
+void Prefetch(const Real* row, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(Real);
+  for (int64_t c = 0; c < count; c += kLine) __builtin_prefetch(row + c, 0, 2);
+}
+
 // The gates of a run of channels of one token, away from a document start. Each step is a loop of
 // its own: see SigmoidExp.
 template <class Real>
 struct Gates {
-  void Compute(const Real* zi, const Real* zr, const Real* rate, int64_t count) {
+  void Compute(const Real* zi, const Real* zr, const Real* rate, int64_t ahead, int64_t count) {
+    Prefetch(zi + ahead, count);
 #pragma omp simd
     for (int64_t c = 0; c < count; ++c) i[c] = SigmoidExp(zi[c]);
-    ComputeDecay(zr, rate, count);
+    ComputeDecay(zr, rate, ahead, count);
 #pragma omp simd
     for (int64_t c = 0; c < count; ++c) i[c] = SigmoidOfExp(i[c]);
   }
-  void ComputeDecay(const Real* zr, const Real* rate, int64_t count) {
+  void ComputeDecay(const Real* zr, const Real* rate, int64_t ahead, int64_t count) {
+    Prefetch(zr + ahead, count);
 #pragma omp simd
     for (int64_t c = 0; c < count; ++c) r[c] = SigmoidExp(zr[c]);
 #pragma omp simd
@@ -50,14 +61,38 @@ void ForGateBlocks(int64_t channels, const Body& body) {
   }
 }
 
-// One token forward: h = a before + m i u. `before` may be `h`.
+// One token forward: h = a h + m i u.
 template <class Real>
-void Step(const Gates<Real>& gates, const Real* u, const Real* before, Real* h, int64_t count) {
+void Step(const Gates<Real>& gates, const Real* u, Real* h, int64_t count) {
 #pragma omp simd
   for (int64_t c = 0; c < count; ++c) {
-    h[c] = gates.a(c) * before[c] + gates.m(c).root * gates.i[c] * u[c];
+    h[c] = gates.a(c) * h[c] + gates.m(c).root * gates.i[c] * u[c];
   }
 }
+
+// A row of a result, from a first-level cache to where it belongs.
+template <class Real>
+class RowWriter {
+ public:
+  // For `results` tensors of `elements` each.
+  RowWriter(int64_t results, int64_t elements)
+      : streams_(results * elements * static_cast<int64_t>(sizeof(Real)) >= kStreamedBytes) {}
+
+  void Write(const Real* from, Real* to, int64_t count) const {
+    if (streams_) {
+      StreamingCopy(from, to, count);
+    } else {
+      std::copy_n(from, count, to);
+    }
+  }
+  // This thread has written its last row.
+  void Done() const {
+    if (streams_) StreamingDone();
+  }
+
+ private:
+  bool streams_;
+};
 
 // One token backward. In: carry = a_{t+1} delta_{t+1}; out: that of this token. Adds r dl to `sum`.
 template <class Real>
@@ -81,6 +116,21 @@ void GradStep(const Gates<Real>& gates, const Real* rate, const Real* u, const R
   }
 }
 
+// The same at a document start: h = i u.
+template <class Real>
+void GradStart(const Real* u, const Real* zi, const Real* dh, Real* carry, Real* du, Real* dzi,
+               Real* dzr, int64_t count) {
+#pragma omp simd
+  for (int64_t c = 0; c < count; ++c) {
+    const Real delta = dh[c] + carry[c];
+    const Real i = Sigmoid(zi[c]);
+    du[c] = delta * i;
+    dzi[c] = delta * u[c] * i * (Real(1) - i);
+    dzr[c] = Real(0);
+    carry[c] = Real(0);
+  }
+}
+
 // The decay over one more token.
 template <class Real>
 void Decay(const Gates<Real>& gates, Real* decay, int64_t count) {
@@ -94,10 +144,10 @@ struct Block {
   Block(const Real* lambda, const Real* h0, int64_t count) {
 #pragma omp simd
     for (int64_t c = 0; c < count; ++c) rate[c] = Real(-8) * Softplus(lambda[c]);
-    if (h0 != nullptr) std::copy_n(h0, count, initial);
+    if (h0 != nullptr) std::copy_n(h0, count, state);
   }
-  Real rate[kChannelBlock];          // l = rate * r
-  Real initial[kChannelBlock] = {};  // h_{-1}
+  Real rate[kChannelBlock];        // l = rate * r
+  Real state[kChannelBlock] = {};  // h_{-1}
 };
 
 }  // namespace rg_lru
@@ -109,28 +159,32 @@ void RgLruForwardCpu(const RgLruForwardArgs& args) {
   const Real *lambda = args.lambda.data<Real>(), *h0 = args.h0.data<Real>();
   const int32_t* positions = args.positions.data<int32_t>();
   Real *h = args.h.data<Real>(), *h_last = args.h_last.data<Real>();
+  const rg_lru::RowWriter<Real> writer(1, args.h.size());
 
   ForChannelBlocks(batch, time, channels, [&](int64_t b, int64_t first, int64_t count) {
     const int64_t state = b * channels + first;
-    const rg_lru::Block<Real> block(lambda + first, h0 ? h0 + state : nullptr, count);
-    const Real* before = block.initial;
+    rg_lru::Block<Real> block(lambda + first, h0 ? h0 + state : nullptr, count);
+    Real* now = block.state;
     rg_lru::Gates<Real> gates;
     for (int64_t t = 0; t < time; ++t) {
       const int64_t row = (b * time + t) * channels + first;
       const Real *u_t = u + row, *zi_t = zi + row, *zr_t = zr + row;
-      Real* h_t = h + row;
-      if (positions[b * time + t] == 0) {
+      const bool starts = positions[b * time + t] == 0;
+      const int64_t ahead = t + 1 < time ? channels : 0;
+      rg_lru::ForGateBlocks(count, [&](int64_t k, int64_t n) {
+        if (starts) {
 #pragma omp simd
-        for (int64_t c = 0; c < count; ++c) h_t[c] = Sigmoid(zi_t[c]) * u_t[c];
-      } else {
-        rg_lru::ForGateBlocks(count, [&](int64_t k, int64_t n) {
-          gates.Compute(zi_t + k, zr_t + k, block.rate + k, n);
-          rg_lru::Step(gates, u_t + k, before + k, h_t + k, n);
-        });
-      }
-      before = h_t;
+          for (int64_t c = 0; c < n; ++c) now[k + c] = Sigmoid(zi_t[k + c]) * u_t[k + c];
+        } else {
+          gates.Compute(zi_t + k, zr_t + k, block.rate + k, ahead, n);
+          rg_lru::Prefetch(u_t + ahead + k, n);
+          rg_lru::Step(gates, u_t + k, now + k, n);
+        }
+        writer.Write(now + k, h + row + k, n);
+      });
     }
-    if (h_last != nullptr) std::copy_n(before, count, h_last + state);
+    writer.Done();
+    if (h_last != nullptr) std::copy_n(now, count, h_last + state);
   });
 }
 
@@ -145,6 +199,7 @@ void RgLruBackwardCpu(const RgLruBackwardArgs& args) {
   Real *du = args.du.data<Real>(), *dzi = args.dzi.data<Real>(), *dzr = args.dzr.data<Real>();
   Real *dh0 = args.dh0.data<Real>(), *dlambda = args.dlambda.data<Real>();
 
+  const rg_lru::RowWriter<Real> writer(3, args.du.size());
   // Sum over time of r dl, [B, R].
   std::vector<Real> decay_sum(static_cast<size_t>(batch * channels));
 
@@ -154,31 +209,32 @@ void RgLruBackwardCpu(const RgLruBackwardArgs& args) {
     rg_lru::Gates<Real> gates;
     Real sum[kChannelBlock] = {};
     Real carry[kChannelBlock] = {};  // a_{t+1} delta_{t+1}
+    Real du_k[rg_lru::kGateBlock], dzi_k[rg_lru::kGateBlock], dzr_k[rg_lru::kGateBlock];
     if (dh_last != nullptr) std::copy_n(dh_last + state, count, carry);
 
     for (int64_t t = time - 1; t >= 0; --t) {
       const int64_t row = (b * time + t) * channels + first;
       const Real *u_t = u + row, *zi_t = zi + row, *zr_t = zr + row, *dh_t = dh + row;
-      const Real* before = t > 0 ? h + row - channels : block.initial;
-      Real *du_t = du + row, *dzi_t = dzi + row, *dzr_t = dzr + row;
-      if (positions[b * time + t] == 0) {
-#pragma omp simd
-        for (int64_t c = 0; c < count; ++c) {
-          const Real delta = dh_t[c] + carry[c];
-          const Real i = Sigmoid(zi_t[c]);
-          du_t[c] = delta * i;
-          dzi_t[c] = delta * u_t[c] * i * (Real(1) - i);
-          dzr_t[c] = Real(0);
-          carry[c] = Real(0);
-        }
-        continue;
-      }
+      const Real* before = t > 0 ? h + row - channels : block.state;
+      const bool starts = positions[b * time + t] == 0;
+      const int64_t ahead = t > 0 ? channels : 0;
       rg_lru::ForGateBlocks(count, [&](int64_t k, int64_t n) {
-        gates.Compute(zi_t + k, zr_t + k, block.rate + k, n);
-        rg_lru::GradStep(gates, block.rate + k, u_t + k, before + k, dh_t + k, carry + k, sum + k,
-                         du_t + k, dzi_t + k, dzr_t + k, n);
+        if (starts) {
+          rg_lru::GradStart(u_t + k, zi_t + k, dh_t + k, carry + k, du_k, dzi_k, dzr_k, n);
+        } else {
+          gates.Compute(zi_t + k, zr_t + k, block.rate + k, -ahead, n);
+          rg_lru::Prefetch(u_t - ahead + k, n);
+          rg_lru::Prefetch(dh_t - ahead + k, n);
+          rg_lru::Prefetch(t > 1 ? before - ahead + k : before + k, n);
+          rg_lru::GradStep(gates, block.rate + k, u_t + k, before + k, dh_t + k, carry + k, sum + k,
+                           du_k, dzi_k, dzr_k, n);
+        }
+        writer.Write(du_k, du + row + k, n);
+        writer.Write(dzi_k, dzi + row + k, n);
+        writer.Write(dzr_k, dzr + row + k, n);
       });
     }
+    writer.Done();
     std::copy_n(sum, count, decay_sum.data() + state);
     if (dh0 != nullptr) std::copy_n(carry, count, dh0 + state);
   });
@@ -204,6 +260,7 @@ void RgLruSummaryCpu(const RgLruSummaryArgs& args) {
     for (int64_t t = 0; t < time; ++t) {
       const int64_t row = (b * time + t) * channels + first;
       const Real *u_t = u + row, *zi_t = zi + row, *zr_t = zr + row;
+      const int64_t ahead = t + 1 < time ? channels : 0;
       if (positions[b * time + t] == 0) {
         std::fill_n(a, count, Real(0));
 #pragma omp simd
@@ -211,8 +268,9 @@ void RgLruSummaryCpu(const RgLruSummaryArgs& args) {
         continue;
       }
       rg_lru::ForGateBlocks(count, [&](int64_t k, int64_t n) {
-        gates.Compute(zi_t + k, zr_t + k, block.rate + k, n);
-        rg_lru::Step(gates, u_t + k, h + k, h + k, n);
+        gates.Compute(zi_t + k, zr_t + k, block.rate + k, ahead, n);
+        rg_lru::Prefetch(u_t + ahead + k, n);
+        rg_lru::Step(gates, u_t + k, h + k, n);
         rg_lru::Decay(gates, a + k, n);
       });
     }
@@ -241,8 +299,10 @@ void RgLruGradSummaryCpu(const RgLruGradSummaryArgs& args) {
         continue;
       }
       const Real *zr_t = zr + row, *dh_t = dh + row;
+      const int64_t ahead = t > 0 ? channels : 0;
       rg_lru::ForGateBlocks(count, [&](int64_t k, int64_t n) {
-        gates.ComputeDecay(zr_t + k, block.rate + k, n);
+        gates.ComputeDecay(zr_t + k, block.rate + k, -ahead, n);
+        rg_lru::Prefetch(dh_t - ahead + k, n);
 #pragma omp simd
         for (int64_t c = 0; c < n; ++c) carry[k + c] = gates.a(c) * (dh_t[k + c] + carry[k + c]);
         rg_lru::Decay(gates, a + k, n);
