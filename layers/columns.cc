@@ -15,16 +15,26 @@ void OwnColumns(const Run& run, const Tensor& all, const Tensor& local) {
   CopyColumns(all, run.mesh.tensor().rank() * local.dim(-1), local, 0, local.dim(-1));
 }
 
-void GatherColumns(Run& run, const Tensor& local, const Tensor& all) {
+ColumnGather::ColumnGather(Run& run, const Tensor& local, const Tensor& all) : all_(all) {
   const int ranks = run.mesh.tensor().size();
   if (ranks == 1) return Copy(local, all);
-  ArenaScope scope(run.arena);
-  const int64_t width = local.dim(-1), rows = local.size() / width;
-  const Tensor gathered = run.arena.Allocate(local.dtype, {ranks, rows, width});
-  run.mesh.tensor().AllGather(local, gathered).Wait();
-  for (int rank = 0; rank < ranks; ++rank) {
-    CopyColumns(gathered.Rows(rank, rank + 1), 0, all, rank * width, width);
+  const int64_t width = local.dim(-1);
+  gathered_ = run.arena.Allocate(local.dtype, {ranks, local.size() / width, width});
+  event_ = run.mesh.tensor().AllGather(local, gathered_);
+}
+
+void ColumnGather::Wait() {
+  event_.Wait();
+  if (!gathered_.defined()) return;
+  const int64_t ranks = gathered_.dim(0), width = gathered_.dim(2);
+  for (int64_t rank = 0; rank < ranks; ++rank) {
+    CopyColumns(gathered_.Rows(rank, rank + 1), 0, all_, rank * width, width);
   }
+}
+
+void GatherColumns(Run& run, const Tensor& local, const Tensor& all) {
+  ArenaScope scope(run.arena);
+  ColumnGather(run, local, all).Wait();
 }
 
 }  // namespace eyrie

@@ -12,7 +12,19 @@ void CopyColumns(const Tensor& from, int64_t from_column, const Tensor& to, int6
                  int64_t count);
 // local [..., C / ranks] := this rank's columns of all [..., C].
 void OwnColumns(const Run& run, const Tensor& all, const Tensor& local);
-// all [..., C] := every rank's columns, by a gather.
+// all [..., C] := every rank's columns, which travel until Wait.
+class ColumnGather {
+ public:
+  // The buffer comes from the Run's arena and must outlive the gather, like `local`.
+  ColumnGather(Run& run, const Tensor& local, const Tensor& all);
+  void Wait();
+
+ private:
+  Tensor all_;
+  Tensor gathered_;  // [ranks, rows, C / ranks]; absent with one rank
+  Event event_;
+};
+// The same at once.
 void GatherColumns(Run& run, const Tensor& local, const Tensor& all);
 
 }  // namespace eyrie

@@ -188,10 +188,9 @@ void MlstmMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stas
     }
   }
   MlstmCell::Forward cell(cell_, run, inputs, stash, carry);
-  cell.Finish(value);
-
   const Tensor skipped = run.Scratch(width_);
   ScaleRows(run.params.value(skip_), s, skipped);
+  cell.Finish(value);
   Add(value, skipped, value);
   GluForward({.activation = Activation::kSilu,
               .gate = stash[z_out_],

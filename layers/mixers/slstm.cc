@@ -237,10 +237,12 @@ void SlstmMixer::Backward(Run& run, const Tensor&, const Tensor& dy, const Tenso
   CausalConvolution::Returning returning = conv_.Backward(run, ds, dconv, stash, carry, carry_grad);
   zo_.BackwardInput(run, LastGates(dpacked), dconv, /*accumulate=*/true);
   if_.BackwardWeight(run, stash[s_], dpacked);
-  zo_.BackwardWeight(run, conv_.inputs(stash), LastGates(dpacked));
   returning.Wait();
+  // The gradient of x is gathered while the other weights' gradients are computed.
+  ColumnGather gathered(run, dconv, dx);
+  zo_.BackwardWeight(run, conv_.inputs(stash), LastGates(dpacked));
+  gathered.Wait();
   for (Event& event : carried_back) event.Wait();
-  GatherColumns(run, dconv, dx);
 }
 
 MixerEntry SlstmMixerEntry() {
