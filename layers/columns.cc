@@ -17,7 +17,10 @@ void OwnColumns(const Run& run, const Tensor& all, const Tensor& local) {
 
 ColumnGather::ColumnGather(Run& run, const Tensor& local, const Tensor& all) : all_(all) {
   const int ranks = run.mesh.tensor().size();
-  if (ranks == 1) return Copy(local, all);
+  if (ranks == 1) {
+    Copy(local, all);
+    return;
+  }
   const int64_t width = local.dim(-1);
   gathered_ = run.arena.Allocate(local.dtype, {ranks, local.size() / width, width});
   event_ = run.mesh.tensor().AllGather(local, gathered_);
