@@ -11,8 +11,6 @@ constexpr char kModelType[] = "xlstm";
 constexpr char kEntry[] = "mlstm_large+swiglu";  // of the pattern
 constexpr char kWeightMode[] = "single";
 constexpr int64_t kMostLayers = 1000, kMostWidth = 1 << 24, kMostHeads = 1 << 16;
-// Of the cell, which Eyrie does not let one choose.
-constexpr double kEpsilon = 1e-6;
 // How transformers itself sizes an MLP, unless told otherwise.
 constexpr double kFactor = 2.667;
 constexpr int64_t kMultiple = 64;
@@ -94,7 +92,6 @@ config::ModelConfig Read(const HuggingFaceConfig& config) {
   config.Require("use_bias", false);
   config.Require("add_out_norm", true);
   config.Require("tie_word_embeddings", false);
-  config.Require("eps", kEpsilon);
   config::ModelConfig model;
   const int64_t width = EitherSize(config, "hidden_size", "embedding_dim", 4096);
   model.set_width(width);
@@ -114,6 +111,8 @@ config::ModelConfig Read(const HuggingFaceConfig& config) {
   mlstm.set_width(ScaledSize(config, "v_dim_factor", 1.0, width, heads));
   mlstm.set_key_width(ScaledSize(config, "qk_dim_factor", 0.5, width, heads));
   mlstm.set_gate_soft_cap(Cap(config, "gate_soft_cap", 15));
+  mlstm.set_epsilon(config.Number("eps", 1e-6));
+  if (!(mlstm.epsilon() > 0)) config.Refuse("eps", "must be positive");
   const double factor = config.Number("ffn_proj_factor", kFactor);
   if (!(factor > 0) || factor * static_cast<double>(width) > kMostWidth) {
     config.Refuse("ffn_proj_factor", "gives no width from 1 to ", kMostWidth);
@@ -157,7 +156,7 @@ nlohmann::ordered_json Write(const config::ModelConfig& model) {
       {"add_out_norm", true},
       {"architectures", {"xLSTMForCausalLM"}},
       {"embedding_dim", width},
-      {"eps", kEpsilon},
+      {"eps", mlstm.epsilon()},
       {"ffn_proj_factor", factor},
       {"ffn_round_up_to_multiple_of", multiple},
       {"gate_soft_cap", mlstm.gate_soft_cap()},

@@ -11,6 +11,7 @@ MlstmCell::MlstmCell(Options options) : options_(std::move(options)) {
   // A sigmoid's logarithm never exceeds 0.
   kernel_.stabilised =
       options_.input_gate != MlstmGate::kSigmoid || options_.forget_gate != MlstmGate::kSigmoid;
+  kernel_.epsilon = options_.epsilon;
 }
 
 void MlstmCell::Declare(Declaration& declare) {

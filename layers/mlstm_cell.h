@@ -24,7 +24,8 @@ class MlstmCell {
     int64_t key_width = 0, value_width = 0;  // dk and dv, of one head
     MlstmGate input_gate, forget_gate;
     double gate_soft_cap = 0;
-    InitFn input_bias;  // the forget gates' rise from 3 to 6
+    double epsilon = 0;  // of the memory's normaliser
+    InitFn input_bias;   // the forget gates' rise from 3 to 6
     double norm_epsilon = 0;
     SlotId first_state = 0;  // the state's slots are this one and the next two
   };

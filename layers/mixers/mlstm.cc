@@ -39,6 +39,7 @@ void ValidateMlstm(const config::ModelConfig& model, int64_t tensor, ConfigError
   errors.RequireDivisible("model.mlstm.heads", own.heads(), "parallel.tensor", tensor);
   errors.RequireDivisible("model.mlstm.width", own.width(), "model.mlstm.heads", own.heads());
   if (own.gate_soft_cap() < 0) errors.Add("model.mlstm.gate_soft_cap must not be negative");
+  if (!(own.epsilon() > 0)) errors.Add("model.mlstm.epsilon must be positive");
 }
 
 MlstmMixer::MlstmMixer(const config::ModelConfig& model)
@@ -61,6 +62,7 @@ MlstmMixer::MlstmMixer(const config::ModelConfig& model)
              .input_gate = GateKind(model.mlstm().input_gate()),
              .forget_gate = GateKind(model.mlstm().forget_gate()),
              .gate_soft_cap = model.mlstm().gate_soft_cap(),
+             .epsilon = model.mlstm().epsilon(),
              .input_bias = InitNormal(0.1),
              .norm_epsilon = model.norm_epsilon(),
              .first_state = 1}),

@@ -32,6 +32,7 @@ MlstmLargeMixer::MlstmLargeMixer(const config::ModelConfig& model)
              .input_gate = GateKind(model.mlstm().input_gate()),
              .forget_gate = GateKind(model.mlstm().forget_gate()),
              .gate_soft_cap = model.mlstm().gate_soft_cap(),
+             .epsilon = model.mlstm().epsilon(),
              .input_bias = InitConstant(-10.0),
              .norm_epsilon = model.norm_epsilon(),
              .first_state = 0}),

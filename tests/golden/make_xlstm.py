@@ -27,7 +27,7 @@ MODELS = {
         vocab_size=64, hidden_size=32, num_hidden_layers=3, num_heads=2)),
     # Nothing as released, in several files.
     "wide": (24, "40KB", dict(
-        vocab_size=50, hidden_size=24, num_hidden_layers=4, num_heads=3, qk_dim_factor=0.75,
+        vocab_size=50, hidden_size=24, num_hidden_layers=4, num_heads=6, qk_dim_factor=0.75,
         v_dim_factor=1.5, ffn_proj_factor=2.5, ffn_round_up_to_multiple_of=4, norm_eps=1e-3,
         gate_soft_cap=5.0, output_logit_soft_cap=4.0)),
 }

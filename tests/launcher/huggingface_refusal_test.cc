@@ -91,7 +91,7 @@ TEST_F(HuggingFaceTest, RefusesXlstmsThatNoConfigurationCanExpress) {
       {{{"use_bias", true}}, "use_bias = true"},
       {{{"add_out_norm", false}}, "add_out_norm = false"},
       {{{"tie_word_embeddings", true}}, "tie_word_embeddings = true"},
-      {{{"eps", 1e-5}}, "eps = 1e-05: only"},
+      {{{"eps", 0}}, "eps = 0: must be positive"},
       {{{"embedding_dim", 64}}, "embedding_dim = 64: is not hidden_size = 32"},
       {{{"num_blocks", 2}}, "num_blocks = 2: is not num_hidden_layers = 3"},
       {{{"num_hidden_layers", 1001}, {"num_blocks", nullptr}}, "num_hidden_layers = 1001: more"},

@@ -31,6 +31,8 @@ inline config::ModelConfig SmallModel(const std::vector<std::string>& pattern, i
   model.mutable_mlstm()->set_width(24);
   model.mutable_mlstm()->set_key_width(15);
   model.mutable_mlstm()->set_gate_soft_cap(4);
+  // Gradients neglect that the stabiliser changes what epsilon is worth.
+  model.mutable_mlstm()->set_epsilon(1e-10);
   model.mutable_slstm()->set_heads(3);
   model.mutable_mlp()->set_width(20);
   return model;
