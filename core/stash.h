@@ -9,6 +9,7 @@
 
 #include "core/memory.h"
 #include "core/tensor.h"
+#include "core/tensor_math.h"
 
 namespace eyrie {
 
@@ -112,23 +113,35 @@ class StateTable {
   explicit StateTable(int64_t capacity = 0) : capacity_(capacity) {}
   int64_t capacity() const { return capacity_; }
   SlotId Add(std::string name, int64_t rows, int64_t width, Holds holds = Holds::kActivations) {
-    slots_.push_back({std::move(name), rows, width, holds});
-    return static_cast<SlotId>(slots_.size()) - 1;
+    return Add({std::move(name), rows, width, holds});
+  }
+  // Logarithms of what the slots `scaled` are to be multiplied by, each for equally many of their
+  // elements. They are free to choose and have no gradient: those of the scaled slots are for
+  // constant logarithms. They start as `initial`.
+  SlotId AddLogScale(std::string name, int64_t rows, int64_t width, std::vector<SlotId> scaled,
+                     double initial = 0.0) {
+    return Add({std::move(name), rows, width, Holds::kFullPrecision, std::move(scaled), initial});
   }
   struct Slot {
     std::string name;
     int64_t rows, width;
     Holds holds;
+    std::vector<SlotId> scaled = {};  // of a log scale
+    double initial = 0.0;
   };
   const std::vector<Slot>& slots() const { return slots_; }
 
  private:
+  SlotId Add(Slot slot) {
+    slots_.push_back(std::move(slot));
+    return static_cast<SlotId>(slots_.size()) - 1;
+  }
   int64_t capacity_;
   std::vector<Slot> slots_;
 };
 
-// The memory of a StateTable for B sequences, beside activations of type `dtype`. Zero is the state
-// before the first token.
+// The memory of a StateTable for B sequences, beside activations of type `dtype`. It starts as the
+// state before the first token: zero, but for what a slot starts as instead.
 class State {
  public:
   State() = default;
@@ -137,13 +150,18 @@ class State {
     for (const auto& slot : table.slots()) {
       owned_.emplace_back(TypeOf(slot.holds, dtype), Shape{batch, slot.rows, slot.width}, device);
       tensors_.push_back(owned_.back().tensor);
+      if (slot.initial != 0.0) Fill(tensors_.back(), slot.initial);
     }
   }
   // For as long as the arena is not rewound.
   State(const StateTable& table, DType dtype, int64_t batch, Arena& arena) {
     for (const auto& slot : table.slots()) {
       tensors_.push_back(arena.Allocate(TypeOf(slot.holds, dtype), {batch, slot.rows, slot.width}));
-      FillZero(tensors_.back());
+      if (slot.initial != 0.0) {
+        Fill(tensors_.back(), slot.initial);
+      } else {
+        FillZero(tensors_.back());
+      }
     }
   }
   // [B, rows, width]

@@ -1,5 +1,8 @@
 #include "core/tensor_math.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "core/device.h"
 #include "core/kernel_times.h"
 #include "core/threads.h"
@@ -19,6 +22,17 @@ void ForType(const Tensor& tensor, const Body& body) {
     case DType::kI32: break;
   }
   ThrowFailure("no arithmetic on ", Name(tensor.dtype));
+}
+// The same of a type of full precision.
+template <class Body>
+void ForFullType(const char* what, const Tensor& tensor, const Body& body) {
+  ForType(tensor, [&]<class T>(T zero) {
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      ThrowFailure(what, ": ", Name(tensor.dtype), " is not full precision");
+    } else {
+      body(zero);
+    }
+  });
 }
 
 template <class T>
@@ -62,23 +76,55 @@ void AddRows(const Tensor& from, int64_t from_row, const Tensor& to, int64_t to_
   });
 }
 
-void MultiplyAdd(const Tensor& factor, const Tensor& addend, const Tensor& state) {
+void MultiplyAdd(const Tensor& factor, const Tensor& addend, const Tensor& state,
+                 const Tensor& weight) {
   EYRIE_CHECK(factor.size() > 0 && state.size() % factor.size() == 0 &&
-              addend.size() == state.size());
+              addend.size() == state.size() &&
+              (!weight.defined() || weight.size() == factor.size()));
   if (IsMeta(state.device)) return;
   const KernelScope timed(kTensorMath);
   if constexpr (kCudaBuild) {
-    if (state.device == Device::kCuda) return cuda::MultiplyAdd(factor, addend, state);
+    if (state.device == Device::kCuda) return cuda::MultiplyAdd(factor, addend, state, weight);
   }
-  ForType(state, [&]<class T>(T) {
-    if constexpr (std::is_same_v<T, BFloat16>) {
-      ThrowFailure("MultiplyAdd: states have full precision");
-    } else {
-      const T *scale = factor.data<T>(), *term = addend.data<T>();
-      T* out = state.data<T>();
-      const int64_t each = state.size() / factor.size();
-      for (int64_t i = 0; i < state.size(); ++i) out[i] = scale[i / each] * out[i] + term[i];
+  ForFullType("MultiplyAdd", state, [&]<class T>(T) {
+    const T *scale = factor.data<T>(), *term = addend.data<T>(), *share = weight.data<T>();
+    T* out = state.data<T>();
+    const int64_t each = state.size() / factor.size();
+    for (int64_t i = 0; i < state.size(); ++i) {
+      out[i] = scale[i / each] * out[i] + (share == nullptr ? term[i] : share[i / each] * term[i]);
     }
+  });
+}
+
+void StabiliseSum(const Tensor& log_decay, const Tensor& increment_m, const Tensor& m,
+                  const Tensor& keep, const Tensor& add) {
+  for (const Tensor& other : {log_decay, increment_m, keep, add}) {
+    EYRIE_CHECK(other.size() == m.size());
+  }
+  if (IsMeta(m.device)) return;
+  const KernelScope timed(kTensorMath);
+  if constexpr (kCudaBuild) {
+    if (m.device == Device::kCuda) return cuda::StabiliseSum(log_decay, increment_m, m, keep, add);
+  }
+  ForFullType("StabiliseSum", m, [&]<class T>(T) {
+    const T *decay = log_decay.data<T>(), *increment = increment_m.data<T>();
+    for (int64_t i = 0; i < m.size(); ++i) {
+      const T kept = decay[i] + m.data<T>()[i], most = std::max(kept, increment[i]);
+      keep.data<T>()[i] = std::exp(kept - most);
+      add.data<T>()[i] = std::exp(increment[i] - most);
+      m.data<T>()[i] = most;
+    }
+  });
+}
+
+void Fill(const Tensor& tensor, double value) {
+  if (IsMeta(tensor.device)) return;
+  const KernelScope timed(kTensorMath);
+  if constexpr (kCudaBuild) {
+    if (tensor.device == Device::kCuda) return cuda::Fill(tensor, value);
+  }
+  ForFullType("Fill", tensor, [&]<class T>(T) {
+    std::fill_n(tensor.data<T>(), tensor.size(), static_cast<T>(value));
   });
 }
 

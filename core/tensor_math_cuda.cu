@@ -30,10 +30,29 @@ __global__ void AddRowsKernel(const T* from, int64_t from_stride, T* to, int64_t
 }
 
 __global__ void MultiplyAddKernel(const float* factor, const float* addend, float* state,
-                                  int64_t count, int64_t each) {
+                                  const float* weight, int64_t count, int64_t each) {
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) {
-    state[i] = fmaf(factor[i / each], state[i], addend[i]);
+    const float term = weight == nullptr ? addend[i] : weight[i / each] * addend[i];
+    state[i] = fmaf(factor[i / each], state[i], term);
+  }
+}
+
+__global__ void StabiliseSumKernel(const float* log_decay, const float* increment_m, float* m,
+                                   float* keep, float* add, int64_t count) {
+  const int64_t step = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) {
+    const float kept = log_decay[i] + m[i], most = fmaxf(kept, increment_m[i]);
+    keep[i] = expf(kept - most);
+    add[i] = expf(increment_m[i] - most);
+    m[i] = most;
+  }
+}
+
+__global__ void FillKernel(float* to, float value, int64_t count) {
+  const int64_t step = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) {
+    to[i] = value;
   }
 }
 
@@ -59,10 +78,24 @@ void AddRows(const Tensor& from, int64_t from_row, const Tensor& to, int64_t to_
   });
 }
 
-void MultiplyAdd(const Tensor& factor, const Tensor& addend, const Tensor& state) {
+void MultiplyAdd(const Tensor& factor, const Tensor& addend, const Tensor& state,
+                 const Tensor& weight) {
   const int64_t count = state.size();
   Launch("MultiplyAdd", MultiplyAddKernel, Blocks(count), kThreads, 0, factor.data<float>(),
-         addend.data<float>(), state.data<float>(), count, count / factor.size());
+         addend.data<float>(), state.data<float>(), weight.data<float>(), count,
+         count / factor.size());
+}
+
+void StabiliseSum(const Tensor& log_decay, const Tensor& increment_m, const Tensor& m,
+                  const Tensor& keep, const Tensor& add) {
+  Launch("StabiliseSum", StabiliseSumKernel, Blocks(m.size()), kThreads, 0, log_decay.data<float>(),
+         increment_m.data<float>(), m.data<float>(), keep.data<float>(), add.data<float>(),
+         m.size());
+}
+
+void Fill(const Tensor& tensor, double value) {
+  Launch("Fill", FillKernel, Blocks(tensor.size()), kThreads, 0, tensor.data<float>(),
+         static_cast<float>(value), tensor.size());
 }
 
 void Convert(const Tensor& from, const Tensor& to) {

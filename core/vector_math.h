@@ -17,6 +17,8 @@ __attribute__((__simd__("notinbranch"))) double exp(double) noexcept;
 __attribute__((__simd__("notinbranch"))) double expm1(double) noexcept;
 __attribute__((__simd__("notinbranch"))) float tanhf(float) noexcept;
 __attribute__((__simd__("notinbranch"))) double tanh(double) noexcept;
+__attribute__((__simd__("notinbranch"))) float erff(float) noexcept;
+__attribute__((__simd__("notinbranch"))) double erf(double) noexcept;
 __attribute__((__simd__("notinbranch"))) float log1pf(float) noexcept;
 __attribute__((__simd__("notinbranch"))) double log1p(double) noexcept;
 __attribute__((__simd__("notinbranch"))) double sin(double) noexcept;
@@ -75,6 +77,8 @@ inline float Expm1NonPositive(float x) {
 inline double Expm1NonPositive(double x) { return ::expm1(x); }
 inline float Tanh(float x) { return ::tanhf(x); }
 inline double Tanh(double x) { return ::tanh(x); }
+inline float Erf(float x) { return ::erff(x); }
+inline double Erf(double x) { return ::erf(x); }
 inline float Log1p(float x) { return ::log1pf(x); }
 inline double Log1p(double x) { return ::log1p(x); }
 // In separate loops: gcc joins a sine and a cosine of one argument into a call it cannot vectorise.

@@ -61,10 +61,12 @@ void ReportKernels(const KernelSums& sums, int steps, const std::string& other, 
   report.Print(json);
 }
 
-// FLOPs of one token, forward and backward: 6 for each parameter (the tied table counts once, as
-// the head's product), and 12 for each channel of attention and key that a query sees, on average.
-// The recurrence, norms and whatever is recomputed do not count.
+// FLOPs of one token, forward and backward: 6 for each parameter (a tied table counts once, as the
+// head's product, and one that is only looked up in does not), and 12 for each channel of attention
+// and key that a query sees, on average. The recurrence, norms and whatever is recomputed do not
+// count.
 double FlopsPerToken(const config::ModelConfig& model, int64_t parameters, int64_t length) {
+  if (!model.tied_embedding()) parameters -= model.vocab_size() * model.width();
   double flops = 6.0 * static_cast<double>(parameters);
   for (int64_t block = 0; block < model.depth(); ++block) {
     const auto& entry = model.pattern(static_cast<int>(block % model.pattern_size()));

@@ -5,6 +5,7 @@
 #include "core/error.h"
 #include "launcher/huggingface_mamba.h"
 #include "launcher/huggingface_recurrent_gemma.h"
+#include "launcher/huggingface_xlstm.h"
 
 namespace eyrie {
 
@@ -29,6 +30,7 @@ const std::vector<HuggingFaceFamily>& HuggingFaceFamilies() {
   static const std::vector<HuggingFaceFamily> families = {
       RecurrentGemmaFamily(),
       MambaFamily(),
+      XlstmFamily(),
   };
   return families;
 }

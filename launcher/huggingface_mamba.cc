@@ -69,6 +69,8 @@ std::string Obstacle(const config::ModelConfig& model) {
   if (model.embedding_scale() != config::ModelConfig::UNSCALED) {
     return "model.embedding_scale is not UNSCALED";
   }
+  if (model.norm() != config::ModelConfig::RMS_NORM) return "model.norm is not RMS_NORM";
+  if (!model.tied_embedding()) return "model.tied_embedding is false";
   if (model.logit_soft_cap() > 0) return "model.logit_soft_cap is not 0";
   if (model.mamba().width() % model.width() != 0) {
     return StrCat("model.mamba.width = ", model.mamba().width(),

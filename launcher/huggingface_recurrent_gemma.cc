@@ -156,6 +156,7 @@ std::string Obstacle(const config::ModelConfig& model) {
     return "model.embedding_scale is not SQRT_WIDTH";
   }
   if (model.norm() != config::ModelConfig::RMS_NORM) return "model.norm is not RMS_NORM";
+  if (!model.tied_embedding()) return "model.tied_embedding is false";
   if (!(model.logit_soft_cap() > 0)) return "model.logit_soft_cap is 0";
   if (model.depth() > kMostRepeats * model.pattern_size()) {
     return StrCat("model.depth = ", model.depth(), " repeats the pattern more than ", kMostRepeats,

@@ -24,16 +24,18 @@ struct Link {
   double bandwidth, latency;
 };
 
-// Elements of all matrices on a tensor rank: each is multiplied with every token once. The tied
-// embedding counts as the head; looking up takes no products.
+// Elements of all matrices on a tensor rank: each is multiplied with every token once. A tied
+// embedding, the first parameter, counts as the head, and otherwise not at all, because looking up
+// takes no products; then the head is the last parameter.
 struct MatrixElements {
-  MatrixElements(const ParamTable& table, int tensor_size) {
+  MatrixElements(const ParamTable& table, int tensor_size, bool tied) {
     for (const ParamSpec& spec : table.specs()) {
       const int64_t size = LocalSlice(spec, tensor_size, 0).extent.size();
       local += size;
       if (!spec.weight_decay) continue;  // norms, biases, decays
+      if (!tied && &spec == &table.specs().front()) continue;
       matrices += size;
-      if (&spec == &table.specs().front()) head = size;
+      if (&spec == (tied ? &table.specs().front() : &table.specs().back())) head = size;
     }
   }
   int64_t local = 0, matrices = 0, head = 0;
@@ -42,7 +44,7 @@ struct MatrixElements {
 void CountWork(const config::Config& config, const Precision& precision, Plan& plan) {
   const auto& train = config.train();
   const Model model(config.model(), plan.shape.tensor);
-  const MatrixElements elements(model.params(), plan.shape.tensor);
+  const MatrixElements elements(model.params(), plan.shape.tensor, config.model().tied_embedding());
   plan.parameters = model.params().TotalElements();
   plan.local_parameters = elements.local;
 

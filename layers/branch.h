@@ -36,7 +36,7 @@ class Branch {
   Norm norm_;
   std::unique_ptr<Mixer> mixer_;
   StashTable stash_table_;
-  SlotId normed_ = -1, rstd_ = -1;
+  SlotId normed_ = -1, statistics_ = -1;
 };
 
 }  // namespace eyrie

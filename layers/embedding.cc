@@ -7,6 +7,7 @@
 #include "core/blas.h"
 #include "kernels/cross_entropy/cross_entropy.h"
 #include "kernels/embedding/embedding.h"
+#include "layers/columns.h"
 
 namespace eyrie {
 namespace {
@@ -16,14 +17,21 @@ constexpr int64_t kPieceTokens = 1024;
 
 }  // namespace
 
+ParamId Embedding::DeclareTable(Declaration& declare, const char* name) const {
+  return declare.params.Add({.name = declare.prefix + name,
+                             .shape = {options_.vocab_size, options_.width},
+                             .shard_axis = 0,
+                             .weight_decay = true,
+                             .init = InitNormal(std::sqrt(options_.variance))});
+}
+
 void Embedding::Declare(Declaration& declare) {
   local_vocab_ = options_.vocab_size / declare.tensor_size;
-  table_ = declare.params.Add(
-      {.name = declare.prefix + "tok.w",
-       .shape = {options_.vocab_size, options_.width},
-       .shard_axis = 0,
-       .weight_decay = true,
-       .init = InitNormal(std::sqrt(1.0 / static_cast<double>(options_.width)))});
+  table_ = head_ = DeclareTable(declare, "tok.w");
+}
+
+void Embedding::DeclareHead(Declaration& declare) {
+  if (!options_.tied) head_ = DeclareTable(declare, "head.w");
 }
 
 void Embedding::LookUp(Run& run, const Tensor& tokens, const Tensor& y) const {
@@ -53,7 +61,7 @@ void Embedding::PartialLogits(Run& run, const Tensor& x, const Tensor& u) const 
         .k = options_.width,
         .a = x,
         .lda = options_.width,
-        .b = run.params.value(table_),
+        .b = run.params.value(head_),
         .ldb = options_.width,
         .c = u,
         .ldc = local_vocab_});
@@ -111,7 +119,7 @@ void Embedding::HeadLoss(Run& run, const Tensor& x, const Tensor& labels, double
           .k = local_vocab_,
           .a = dlogits,
           .lda = local_vocab_,
-          .b = run.params.value(table_),
+          .b = run.params.value(head_),
           .ldb = width,
           .c = dx.View({tokens, width}).Rows(begin, end),
           .ldc = width});
@@ -123,7 +131,7 @@ void Embedding::HeadLoss(Run& run, const Tensor& x, const Tensor& labels, double
           .lda = local_vocab_,
           .b = piece,
           .ldb = width,
-          .c = run.params.grad(table_),
+          .c = run.params.grad(head_),
           .ldc = width,
           .accumulate = true});
   }
@@ -133,19 +141,11 @@ void Embedding::HeadLoss(Run& run, const Tensor& x, const Tensor& labels, double
 void Embedding::Logits(Run& run, const Tensor& x, const Tensor& logits) const {
   ArenaScope scope(run.arena);
   const int64_t rows = x.size() / options_.width;
-  const int ranks = run.mesh.tensor().size();
   const Tensor local = run.arena.Allocate(logits.dtype, {rows, local_vocab_});
   const Tensor row_max = run.arena.Allocate(logits.dtype, {rows});
   PartialLogits(run, x, local);
   SoftCapRowMax({.logits = local, .soft_cap = options_.soft_cap, .row_max = row_max});
-  if (ranks == 1) return Copy(local, logits);
-  const Tensor gathered = run.arena.Allocate(logits.dtype, {ranks, rows, local_vocab_});
-  run.mesh.tensor().AllGather(local, gathered).Wait();
-  // Rank by rank and row by row: each rank's columns of the whole rows.
-  for (int rank = 0; rank < ranks; ++rank) {
-    CopyRows(gathered.Rows(rank, rank + 1).View({rows, local_vocab_, 1}), 0,
-             logits.View({rows, options_.vocab_size, 1}), rank * local_vocab_, local_vocab_);
-  }
+  GatherColumns(run, local, logits);
 }
 
 }  // namespace eyrie

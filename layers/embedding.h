@@ -1,5 +1,5 @@
-// The tied embedding table, cut over the tensor axis by vocabulary: look-up at one end of the
-// model, head and loss at the other.
+// The embedding table and the head's, which may be the same one, cut over the tensor axis by
+// vocabulary: look-up at one end of the model, head and loss at the other.
 #pragma once
 
 #include "layers/layer.h"
@@ -17,13 +17,17 @@ class Embedding {
  public:
   struct Options {
     int64_t vocab_size = 0, width = 0;
+    double variance = 0.0;  // of the tables' initial elements
+    bool tied = true;       // one table for both
     double scale = 1.0;     // multiplies looked-up rows
     double soft_cap = 0.0;  // of the logits; 0: none
   };
 
   explicit Embedding(Options options) : options_(options) {}
 
+  // The embedding's table; then, last of all parameters, the head's, if it has its own.
   void Declare(Declaration& declare);
+  void DeclareHead(Declaration& declare);
 
   // y [B, T, D] := the tokens' rows, complete on every tensor rank.
   void LookUp(Run& run, const Tensor& tokens, const Tensor& y) const;
@@ -31,7 +35,7 @@ class Embedding {
 
   // Adds the loss of predicting `labels` [B, T] from x [B, T, D] (a negative label does not count)
   // to `loss`, [2] float64: the sum, and the labels that counted. With `dx` (training) also runs
-  // backward at once, with the loss scaled by `scale`: dx := gradient of x, and the table's
+  // backward at once, with the loss scaled by `scale`: dx := gradient of x, and the head's
   // gradient is added to. `predicted` [B, T] int32, where wanted, receives the id of each token's
   // largest logit (RowArgmax), on every tensor rank. Works through the tokens piece by piece, so
   // that logits exist for one piece at a time.
@@ -43,12 +47,13 @@ class Embedding {
 
  private:
   int64_t FirstRow(Run& run) const { return run.mesh.tensor().rank() * local_vocab_; }
-  // u [N, local vocab] := x table^T
+  ParamId DeclareTable(Declaration& declare, const char* name) const;
+  // u [N, local vocab] := x head^T
   void PartialLogits(Run& run, const Tensor& x, const Tensor& u) const;
 
   Options options_;
   int64_t local_vocab_ = 0;
-  ParamId table_ = -1;
+  ParamId table_ = -1, head_ = -1;
 };
 
 }  // namespace eyrie

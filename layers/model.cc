@@ -42,6 +42,8 @@ Model::Model(const config::ModelConfig& config, int tensor_size, Recompute recom
       recompute_(recompute),
       embedding_({.vocab_size = config.vocab_size(),
                   .width = config.width(),
+                  .variance = config.embedding_variance() / static_cast<double>(config.width()),
+                  .tied = config.tied_embedding(),
                   .scale = EmbeddingScale(config),
                   .soft_cap = config.logit_soft_cap()}),
       norm_f_("norm_f", config) {
@@ -65,6 +67,7 @@ Model::Model(const config::ModelConfig& config, int tensor_size, Recompute recom
   declare.prefix = "";
   first_params_.push_back(static_cast<ParamId>(params_.specs().size()));
   norm_f_.Declare(declare);
+  embedding_.DeclareHead(declare);
 }
 
 ModelState Model::MakeState(const ParamStore& params, int64_t batch, int64_t capacity,
@@ -116,24 +119,24 @@ void Model::Forward(Run& run, const Batch& batch, const ModelState* before, Mode
     run.Show(Seen::kOutput, names_[i], x);
   }
   saved.inputs.push_back(x);
-  saved.rstd = run.FullScratch(1);
+  saved.norm = run.FullScratch(norm_f_.statistics());
   saved.gradient = run.Scratch(width_);
 
   const Computing computing(run, "head", "");
   ArenaScope scope(run.arena);
   const Tensor normed = run.Scratch(width_), dnormed = run.Scratch(width_);
-  norm_f_.Forward(run, x, normed, saved.rstd);
+  norm_f_.Forward(run, x, normed, saved.norm);
   run.Show(Seen::kOutput, "norm_f", normed);
   embedding_.HeadLoss(run, normed, batch.labels, batch.scale, batch.loss, dnormed, {});
   run.Show(Seen::kOutput, "head", batch.loss.Rows(0, 1));
   run.Show(Seen::kGradient, "head", dnormed);
-  norm_f_.Backward(run, x, saved.rstd, dnormed, /*dresidual=*/{}, saved.gradient);
+  norm_f_.Backward(run, x, saved.norm, dnormed, /*dresidual=*/{}, saved.gradient);
   run.Show(Seen::kGradient, "norm_f", saved.gradient);
 }
 
 void Model::Backward(Run& run, const Batch& batch, Activations& saved, const ModelState* before,
                      const ModelState* grad_after, ModelState* grad_before) const {
-  // A last norm without a weight completes nothing.
+  // A last norm without a weight, before a tied head, completes nothing.
   if (first_params_.back() < static_cast<ParamId>(params_.specs().size())) {
     GradsReady(run, first_params_.back());
   }
@@ -181,7 +184,7 @@ Tensor Model::Infer(Run& run, const Tensor& tokens, const ModelState* before,
     branches_[i].Forward(run, x, y, stash, CarryOf(i, before, after));
     std::swap(x, y);
   }
-  norm_f_.Forward(run, x, y, run.FullScratch(1));
+  norm_f_.Forward(run, x, y, run.FullScratch(norm_f_.statistics()));
   return y;
 }
 

@@ -1,5 +1,5 @@
 // A language model: embedding, residual branches taken cyclically from the pattern, final norm,
-// tied head.
+// head.
 #pragma once
 
 #include <string>
@@ -39,7 +39,7 @@ class Model {
   struct Activations {
     std::vector<Tensor> inputs;  // of each branch, [B, T, D]
     std::vector<Stash> stashes;  // of each branch; only what outlives recomputation
-    Tensor rstd;                 // of the final norm
+    Tensor norm;                 // what the final norm saves
     Tensor gradient;             // [B, T, D] of the final norm's input
   };
 

@@ -1,5 +1,5 @@
-// The norm before a branch and before the head: RMSNorm with weight 1 + w, w replicated and
-// starting at zero, or SimpleRMSNorm, without a weight.
+// The norm before a branch and before the head: RMSNorm or LayerNorm with weight 1 + w, w
+// replicated and starting at zero, or SimpleRMSNorm, without a weight.
 #pragma once
 
 #include <string>
@@ -14,24 +14,27 @@ class Norm {
   // Of the kind, width and epsilon that `model` gives.
   Norm(std::string name, const config::ModelConfig& model)
       : name_(std::move(name)),
-        weighted_(model.norm() == config::ModelConfig::RMS_NORM),
+        kind_(model.norm()),
         width_(model.width()),
         epsilon_(model.norm_epsilon()) {}
 
   void Declare(Declaration& declare);
   int64_t width() const { return width_; }
-  // y := norm(x); rstd [B, T, 1] is saved for backward.
-  void Forward(Run& run, const Tensor& x, const Tensor& y, const Tensor& rstd) const;
+  // How many numbers a token it saves for backward, in full precision.
+  int64_t statistics() const { return kind_ == config::ModelConfig::LAYER_NORM ? 2 : 1; }
+  // y := norm(x); `saved` [B, T, statistics()].
+  void Forward(Run& run, const Tensor& x, const Tensor& y, const Tensor& saved) const;
   // dx := dresidual + gradient through the norm; dx may be dresidual. `dresidual` may be absent.
-  void Backward(Run& run, const Tensor& x, const Tensor& rstd, const Tensor& dy,
+  void Backward(Run& run, const Tensor& x, const Tensor& saved, const Tensor& dy,
                 const Tensor& dresidual, const Tensor& dx) const;
 
  private:
+  bool weighted() const { return kind_ != config::ModelConfig::SIMPLE_RMS_NORM; }
   // An absent tensor for a norm without a weight.
-  Tensor Weight(const Run& run) const { return weighted_ ? run.params.value(weight_) : Tensor{}; }
+  Tensor Weight(const Run& run) const { return weighted() ? run.params.value(weight_) : Tensor{}; }
 
   std::string name_;
-  bool weighted_;
+  config::ModelConfig::Norm kind_;
   int64_t width_;
   double epsilon_;
   ParamId weight_ = -1;

@@ -6,7 +6,10 @@
 #include "layers/mixers/glu.h"
 #include "layers/mixers/lightning.h"
 #include "layers/mixers/mamba.h"
+#include "layers/mixers/mlstm.h"
+#include "layers/mixers/mlstm_large.h"
 #include "layers/mixers/recurrent.h"
+#include "layers/mixers/slstm.h"
 
 namespace eyrie {
 
@@ -29,7 +32,12 @@ const std::vector<MixerEntry>& MixerRegistry() {
       GlobalAttentionMixerEntry(),
       LocalAttentionMixerEntry(),
       LightningAttentionMixerEntry(),
+      MlstmMixerEntry(),
+      MlstmLargeMixerEntry(),
+      SlstmMixerEntry(),
       GegluMixerEntry(),
+      GegluErfMixerEntry(),
+      SwigluMixerEntry(),
       SgluMixerEntry(),
   };
   return registry;
@@ -54,6 +62,7 @@ void ValidateModel(const config::ModelConfig& model, int64_t tensor, ConfigError
   errors.RequirePositive("model.width", model.width());
   errors.RequirePositive("model.depth", model.depth());
   if (model.norm_epsilon() <= 0) errors.Add("model.norm_epsilon must be positive");
+  if (!(model.embedding_variance() > 0)) errors.Add("model.embedding_variance must be positive");
   if (model.logit_soft_cap() < 0) errors.Add("model.logit_soft_cap must not be negative");
   if (model.pattern().empty()) errors.Add("model.pattern is empty");
   std::set<std::string> seen;

@@ -147,4 +147,75 @@ void CarryScan::Wait() {
   apply(place, size_, args_.leaving);
 }
 
+StabilisedCarryScan::StabilisedCarryScan(Communicator& sequence, Arena& arena, const Args& args)
+    : rank_(sequence.rank()), size_(sequence.size()), args_(args) {
+  const Tensor parts[] = {args.log_decay, args.increment.m, args.increment.c, args.increment.n};
+  int64_t map = 0;
+  for (const Tensor& part : parts) map += part.size();
+  const DType dtype = args.entering.m.dtype;
+  const Tensor mine = arena.Allocate(dtype, {map});
+  gathered_ = arena.Allocate(dtype, {size_, map});
+  keep_ = arena.Allocate(dtype, {args.log_decay.size()});
+  add_ = arena.Allocate(dtype, {args.log_decay.size()});
+  int64_t at = 0;
+  for (const Tensor& part : parts) {
+    Copy(part, mine.Rows(at, at + part.size()));
+    at += part.size();
+  }
+  event_ = sequence.AllGather(mine, gathered_);
+}
+
+void StabilisedCarryScan::Wait() {
+  event_.Wait();
+  const auto apply = [&](int begin, int end, const State& state) {
+    for (int rank = begin; rank < end; ++rank) {
+      const Tensor row = gathered_.Rows(rank, rank + 1), map = row.View({row.size()});
+      const int64_t groups = state.m.size(), c = 2 * groups, n = c + state.c.size();
+      StabiliseSum(map.Rows(0, groups), map.Rows(groups, c), state.m, keep_, add_);
+      MultiplyAdd(keep_, map.Rows(c, n), state.c, add_);
+      MultiplyAdd(keep_, map.Rows(n, map.size()), state.n, add_);
+    }
+  };
+  const auto copy = [](const State& from, const State& to) {
+    Copy(from.c, to.c);
+    Copy(from.n, to.n);
+    Copy(from.m, to.m);
+  };
+  if (args_.first.defined()) {
+    copy(args_.first, args_.entering);
+  } else {
+    FillZero(args_.entering.c);
+    FillZero(args_.entering.n);
+    Fill(args_.entering.m, args_.first_m);
+  }
+  apply(0, rank_, args_.entering);
+  if (!args_.leaving.defined()) return;
+  copy(args_.entering, args_.leaving);
+  apply(rank_, size_, args_.leaving);
+}
+
+void Relay(Communicator& sequence, CarryScan::Direction direction,
+           const std::vector<Tensor>& entering, const std::vector<Tensor>& leaving,
+           const std::function<void()>& step) {
+  const bool forward = direction == CarryScan::Direction::kForward;
+  const int size = sequence.size(), rank = sequence.rank();
+  const int place = forward ? rank : size - 1 - rank, later = forward ? 1 : -1;
+  const auto messages = [](bool any, const std::vector<Tensor>& tensors, int peer) {
+    std::vector<Communicator::Message> result;
+    for (const Tensor& tensor : tensors) {
+      if (any) result.push_back({tensor, peer});
+    }
+    return result;
+  };
+  // Every rank takes part in every exchange, most of them without a message.
+  for (int turn = 0; turn < size; ++turn) {
+    if (turn == place) step();
+    if (turn == size - 1) break;
+    sequence
+        .Exchange(messages(turn == place, leaving, rank + later),
+                  messages(turn + 1 == place, entering, rank - later))
+        .Wait();
+  }
+}
+
 }  // namespace eyrie

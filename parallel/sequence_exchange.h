@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
 #include <vector>
 
 #include "core/memory.h"
@@ -112,5 +113,42 @@ class CarryScan {
   Direction direction_;
   Event event_;
 };
+
+// The same, in the order of time, for a state whose true values are exp(m) times what is held, so
+// that decays and increments of any magnitude compose (mLSTM: Beck et al., arXiv:2503.14376,
+// appendix A). A chunk multiplies true values by exp(log_decay) and adds its increment.
+class StabilisedCarryScan {
+ public:
+  // c and n hold equally many successive elements for each element of m.
+  struct State {
+    Tensor c, n, m;
+    bool defined() const { return m.defined(); }
+  };
+  struct Args {
+    Tensor log_decay;  // like m
+    State increment;
+    State first;           // enters the first chunk; absent: zeros, with
+    double first_m = 0.0;  // this in place of m
+    State entering;        // out: what enters this rank's chunk
+    State leaving;         // out: what leaves the last chunk; optional
+  };
+  StabilisedCarryScan(Communicator& sequence, Arena& arena, const Args& args);
+  void Wait();
+
+ private:
+  int rank_, size_;
+  Tensor gathered_;  // [S, elements of log_decay, m, c and n]
+  Tensor keep_, add_;
+  Args args_;
+  Event event_;
+};
+
+// For a state that no summary of a chunk can advance: one rank after another runs `step`, which
+// reads `entering` and writes `leaving`, and hands `leaving` to the next rank's `entering`. The
+// first rank's `entering` is its own to fill, nobody receives the last one's `leaving`. Slices of a
+// batch that take turns keep the other ranks busy meanwhile.
+void Relay(Communicator& sequence, CarryScan::Direction direction,
+           const std::vector<Tensor>& entering, const std::vector<Tensor>& leaving,
+           const std::function<void()>& step);
 
 }  // namespace eyrie

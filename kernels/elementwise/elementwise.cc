@@ -66,6 +66,15 @@ void AddRow(const Tensor& row, const Tensor& y) {
   DispatchCpu(kernel, y, [&](auto real) { AddRowCpu<decltype(real)>(row, y); });
 }
 
+void ScaleRows(const Tensor& row, const Tensor& x, const Tensor& y) {
+  const char* kernel = "ScaleRows";
+  CheckRows(kernel, row, x);
+  CheckShape(kernel, "y", y, x.shape);
+  CheckTypes(kernel, x, x.dtype, {row, y});
+  EYRIE_DISPATCH_CUDA(x, ScaleRowsCuda(row, x, y));
+  DispatchCpu(kernel, x, [&](auto real) { ScaleRowsCpu<decltype(real)>(row, x, y); });
+}
+
 void SumRows(const Tensor& dy, const Tensor& dbias, const Tensor& workspace) {
   const char* kernel = "SumRows";
   CheckRows(kernel, dbias, dy);

@@ -16,6 +16,8 @@ void SiluBackward(const Tensor& x, const Tensor& dy, const Tensor& dx);
 void BroadcastRows(const Tensor& bias, const Tensor& y);
 // Each of the rows of y [..., C] += row [C].
 void AddRow(const Tensor& row, const Tensor& y);
+// Each of the rows of y [..., C] := row [C] times that of x [..., C]; y may be x.
+void ScaleRows(const Tensor& row, const Tensor& x, const Tensor& y);
 // dbias[c] += sum over rows of dy[..., c], in row order; on a GPU in an order that depends on
 // shapes alone. dbias [C] has full precision.
 void SumRows(const Tensor& dy, const Tensor& dbias, const Tensor& workspace);

@@ -66,6 +66,19 @@ void AddRowCpu(const Tensor& row, const Tensor& y) {
 }
 
 template <class Real>
+void ScaleRowsCpu(const Tensor& row, const Tensor& x, const Tensor& y) {
+  const int64_t width = row.size();
+  const Real *factor = row.data<Real>(), *from = x.data<Real>();
+  Real* to = y.data<Real>();
+  RowTiles(x.size() / width, width).ForEach([&](int64_t, int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+#pragma omp simd
+      for (int64_t c = 0; c < width; ++c) to[r * width + c] = factor[c] * from[r * width + c];
+    }
+  });
+}
+
+template <class Real>
 void SumRowsCpu(const Tensor& dy, const Tensor& dbias) {
   const int64_t width = dbias.size();
   AddRowSum(dy.data<Real>(), dy.size() / width, width, dbias.data<Real>());

@@ -53,6 +53,23 @@ struct SiluBackwardOperation {
   }
 };
 
+// Vectors need a width that they divide.
+template <class T>
+struct ScaleRowsOperation {
+  const T *row, *x;
+  T* y;
+  int64_t width;
+
+  template <int N>
+  __device__ void At(int64_t i) const {
+    const Vector<T, N> factor = LoadVector<N>(row + i % width), in = LoadVector<N>(x + i);
+    Vector<T, N> result;
+#pragma unroll
+    for (int j = 0; j < N; ++j) result.Set(j, factor[j] * in[j]);
+    StoreVector(y + i, result);
+  }
+};
+
 // y := row, or with kAdd y += row. A block of 8 warps covers 32 rows of 32 vectors of columns.
 constexpr int kRowWarps = 8, kRowsPerThread = 4;
 template <class T, int kWidth, bool kAdd>
@@ -131,6 +148,16 @@ void BroadcastRowsCuda(const Tensor& bias, const Tensor& y) {
 }
 
 void AddRowCuda(const Tensor& row, const Tensor& y) { LaunchRows<true>("AddRow", row, y); }
+
+void ScaleRowsCuda(const Tensor& row, const Tensor& x, const Tensor& y) {
+  DispatchCuda("ScaleRows", x, [&]<class T>(T) {
+    constexpr int kWidth = kVectorWidth<T>;
+    const ScaleRowsOperation<T> scale{row.data<T>(), x.data<T>(), y.data<T>(), row.size()};
+    LaunchElementwise<kWidth>(
+        "ScaleRows", x.size(),
+        Aligned<kWidth>(scale.row, scale.x, scale.y) && scale.width % kWidth == 0, scale);
+  });
+}
 
 void SumRowsCuda(const Tensor& dy, const Tensor& dbias, const Tensor& workspace) {
   const char* kernel = "SumRows";

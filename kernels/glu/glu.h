@@ -8,6 +8,9 @@ namespace eyrie {
 
 enum class Activation : uint8_t {
   kGeluTanh,  // 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))
+  kGeluErf,   // 0.5 x (1 + erf(x / sqrt(2))), the exact one
+  kSilu,      // x sigmoid(x): SwiGLU
+  kSigmoid,   // of the original GLU (Dauphin et al., arXiv:1612.08083)
   kNone,      // x: TransNormerLLM's SGLU (arXiv:2307.14995, equation 13)
 };
 

@@ -22,6 +22,34 @@ struct GeluTanh {
 };
 
 template <class Real>
+struct GeluErf {
+  explicit GeluErf(Real x) {
+    constexpr Real kInverseRoot = Real(0.7071067811865476);  // 1 / sqrt(2)
+    constexpr Real kDensity = Real(0.3989422804014327);      // 1 / sqrt(2 pi)
+    const Real distribution = Real(0.5) * (Real(1) + Erf(x * kInverseRoot));
+    value = x * distribution;
+    slope = distribution + x * kDensity * Exp(Real(-0.5) * x * x);
+  }
+  Real value, slope;
+};
+
+template <class Real>
+struct Silu {
+  explicit Silu(Real x) {
+    const Real s = Sigmoid(x);
+    value = x * s;
+    slope = s * (Real(1) + x * (Real(1) - s));
+  }
+  Real value, slope;
+};
+
+template <class Real>
+struct Logistic {
+  explicit Logistic(Real x) : value(Sigmoid(x)), slope(value * (Real(1) - value)) {}
+  Real value, slope;
+};
+
+template <class Real>
 struct None {
   explicit None(Real x) : value(x) {}
   Real value, slope = 1;
@@ -59,6 +87,9 @@ template <class Real>
 void GluForwardCpu(const GluForwardArgs& args) {
   switch (args.activation) {
     case Activation::kGeluTanh: return glu::Forward<glu::GeluTanh<Real>, Real>(args);
+    case Activation::kGeluErf: return glu::Forward<glu::GeluErf<Real>, Real>(args);
+    case Activation::kSilu: return glu::Forward<glu::Silu<Real>, Real>(args);
+    case Activation::kSigmoid: return glu::Forward<glu::Logistic<Real>, Real>(args);
     case Activation::kNone: return glu::Forward<glu::None<Real>, Real>(args);
   }
 }
@@ -67,6 +98,9 @@ template <class Real>
 void GluBackwardCpu(const GluBackwardArgs& args) {
   switch (args.activation) {
     case Activation::kGeluTanh: return glu::Backward<glu::GeluTanh<Real>, Real>(args);
+    case Activation::kGeluErf: return glu::Backward<glu::GeluErf<Real>, Real>(args);
+    case Activation::kSilu: return glu::Backward<glu::Silu<Real>, Real>(args);
+    case Activation::kSigmoid: return glu::Backward<glu::Logistic<Real>, Real>(args);
     case Activation::kNone: return glu::Backward<glu::None<Real>, Real>(args);
   }
 }

@@ -16,6 +16,30 @@ struct GeluTanh {
   float value, slope;
 };
 
+struct GeluErf {
+  __device__ __forceinline__ explicit GeluErf(float x) {
+    const float distribution = 0.5f * (1.0f + erff(x * 0.7071067811865476f));
+    value = x * distribution;
+    slope = distribution + x * 0.3989422804014327f * __expf(-0.5f * x * x);
+  }
+  float value, slope;
+};
+
+struct Silu {
+  __device__ __forceinline__ explicit Silu(float x) {
+    const float s = Sigmoid(x);
+    value = x * s;
+    slope = s * (1.0f + x * (1.0f - s));
+  }
+  float value, slope;
+};
+
+struct Logistic {
+  __device__ __forceinline__ explicit Logistic(float x)
+      : value(Sigmoid(x)), slope(value * (1.0f - value)) {}
+  float value, slope;
+};
+
 struct None {
   __device__ __forceinline__ explicit None(float x) : value(x) {}
   float value, slope = 1.0f;
@@ -86,6 +110,9 @@ void Backward(const GluBackwardArgs& args) {
 void GluForwardCuda(const GluForwardArgs& args) {
   switch (args.activation) {
     case Activation::kGeluTanh: return Forward<GeluTanh>(args);
+    case Activation::kGeluErf: return Forward<GeluErf>(args);
+    case Activation::kSilu: return Forward<Silu>(args);
+    case Activation::kSigmoid: return Forward<Logistic>(args);
     case Activation::kNone: return Forward<None>(args);
   }
 }
@@ -93,6 +120,9 @@ void GluForwardCuda(const GluForwardArgs& args) {
 void GluBackwardCuda(const GluBackwardArgs& args) {
   switch (args.activation) {
     case Activation::kGeluTanh: return Backward<GeluTanh>(args);
+    case Activation::kGeluErf: return Backward<GeluErf>(args);
+    case Activation::kSilu: return Backward<Silu>(args);
+    case Activation::kSigmoid: return Backward<Logistic>(args);
     case Activation::kNone: return Backward<None>(args);
   }
 }

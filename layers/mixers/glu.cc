@@ -2,6 +2,8 @@
 
 #include <cmath>
 
+#include "layers/xlstm_init.h"
+
 namespace eyrie {
 namespace {
 
@@ -79,6 +81,13 @@ void Validate(const config::ModelConfig& model, int64_t tensor, ConfigErrors& er
   errors.RequireDivisible("model.mlp.width", model.mlp().width(), "parallel.tensor", tensor);
 }
 
+std::unique_ptr<Mixer> XlstmGlu(const config::ModelConfig& model, Activation activation) {
+  return std::make_unique<GluMixer>(model, GluMixer::Options{.activation = activation,
+                                                             .bias = false,
+                                                             .in_std = XlstmInStd(model),
+                                                             .out_std = XlstmOutStd(model)});
+}
+
 }  // namespace
 
 MixerEntry GegluMixerEntry() {
@@ -92,6 +101,18 @@ MixerEntry GegluMixerEntry() {
                                      .in_std = std::sqrt(1.0 / static_cast<double>(model.width())),
                                      .out_std = std::sqrt(2.0 / depth / hidden)});
       }};
+}
+
+MixerEntry GegluErfMixerEntry() {
+  return {"geglu_erf", Validate, [](const config::ModelConfig& model, int64_t) {
+            return XlstmGlu(model, Activation::kGeluErf);
+          }};
+}
+
+MixerEntry SwigluMixerEntry() {
+  return {"swiglu", Validate, [](const config::ModelConfig& model, int64_t) {
+            return XlstmGlu(model, Activation::kSilu);
+          }};
 }
 
 MixerEntry SgluMixerEntry() {

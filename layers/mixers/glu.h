@@ -1,8 +1,11 @@
 // Gated MLPs (Shazeer, arXiv:2002.05202): y = (act(x W_g^T + b_g) * (x W_u^T + b_u)) W_d^T + b_d,
 // hidden width F cut over the tensor axis. Channel mixers: no state.
 //
-//   geglu  act is GELU
-//   sglu   no act and no biases: TransNormerLLM's (Qin et al., arXiv:2307.14995, equation 13)
+//   geglu      act is GELU, in its form with tanh
+//   geglu_erf  act is GELU itself, no biases: xLSTM's behind an sLSTM (Beck et al.,
+//              arXiv:2405.04517, figure 10)
+//   swiglu     act is SiLU, no biases: xLSTM 7B's (Beck et al., arXiv:2503.13427)
+//   sglu       no act and no biases: TransNormerLLM's (Qin et al., arXiv:2307.14995, equation 13)
 #pragma once
 
 #include "kernels/glu/glu.h"
@@ -34,6 +37,8 @@ class GluMixer final : public Mixer {
 };
 
 MixerEntry GegluMixerEntry();
+MixerEntry GegluErfMixerEntry();
+MixerEntry SwigluMixerEntry();
 MixerEntry SgluMixerEntry();
 
 }  // namespace eyrie

@@ -5,7 +5,6 @@
 #include <optional>
 
 #include "core/blas.h"
-#include "kernels/causal_conv1d/causal_conv1d.h"
 #include "kernels/elementwise/elementwise.h"
 #include "kernels/selective_scan/selective_scan.h"
 #include "parallel/sequence_exchange.h"
@@ -13,9 +12,8 @@
 namespace eyrie {
 namespace {
 
-constexpr int64_t kTaps = 4;
 constexpr int64_t kMostStates = 64;
-constexpr SlotId kConvState = 0, kHiddenSlot = 1;
+constexpr SlotId kHiddenSlot = 1;  // beside the convolution's
 
 int64_t Rank(const config::ModelConfig& model) {
   return model.mamba().dt_rank() > 0 ? model.mamba().dt_rank() : (model.width() + 15) / 16;
@@ -41,6 +39,11 @@ MambaMixer::MambaMixer(const config::ModelConfig& model)
       states_(model.mamba().states()),
       rank_(Rank(model)),
       input_dependent_(model.mamba().input_dependent()),
+      conv_({.name = "ssm.conv",
+             .width = global_width_,
+             .weight_init = InitFanIn(CausalConvolution::kTaps),
+             .bias_init = InitFanIn(CausalConvolution::kTaps),
+             .silu = true}),
       project_({.name = "ssm.xp",
                 .in = global_width_,
                 .out = rank_ + 2 * states_,
@@ -68,8 +71,7 @@ void MambaMixer::Declare(Declaration& declare) {
                                .init = std::move(init)});
   };
   in_w_ = add("in.w", {2, e, model_width_}, 1, true, InitFanIn(model_width_));
-  conv_w_ = add("conv.w", {kTaps, e}, 1, true, InitFanIn(kTaps));
-  conv_b_ = add("conv.b", {e}, 0, false, InitFanIn(kTaps));
+  conv_.Declare(declare);
   if (input_dependent_) {
     project_.Declare(declare);
     dt_w_ = add("dt.w", {e, rank_}, 0, true, InitFanIn(rank_));
@@ -91,23 +93,19 @@ void MambaMixer::Declare(Declaration& declare) {
   skip_ = add("D", {e}, 0, false, InitConstant(1.0), /*full_precision=*/true);
   out_.Declare(declare);
 
-  conv_halo_ = declare.stash.AddKept("conv_halo", width_, [](int64_t tokens, int64_t chunk) {
-    return HaloRows(tokens, chunk, kTaps - 1);
-  });
   h0_ = declare.stash.AddKept(
       "h0", width_ * states_, [](int64_t, int64_t) { return 1; }, Holds::kFullPrecision);
   if (input_dependent_) {
     projected_ = declare.stash.AddKept("projected", project_.local_out(),
                                        [](int64_t tokens, int64_t) { return tokens; });
   }
-  conv_in_ = declare.stash.Add("conv_in", width_);
   v_ = declare.stash.AddCheap("v", width_);
   z_ = declare.stash.Add("z", width_);
   product_ = declare.stash.Add("product", width_);
 }
 
 void MambaMixer::DeclareState(StateTable& table) const {
-  table.Add("conv", kTaps - 1, width_);
+  conv_.DeclareState(table);
   table.Add("h", width_, states_, Holds::kFullPrecision);
 }
 
@@ -203,20 +201,8 @@ void MambaMixer::DtBackwardWeight(Run& run, const Tensor& projected, const Tenso
         .accumulate = true});
 }
 
-void MambaMixer::Convolve(Run& run, const Stash& stash, const Carry& carry, const Tensor& y,
-                          const Tensor& x_last) const {
-  CausalConv1dForward({.x = stash[conv_in_],
-                       .weight = run.params.value(conv_w_),
-                       .bias = run.params.value(conv_b_),
-                       .positions = run.positions,
-                       .x0 = ConvBefore(run, stash, carry),
-                       .y = y,
-                       .x_last = x_last});
-}
-
 void MambaMixer::Refill(Run& run, const Tensor&, Stash& stash, const Carry& carry) const {
-  Convolve(run, stash, carry, stash[v_], /*x_last=*/{});
-  Silu(stash[v_], stash[v_]);
+  conv_.Refill(run, stash[v_], stash, carry);
 }
 
 void MambaMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
@@ -227,23 +213,8 @@ void MambaMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stas
   const bool recomputes = run.pass == Pass::kRecompute;
   const bool exchanges = split && !recomputes;
 
-  // The last rows' projection goes first: it travels under the projection of all.
-  std::optional<HaloExchange> halo;
-  if (exchanges) {
-    const Tensor tail_x = run.arena.Allocate(x.dtype, {run.batch(), kTaps - 1, x.dim(2)});
-    const Tensor tail = run.arena.Allocate(x.dtype, {run.batch(), kTaps - 1, width_});
-    CopyRows(x, run.tokens() - (kTaps - 1), tail_x, 0, kTaps - 1);
-    In(run, kX, tail_x, tail);
-    halo.emplace(sequence, run.arena, tail, run.tokens(), kTaps - 1, stash[conv_halo_]);
-  }
-  In(run, kX, x, stash[conv_in_]);
-  if (halo) halo->Wait();
-  Convolve(run, stash, carry, stash[v_], StateSlot(carry.after, kConvState));
-  Event handed_on;
-  if (carry.after != nullptr) {
-    handed_on = sequence.Broadcast((*carry.after)[kConvState], /*root=*/sequence.size() - 1);
-  }
-  Silu(stash[v_], stash[v_]);
+  const auto project = [&](const Tensor& rows, const Tensor& inputs) { In(run, kX, rows, inputs); };
+  Event handed_on = conv_.Forward(run, x, project, stash[v_], stash, carry);
 
   // The sum over tensor ranks travels under the gate's projection.
   const Tensor projected = Projected(run, stash);
@@ -381,45 +352,15 @@ void MambaMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const Ten
             run.Workspace(SumRowsWorkspace(dprojected)));
   }
 
-  // The convolution's output before its activation was not kept; ddt and dt have served.
-  const Tensor conv_out = dt;
-  Convolve(run, stash, carry, conv_out, {});
-  SiluBackward(conv_out, dv, dv);
-  const bool first = sequence.rank() == 0, last = sequence.rank() == sequence.size() - 1;
-  Tensor dhalo = StateSlot(carry_grad.before, kConvState);
-  if (!first) dhalo = run.arena.Allocate(x.dtype, stash[conv_halo_].shape);
-  CausalConv1dBackward(
-      {.x = stash[conv_in_],
-       .weight = run.params.value(conv_w_),
-       .positions = run.positions,
-       .x0 = ConvBefore(run, stash, carry),
-       .dy = dv,
-       .dx_last = last ? StateSlot(carry_grad.after, kConvState) : Tensor{},
-       .dx = dconv_in,
-       .dx0 = dhalo,
-       .dweight = run.params.grad(conv_w_),
-       .dbias = run.params.grad(conv_b_),
-       .workspace = run.Workspace(CausalConv1dBackwardWorkspace(stash[conv_in_], kTaps))});
-  Event handed_back;
-  if (carry_grad.before != nullptr) {
-    handed_back = sequence.Broadcast((*carry_grad.before)[kConvState], /*root=*/0);
-  }
-  std::optional<HaloGradExchange> halo_grad;
-  if (split) {
-    halo_grad.emplace(sequence, run.arena, dhalo, run.tokens(), kTaps - 1, dconv_in);
-  }
+  CausalConvolution::Returning returning =
+      conv_.Backward(run, dv, dconv_in, stash, carry, carry_grad);
   if (input_dependent_) project_.BackwardWeight(run, stash[v_], dprojected);
-  if (halo_grad) halo_grad->Wait();
-  handed_back.Wait();
+  returning.Wait();
 
   InBackwardInput(run, kX, dconv_in, dx, /*accumulate=*/true);
   Event summed = run.mesh.tensor().AllReduce(dx, ReduceOp::kSum);
   InBackwardWeight(run, kX, x, dconv_in);
   summed.Wait();
-}
-
-Tensor MambaMixer::ConvBefore(const Run& run, const Stash& stash, const Carry& carry) const {
-  return run.mesh.sequence().rank() > 0 ? stash[conv_halo_] : StateSlot(carry.before, kConvState);
 }
 
 Tensor MambaMixer::InitialState(const Run& run, const Stash& stash, const Carry& carry) const {
@@ -448,7 +389,7 @@ MixerEntry MambaMixerEntry() {
           [](const config::ModelConfig& model, int64_t) -> std::unique_ptr<Mixer> {
             return std::make_unique<MambaMixer>(model);
           },
-          /*min_chunk=*/kTaps - 1};
+          /*min_chunk=*/CausalConvolution::kHalo};
 }
 
 }  // namespace eyrie

@@ -13,6 +13,7 @@
 // their bias alone, and B and C are a parameter. Tensor ranks then add up nothing but the output.
 #pragma once
 
+#include "layers/causal_convolution.h"
 #include "layers/linear.h"
 #include "layers/registry.h"
 
@@ -46,12 +47,7 @@ class MambaMixer final : public Mixer {
   void DtBackwardInput(Run& run, const Tensor& ddt, const Tensor& dprojected) const;
   void DtBackwardWeight(Run& run, const Tensor& projected, const Tensor& ddt) const;
 
-  // v before its activation.
-  void Convolve(Run& run, const Stash& stash, const Carry& carry, const Tensor& y,
-                const Tensor& x_last) const;
-  // The convolution's inputs before the chunk, and the state that enters it: from the ranks before,
-  // or carried. Absent: zeros.
-  Tensor ConvBefore(const Run& run, const Stash& stash, const Carry& carry) const;
+  // The state that enters the chunk: from the ranks before, or carried. Absent: zeros.
   Tensor InitialState(const Run& run, const Stash& stash, const Carry& carry) const;
   // A slot of a carried state as the kernels take it, [B, E, N].
   Tensor HiddenState(const Run& run, const State* state) const;
@@ -59,12 +55,13 @@ class MambaMixer final : public Mixer {
   int64_t model_width_, global_width_, states_, rank_;
   bool input_dependent_;
   int64_t width_ = 0;  // local
+  CausalConvolution conv_;
   Linear project_, out_;
-  ParamId in_w_ = -1, conv_w_ = -1, conv_b_ = -1, dt_w_ = -1, dt_b_ = -1, a_log_ = -1, skip_ = -1;
-  ParamId bc_ = -1;                  // the constants, where nothing depends on the input
-  SlotId conv_halo_ = -1, h0_ = -1;  // what came from the rank of the chunk before
-  SlotId projected_ = -1;            // what tensor ranks added up
-  SlotId conv_in_ = -1, v_ = -1, z_ = -1, product_ = -1;
+  ParamId in_w_ = -1, dt_w_ = -1, dt_b_ = -1, a_log_ = -1, skip_ = -1;
+  ParamId bc_ = -1;        // the constants, where nothing depends on the input
+  SlotId h0_ = -1;         // what came from the rank of the chunk before
+  SlotId projected_ = -1;  // what tensor ranks added up
+  SlotId v_ = -1, z_ = -1, product_ = -1;
 };
 
 MixerEntry MambaMixerEntry();

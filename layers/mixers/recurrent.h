@@ -7,6 +7,8 @@
 // sequence axis the first is a halo, the second an associative carry.
 #pragma once
 
+#include "layers/block_linear.h"
+#include "layers/causal_convolution.h"
 #include "layers/linear.h"
 #include "layers/registry.h"
 
@@ -25,30 +27,21 @@ class RecurrentMixer final : public Mixer {
                 const Carry& carry, const CarryGrad& carry_grad) override;
 
  private:
-  // z [B, T, R] := u W^T + b, block by block.
-  void Gate(Run& run, ParamId weight, ParamId bias, const Tensor& u, const Tensor& z) const;
-  // du += dz W
-  void GateBackwardInput(Run& run, ParamId weight, const Tensor& dz, const Tensor& du) const;
-  // Adds the gradients of W and b.
-  void GateBackwardWeight(Run& run, ParamId weight, ParamId bias, const Tensor& u,
-                          const Tensor& dz) const;
-
-  // u, and what the gate branch lets through of h.
-  void Convolve(Run& run, const Stash& stash, const Carry& carry, const Tensor& x_last) const;
+  // What the gate branch lets through of h.
   void Multiply(const Stash& stash) const;
 
-  // The convolution's inputs before the chunk, and the state that enters it: from the ranks before,
-  // or carried. Absent: zeros.
-  Tensor ConvBefore(const Run& run, const Stash& stash, const Carry& carry) const;
+  // The state that enters the chunk: from the ranks before, or carried. Absent: zeros.
   Tensor InitialState(const Run& run, const Stash& stash, const Carry& carry) const;
 
-  int64_t global_width_, global_blocks_;
-  int64_t width_ = 0, blocks_ = 0;  // local
-  Linear in_y_, in_x_, out_;
-  ParamId conv_w_ = -1, conv_b_ = -1, lambda_ = -1;
-  ParamId gate_i_w_ = -1, gate_i_b_ = -1, gate_r_w_ = -1, gate_r_b_ = -1;
-  SlotId conv_halo_ = -1, h0_ = -1;  // what came from the rank of the chunk before
-  SlotId gate_ = -1, conv_in_ = -1, u_ = -1, zi_ = -1, zr_ = -1, h_ = -1, product_ = -1;
+  int64_t global_width_;
+  int64_t width_ = 0;  // local
+  Linear in_y_, in_x_;
+  CausalConvolution conv_;
+  BlockLinear gate_i_, gate_r_;
+  Linear out_;
+  ParamId lambda_ = -1;
+  SlotId h0_ = -1;  // what came from the rank of the chunk before
+  SlotId gate_ = -1, u_ = -1, zi_ = -1, zr_ = -1, h_ = -1, product_ = -1;
 };
 
 MixerEntry RecurrentMixerEntry();

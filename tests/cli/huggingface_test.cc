@@ -32,7 +32,9 @@ TEST_F(HuggingFaceCommandTest, LogitsEqualThoseOfTransformers) {
        {std::pair<std::string, std::string>{"recurrent_gemma", "small"},
         {"recurrent_gemma", "wide"},
         {"mamba", "small"},
-        {"mamba", "wide"}}) {
+        {"mamba", "wide"},
+        {"xlstm", "small"},
+        {"xlstm", "wide"}}) {
     const std::string name = family + "-" + model;
     ASSERT_EQ(Import(Golden(model, family), Path(name)).code, 0);
     const SafetensorsFile golden(Golden(model + ".expected.safetensors", family));

@@ -95,6 +95,31 @@ TEST(CudaTensorMath, AgreesWithTheCpu) {
   EXPECT_LT(RelativeError(ToHost(there.tensor).tensor, Cast(state.tensor, DType::kF64).tensor),
             1e-6);
 
+  // And a weight.
+  const OwnedTensor weight = RandomTensor(DType::kF32, {11}, random);
+  MultiplyAdd(ToCuda(few.tensor).tensor, ToCuda(addend.tensor).tensor, there.tensor,
+              ToCuda(weight.tensor).tensor);
+  MultiplyAdd(few.tensor, addend.tensor, state.tensor, weight.tensor);
+  EXPECT_LT(RelativeError(ToHost(there.tensor).tensor, Cast(state.tensor, DType::kF64).tensor),
+            1e-6);
+
+  const OwnedTensor m = RandomTensor(DType::kF32, {11}, random), m_there = ToCuda(m.tensor);
+  const OwnedTensor keep(DType::kF32, {11}), add(DType::kF32, {11});
+  const OwnedTensor keep_there = ZeroCuda(DType::kF32, {11}),
+                    add_there = ZeroCuda(DType::kF32, {11});
+  StabiliseSum(ToCuda(few.tensor).tensor, ToCuda(weight.tensor).tensor, m_there.tensor,
+               keep_there.tensor, add_there.tensor);
+  StabiliseSum(few.tensor, weight.tensor, m.tensor, keep.tensor, add.tensor);
+  for (const auto& [on_gpu, on_cpu] :
+       {std::pair{&m_there, &m}, {&keep_there, &keep}, {&add_there, &add}}) {
+    EXPECT_LT(
+        RelativeError(ToHost(on_gpu->tensor).tensor, Cast(on_cpu->tensor, DType::kF64).tensor),
+        1e-6);
+  }
+  Fill(there.tensor, -1e30);
+  Fill(state.tensor, -1e30);
+  EXPECT_TRUE(BitwiseEqual(ToHost(there.tensor).tensor, state.tensor));
+
   const OwnedTensor rounded = ZeroCuda(DType::kBF16, {1001}), host(DType::kBF16, {1001});
   Convert(ToCuda(factor.tensor).tensor, rounded.tensor);
   Convert(factor.tensor, host.tensor);

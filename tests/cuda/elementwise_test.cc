@@ -82,6 +82,12 @@ TEST(CudaElementwise, RowsAndTheirSums) {
         AddRow(exact_row.tensor, exact.tensor);
         AddRow(row_there.tensor, there.tensor);
         EXPECT_LT(RelativeError(ToHost(there.tensor).tensor, exact.tensor), Tolerance(dtype));
+        const OwnedTensor scaled = PoisonedCuda(dtype, {rows, width});
+        const OwnedTensor exact_scaled(DType::kF64, {rows, width});
+        ScaleRows(exact_row.tensor, exact.tensor, exact_scaled.tensor);
+        ScaleRows(row_there.tensor, there.tensor, scaled.tensor);
+        EXPECT_LT(RelativeError(ToHost(scaled.tensor).tensor, exact_scaled.tensor),
+                  2 * Tolerance(dtype));
         BroadcastRows(exact_row.tensor, exact.tensor);
         const OwnedTensor filled = PoisonedCuda(dtype, {rows, width});
         BroadcastRows(row_there.tensor, filled.tensor);

@@ -12,10 +12,15 @@ struct Outputs {
 
 TEST(CudaGlu, MatchesTheCpu) {
   TestRandom random;
-  for (const auto& [dtype, activation] : {std::pair{DType::kF32, Activation::kGeluTanh},
-                                          {DType::kBF16, Activation::kGeluTanh},
-                                          {DType::kF32, Activation::kNone},
-                                          {DType::kBF16, Activation::kNone}}) {
+  std::vector<std::pair<DType, Activation>> cases;
+  for (DType dtype : kCudaTypes) {
+    for (const Activation activation :
+         {Activation::kGeluTanh, Activation::kGeluErf, Activation::kSilu, Activation::kSigmoid,
+          Activation::kNone}) {
+      cases.emplace_back(dtype, activation);
+    }
+  }
+  for (const auto& [dtype, activation] : cases) {
     for (int64_t size : {1, 7, 33, 2048, 100003}) {
       SCOPED_TRACE(
           StrCat(Name(dtype), " activation ", static_cast<int>(activation), " size ", size));

@@ -25,6 +25,10 @@ config::ModelConfig MediumModel(const std::vector<std::string>& pattern, int64_t
   model.mutable_attention()->set_window(17);
   model.mutable_lightning_attention()->set_heads(4);
   model.mutable_lightning_attention()->set_head_width(32);
+  model.mutable_mlstm()->set_heads(4);
+  model.mutable_mlstm()->set_width(128);
+  model.mutable_mlstm()->set_key_width(64);
+  model.mutable_slstm()->set_heads(2);
   model.mutable_mlp()->set_width(128);
   return model;
 }
@@ -32,8 +36,15 @@ config::ModelConfig MediumModel(const std::vector<std::string>& pattern, int64_t
 std::vector<config::ModelConfig> Models() {
   config::ModelConfig transnormer = MediumModel({"lightning_attention+sglu"}, 2);
   transnormer.set_norm(config::ModelConfig::SIMPLE_RMS_NORM);
+  config::ModelConfig xlstm = MediumModel({"mlstm", "slstm+geglu_erf"}, 2);
+  xlstm.set_norm(config::ModelConfig::LAYER_NORM);
+  xlstm.set_tied_embedding(false);
   return {MediumModel({"recurrent+geglu", "recurrent+geglu", "local_attention+geglu"}, 3),
-          MediumModel({"attention+geglu"}, 2), MediumModel({"mamba"}, 2), transnormer};
+          MediumModel({"attention+geglu"}, 2),
+          MediumModel({"mamba"}, 2),
+          transnormer,
+          xlstm,
+          MediumModel({"mlstm_large+swiglu"}, 2)};
 }
 
 struct Data {

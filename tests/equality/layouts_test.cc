@@ -157,6 +157,54 @@ TEST_F(LayoutsTest, TransNormerEqualsOneRank) {
              one, 1e-5, "slices chunks t2s2");
 }
 
+// xLSTM's blocks, alone and mixed: [1:0], [0:1], a short [7:1], and the block of xLSTM 7B.
+TEST_F(LayoutsTest, XlstmEqualsOneRank) {
+  const std::vector<std::string> patterns = {"mlstm", "slstm+geglu_erf", "mlstm,slstm+geglu_erf",
+                                             "mlstm_large+swiglu"};
+  for (const std::string& pattern : patterns) {
+    SCOPED_TRACE(pattern);
+    const auto train = [&](const std::string& name, const Layout& layout,
+                           std::vector<std::string> settings = {}) {
+      settings.insert(settings.end(),
+                      {"model.pattern=" + pattern, "model.norm=LAYER_NORM",
+                       "model.tied_embedding=false", "model.embedding_variance=0.4"});
+      return Train(pattern + name, layout, settings);
+    };
+    const auto one = train("one", kOne);
+    ASSERT_EQ(one.size(), 20u);
+    EXPECT_LT(one.back()["loss"].get<double>(), 0.95 * one.front()["loss"].get<double>());
+    for (const Layout& layout :
+         {kT4, kT2D2, Layout{"s4", 1, 1, 4, 4}, Layout{"t2s2", 2, 1, 4, 2}}) {
+      ExpectSame(train(layout.name, layout), one, 1e-5, pattern + " " + layout.name);
+    }
+    ExpectSame(train("chunks", kT2D2, {"train.chunk_length=5"}), one, 1e-5, pattern + " chunks");
+    ExpectSame(train("all", Layout{"t2s2", 2, 1, 4, 2},
+                     {"train.batch_slices=2", "train.chunk_length=4", "train.recompute=BLOCKS",
+                      "parallel.zero=OPTIMIZER_STATE", "parallel.bucket_bytes=2048"}),
+               one, 1e-5, pattern + " all");
+  }
+}
+
+TEST_F(LayoutsTest, XlstmReshards) {
+  const std::vector<std::string> xlstm = {"model.pattern=mlstm,slstm+geglu_erf",
+                                          "model.norm=LAYER_NORM", "model.tied_embedding=false"};
+  const auto with = [&](const std::string& more) {
+    std::vector<std::string> settings = xlstm;
+    settings.push_back(more);
+    return settings;
+  };
+  const Layout all{"t2s2", 2, 1, 4, 2};
+  const auto whole = Train("whole", all, xlstm);
+  Train("first", all, with("train.stop_after=10"));
+  const fs::path saved = directory_ / "first" / "checkpoints" / "step-00000010";
+  const std::vector<nlohmann::json> tail(whole.begin() + 10, whole.end());
+  for (const Layout& layout : {Layout{"s4", 1, 1, 4, 4}, kT4, kOne}) {
+    ExpectSame(Train(std::string("continued-") + layout.name, layout,
+                     with("checkpoint.resume=" + saved.string())),
+               tail, 1e-5, layout.name);
+  }
+}
+
 TEST_F(LayoutsTest, TheSameLayoutTwiceIsBitwiseEqual) {
   for (const Layout& layout : {kOne, kT2D2}) ExpectBitwise("a", "b", layout);
   ExpectBitwise("sliced-a", "sliced-b", Layout{"t2s2", 2, 1, 4, 2}, {"train.batch_slices=2"});

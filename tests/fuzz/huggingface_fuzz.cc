@@ -7,7 +7,7 @@ namespace eyrie {
 std::vector<std::string> FuzzSeeds() {
   const auto golden = std::filesystem::path(EYRIE_SOURCE_DIR) / "tests/golden";
   return {Content(golden / "recurrent_gemma/small/config.json"),
-          Content(golden / "mamba/small/config.json")};
+          Content(golden / "mamba/small/config.json"), Content(golden / "xlstm/small/config.json")};
 }
 
 }  // namespace eyrie

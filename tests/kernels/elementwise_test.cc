@@ -70,6 +70,26 @@ TEST(Elementwise, BroadcastRows) {
   }
 }
 
+TEST(Elementwise, ScaleRows) {
+  TestRandom random;
+  for (int64_t rows : {1, 3, 701}) {
+    for (int64_t width : {1, 17, 130}) {
+      const OwnedTensor row = RandomTensor(DType::kF32, {width}, random);
+      const OwnedTensor x = RandomTensor(DType::kF32, {rows, width}, random);
+      OwnedTensor y = PoisonedTensor(DType::kF32, {rows, width});
+      OwnedTensor expected(DType::kF32, {rows, width});
+      for (int64_t i = 0; i < y.tensor.size(); ++i) {
+        expected.tensor.data<float>()[i] =
+            row.tensor.data<float>()[i % width] * x.tensor.data<float>()[i];
+      }
+      ScaleRows(row.tensor, x.tensor, y.tensor);
+      EXPECT_TRUE(BitwiseEqual(y.tensor, expected.tensor));
+      ScaleRows(row.tensor, x.tensor, x.tensor);
+      EXPECT_TRUE(BitwiseEqual(x.tensor, expected.tensor));
+    }
+  }
+}
+
 TEST(Elementwise, SumRowsAddsInRowOrder) {
   TestRandom random;
   for (int64_t rows : {1, 3, 701}) {

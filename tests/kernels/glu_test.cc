@@ -119,6 +119,39 @@ TEST(Glu, SameBitsWithAnyNumberOfThreads) {
   EXPECT_TRUE(BitwiseEqual(one.dvalue.tensor, two.dvalue.tensor));
 }
 
+TEST(Glu, OtherActivationsMatchReferencesAndFiniteDifferences) {
+  const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
+  const std::pair<Activation, std::function<double(double)>> activations[] = {
+      {Activation::kGeluErf, [](double x) { return 0.5 * x * std::erfc(-x / std::sqrt(2.0)); }},
+      {Activation::kSilu, [&](double x) { return x * sigmoid(x); }},
+      {Activation::kSigmoid, sigmoid},
+  };
+  TestRandom random;
+  for (const auto& [activation, reference] : activations) {
+    SCOPED_TRACE(StrCat("activation ", static_cast<int>(activation)));
+    Case wide(DType::kF64, {3, 33, 7}, random);
+    Case narrow(wide, DType::kF32);
+    for (Case* c : {&wide, &narrow}) {
+      GluForward({activation, c->gate.tensor, c->value.tensor, c->out.tensor});
+      GluBackward({activation, c->gate.tensor, c->value.tensor, c->dout.tensor, c->dgate.tensor,
+                   c->dvalue.tensor});
+    }
+    for (int64_t i = 0; i < wide.out.tensor.size(); ++i) {
+      const double expected = reference(Get(wide.gate.tensor, i)) * Get(wide.value.tensor, i);
+      EXPECT_NEAR(Get(wide.out.tensor, i), expected, 1e-13);
+    }
+    EXPECT_LT(RelativeError(narrow.out.tensor, wide.out.tensor), 1e-6);
+    EXPECT_LT(RelativeError(narrow.dgate.tensor, wide.dgate.tensor), 2e-6);
+    EXPECT_LT(RelativeError(narrow.dvalue.tensor, wide.dvalue.tensor), 1e-6);
+    const auto loss = [&] {
+      GluForward({activation, wide.gate.tensor, wide.value.tensor, wide.out.tensor});
+      return Dot(wide.dout.tensor, wide.out.tensor);
+    };
+    EXPECT_LT(NumericGradientCheck(loss, wide.gate.tensor, wide.dgate.tensor, random), 1e-6);
+    EXPECT_LT(NumericGradientCheck(loss, wide.value.tensor, wide.dvalue.tensor, random), 1e-6);
+  }
+}
+
 TEST(Glu, WithoutAnActivationIsAProduct) {
   TestRandom random;
   Case c(DType::kF32, {3, 33}, random);

@@ -85,6 +85,35 @@ TEST_F(HuggingFaceTest, RefusesMambasThatNoConfigurationCanExpress) {
               {"mixer.x_proj.weight", "[35, 64]"});
 }
 
+TEST_F(HuggingFaceTest, RefusesXlstmsThatNoConfigurationCanExpress) {
+  const std::vector<std::pair<json, std::string>> cases = {
+      {{{"weight_mode", "fused"}}, "weight_mode = \"fused\": only"},
+      {{{"use_bias", true}}, "use_bias = true"},
+      {{{"add_out_norm", false}}, "add_out_norm = false"},
+      {{{"tie_word_embeddings", true}}, "tie_word_embeddings = true"},
+      {{{"eps", 0}}, "eps = 0: must be positive"},
+      {{{"embedding_dim", 64}}, "embedding_dim = 64: is not hidden_size = 32"},
+      {{{"num_blocks", 2}}, "num_blocks = 2: is not num_hidden_layers = 3"},
+      {{{"num_hidden_layers", 1001}, {"num_blocks", nullptr}}, "num_hidden_layers = 1001: more"},
+      {{{"num_heads", 65537}}, "num_heads = 65537: more than"},
+      {{{"num_heads", 3}}, "v_dim_factor = 1.0: gives a width of 32, which 3 heads do not divide"},
+      {{{"qk_dim_factor", 0.1}}, "qk_dim_factor = 0.1: gives a width of 3, which 2 heads"},
+      {{{"qk_dim_factor", -1}}, "qk_dim_factor = -1: gives no width"},
+      {{{"v_dim_factor", 1e9}}, "v_dim_factor = 1000000000.0: gives no width"},
+      {{{"ffn_proj_factor", 1e9}}, "ffn_proj_factor = 1000000000.0: gives no width"},
+      {{{"gate_soft_cap", 0}}, "gate_soft_cap = 0: must be positive"},
+      {{{"output_logit_soft_cap", 0}}, "output_logit_soft_cap = 0: must be positive"},
+      {{{"norm_eps", 0}}, "norm_eps = 0: must be positive"},
+      {{{"quantization_config", {{"bits", 4}}}}, "quantization_config"},
+  };
+  for (const auto& [patch, expected] : cases) {
+    ExpectParts(Refused(WithConfig(patch, "xlstm")), {Path("hf/config.json"), expected});
+  }
+  // Another shape than the tensors'.
+  ExpectParts(Refused(WithConfig({{"qk_dim_factor", 1.0}}, "xlstm")),
+              {"mlstm_layer.q.weight", "[16,32], not [32, 32]"});
+}
+
 TEST_F(HuggingFaceTest, RefusesTensorsThatAreNotTheModels) {
   const std::string file = Path("hf/model.safetensors");
   ExpectParts(Refused(WithTensors([](RawTensors& tensors) {

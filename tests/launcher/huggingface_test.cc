@@ -27,7 +27,8 @@ TEST_F(HuggingFaceTest, ExportGivesBackWhatWasImported) {
   };
   for (const Model& model :
        {Model{"recurrent_gemma", "small", 42592}, Model{"recurrent_gemma", "wide", 34600},
-        Model{"mamba", "small", 31936}, Model{"mamba", "wide", 32424}}) {
+        Model{"mamba", "small", 31936}, Model{"mamba", "wide", 32424},
+        Model{"xlstm", "small", 53964}, Model{"xlstm", "wide", 35064}}) {
     SCOPED_TRACE(model.family + " " + model.name);
     const std::string name = model.family + "-" + model.name;
     const fs::path golden = Golden(model.name, model.family);
@@ -229,8 +230,71 @@ TEST_F(HuggingFaceTest, ReadsMambasConfiguration) {
   EXPECT_EQ(obstacle({"model.embedding_scale=SQRT_WIDTH"}),
             "model.embedding_scale is not UNSCALED");
   EXPECT_EQ(obstacle({"model.logit_soft_cap=30"}), "model.logit_soft_cap is not 0");
+  EXPECT_EQ(obstacle({"model.norm=LAYER_NORM"}), "model.norm is not RMS_NORM");
+  EXPECT_EQ(obstacle({"model.tied_embedding=false"}), "model.tied_embedding is false");
   EXPECT_EQ(obstacle({"model.mamba.width=5000"}),
             "model.mamba.width = 5000 is not a multiple of model.width = 2560");
+}
+
+// With the fields of the released model that say how to compute.
+TEST_F(HuggingFaceTest, ReadsXlstmsConfiguration) {
+  const std::string path = Write("config.json", R"({
+    "add_out_norm": true, "architectures": ["xLSTMForCausalLM"],
+    "autocast_kernel_dtype": "bfloat16", "bos_token_id": 0, "chunk_size": 64,
+    "chunkwise_kernel": "chunkwise--triton_xl_chunk", "embedding_dim": 4096, "eos_token_id": 2,
+    "eps": 1e-06, "ffn_proj_factor": 2.667, "ffn_round_up_to_multiple_of": 64,
+    "gate_soft_cap": 15.0, "inference_state_dtype": "float32", "mode": "inference",
+    "model_type": "xlstm", "norm_eps": 1e-06, "norm_reduction_force_float32": true,
+    "num_blocks": 32, "num_heads": 8, "output_logit_soft_cap": 30.0, "qk_dim_factor": 0.5,
+    "return_last_states": true, "sequence_kernel": "native_sequence__triton",
+    "step_kernel": "triton", "tie_word_embeddings": false, "torch_dtype": "float32",
+    "use_bias": false, "use_cache": true, "v_dim_factor": 1.0, "vocab_size": 50304,
+    "weight_mode": "single"})");
+  const auto& families = HuggingFaceFamilies();
+  const auto family = std::find_if(families.begin(), families.end(),
+                                   [](const auto& f) { return f.model_type == "xlstm"; });
+  ASSERT_NE(family, families.end());
+  const auto resolved = [&](const std::string& file) {
+    config::Config config;
+    *config.mutable_model() = family->read(HuggingFaceConfig(file));
+    Resolve(config, 1);
+    return ToText(config.model());
+  };
+  config::Config ours = LoadConfig(std::string(EYRIE_SOURCE_DIR) + "/configs/xlstm/7b.textproto");
+  Resolve(ours, 1);
+  EXPECT_EQ(resolved(path), ToText(ours.model()));
+  EXPECT_EQ(resolved(Write("written.json", family->write(ours.model()).dump())),
+            ToText(ours.model()));
+  EXPECT_EQ(resolved(Write("sparse.json", "{}")), ToText(ours.model()));
+
+  // Widths of any proportion come back.
+  for (const int64_t width : {1, 17, 60, 96, 1000}) {
+    config::Config odd = ours;
+    odd.mutable_model()->set_width(37);
+    odd.mutable_model()->mutable_mlp()->set_width(width);
+    odd.mutable_model()->mutable_mlstm()->set_width(8 * width);
+    odd.mutable_model()->mutable_mlstm()->set_key_width(16 * width);
+    EXPECT_EQ(resolved(Write("odd.json", family->write(odd.model()).dump())), ToText(odd.model()))
+        << width;
+  }
+
+  const auto obstacle = [&](const std::vector<std::string>& settings) {
+    config::Config config = ours;
+    ApplySettings(settings, config);
+    return family->obstacle(config.model());
+  };
+  EXPECT_EQ(obstacle({}), "");
+  EXPECT_EQ(obstacle({"model.pattern=mlstm"}), "model.pattern has \"mlstm\"");
+  EXPECT_EQ(obstacle({"model.embedding_scale=SQRT_WIDTH"}),
+            "model.embedding_scale is not UNSCALED");
+  EXPECT_EQ(obstacle({"model.norm=LAYER_NORM"}), "model.norm is not RMS_NORM");
+  EXPECT_EQ(obstacle({"model.tied_embedding=true"}), "model.tied_embedding is true");
+  EXPECT_EQ(obstacle({"model.logit_soft_cap=0"}), "model.logit_soft_cap is 0");
+  EXPECT_EQ(obstacle({"model.mlstm.gate_soft_cap=0"}), "model.mlstm.gate_soft_cap is 0");
+  EXPECT_EQ(obstacle({"model.mlstm.input_gate=SIGMOID"}),
+            "model.mlstm.input_gate is not EXPONENTIAL");
+  EXPECT_EQ(obstacle({"model.mlstm.forget_gate=EXPONENTIAL"}),
+            "model.mlstm.forget_gate is not SIGMOID");
 }
 
 TEST_F(HuggingFaceTest, ACopyOfTheEmbeddingIsNoExtraTensor) {

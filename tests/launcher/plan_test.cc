@@ -138,6 +138,28 @@ TEST(Plan, RecomputationAndChunksSaveActivations) {
   EXPECT_GT(chunked.flops, kept.flops);
 }
 
+// A table more, in which is only looked up.
+TEST(Plan, AnUntiedHeadTakesMemoryButNoProducts) {
+  for (const std::string recompute : {"train.recompute=NOTHING", "train.recompute=BLOCKS"}) {
+    const Plan tied = PlanOf("griffin/tiny", 1, {recompute}, "laptop");
+    const Plan untied =
+        PlanOf("griffin/tiny", 1, {recompute, "model.tied_embedding=false"}, "laptop");
+    EXPECT_EQ(untied.parameters, tied.parameters + 2048 * 64);
+    EXPECT_EQ(untied.flops, tied.flops);
+    EXPECT_EQ(untied.model_flops, tied.model_flops);
+  }
+}
+
+// xLSTM 7B's block, on one rank: products with matrices, and each token's with the memory.
+TEST(Plan, MlstmsComputeWithTheirMemories) {
+  constexpr double kTokens = 8 * 64, kD = 64, kF = 192, kV = 2048, kH = 4, kDepth = 3;
+  constexpr double kDk = 32 / kH, kDv = kD / kH;
+  const Plan plan = PlanOf("xlstm/large-tiny", 1, {}, "laptop");
+  const double matrices = kDepth * (4 * kD * kD + 2 * kH * kD + 3 * kD * kF) + kV * kD;
+  const double cell = kDepth * kH * (4 * kDk * kDv + 65 * (kDk + kDv));
+  EXPECT_DOUBLE_EQ(plan.model_flops, 3 * kTokens * (2 * matrices + cell));
+}
+
 // Multi-query attention, whose keys and values every tensor rank computes, and a gated MLP.
 TEST(Plan, TensorRanksSendSumsOfTheResidualStream) {
   constexpr double kTokens = 2 * 64, kWidth = 64, kHead = 16, kDepth = 3;

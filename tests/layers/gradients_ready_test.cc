@@ -47,7 +47,7 @@ OwnedTensor Gradients(const config::ModelConfig& config, Recompute recompute, bo
 }
 
 TEST(GradientsReady, EveryBucketLeavesCompleteDuringBackward) {
-  for (const config::ModelConfig& config : {SmallGriffin(), SmallTransNormer()}) {
+  for (const config::ModelConfig& config : {SmallGriffin(), SmallTransNormer(), SmallXlstm()}) {
     for (const Recompute recompute : kRecomputeModes) {
       const OwnedTensor armed = Gradients(config, recompute, true);
       EXPECT_TRUE(BitwiseEqual(armed.tensor, Gradients(config, recompute, false).tensor));

@@ -130,6 +130,68 @@ TEST(Initialisation, OfMambaIsTheReleasedOne) {
   }
 }
 
+// Of xLSTM[7:1] 125M: D 768, N 24, 4 heads; block 20 is an sLSTM's.
+TEST(Initialisation, OfXlstmIsTheReleasedOne) {
+  const Model model(ReadConfigFile("xlstm/7.1-125m").config.model(), 1);
+  const double in = std::sqrt(2.0 / (5 * 768)), out = 2 / (24 * std::sqrt(768)), zero = 0;
+  const double uniform = 0.5 / std::sqrt(3);
+  const std::map<std::string, double> deviations = {
+      {"tok.w", in},
+      {"head.w", in},
+      {"blocks.7.mlstm.up.w", in},
+      {"blocks.7.mlstm.z.w", in},
+      {"blocks.7.mlstm.conv.w", uniform},
+      {"blocks.7.mlstm.conv.b", uniform},
+      {"blocks.7.mlstm.q.w", in},
+      {"blocks.7.mlstm.k.w", in},
+      {"blocks.7.mlstm.v.w", in},
+      {"blocks.7.mlstm.gates.w", zero},
+      {"blocks.7.mlstm.norm.w", zero},
+      {"blocks.7.mlstm.down.w", out},
+      {"blocks.20.slstm.conv.w", uniform},
+      {"blocks.20.slstm.conv.b", uniform},
+      {"blocks.20.slstm.if.w", in},
+      {"blocks.20.slstm.zo.w", in},
+      {"blocks.20.slstm.r.w", zero},
+      {"blocks.20.slstm.norm.w", zero},
+      {"blocks.20.mlp.gate.w", in},
+      {"blocks.20.mlp.up.w", in},
+      {"blocks.20.mlp.down.w", out},
+  };
+  size_t seen = 0;
+  for (const ParamSpec& spec : model.params().specs()) {
+    const Random random(kSeed, spec.name);
+    const auto value = [&](int64_t i) { return spec.init(random, static_cast<uint64_t>(i)); };
+    if (spec.name == "blocks.7.mlstm.gate_f.b") {
+      for (const int64_t head : {0, 1, 2, 3}) EXPECT_DOUBLE_EQ(value(head), 3 + head);
+    } else if (spec.name == "blocks.7.mlstm.skip") {
+      EXPECT_EQ(value(100), 1);
+    } else if (spec.name == "blocks.20.slstm.b") {
+      // Of each head the gates i, f, z and o, of 192 units.
+      for (const int64_t unit : {0, 1, 95, 191}) {
+        for (const int64_t head : {0, 3}) {
+          const double expected = 5 - 12 * std::pow(unit / 191.0, 0.3 + 1.3 * 20 / 23);
+          EXPECT_DOUBLE_EQ(value((head * 4 + 1) * 192 + unit), expected);
+          for (const int64_t gate : {0, 2, 3}) EXPECT_EQ(value((head * 4 + gate) * 192 + unit), 0);
+        }
+      }
+    }
+    if (!deviations.contains(spec.name)) continue;
+    ++seen;
+    const double deviation = deviations.at(spec.name);
+    const int64_t count = std::min<int64_t>(spec.shape.size(), 20000);
+    double sum = 0, squares = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      sum += value(i);
+      squares += value(i) * value(i);
+    }
+    const auto n = static_cast<double>(count);
+    EXPECT_NEAR(sum / n, 0, 5 * deviation / std::sqrt(n)) << spec.name;
+    EXPECT_NEAR(std::sqrt(squares / n), deviation, 5 * deviation / std::sqrt(2 * n)) << spec.name;
+  }
+  EXPECT_EQ(seen, deviations.size());
+}
+
 // exp(-softplus(lambda)), the decay before its exponent 8 r, lies in [0.9, 0.999], and its square
 // is uniform there.
 TEST(Initialisation, DecaysAreUniformByArea) {

@@ -30,6 +30,13 @@ inline config::ModelConfig SmallModel(const std::vector<std::string>& pattern, i
   model.mutable_attention()->set_window(5);
   model.mutable_lightning_attention()->set_heads(3);
   model.mutable_lightning_attention()->set_head_width(5);
+  model.mutable_mlstm()->set_heads(3);
+  model.mutable_mlstm()->set_width(24);
+  model.mutable_mlstm()->set_key_width(15);
+  model.mutable_mlstm()->set_gate_soft_cap(4);
+  // Gradients neglect that the stabiliser changes what epsilon is worth.
+  model.mutable_mlstm()->set_epsilon(1e-10);
+  model.mutable_slstm()->set_heads(3);
   model.mutable_mlp()->set_width(20);
   return model;
 }
@@ -51,6 +58,16 @@ inline config::ModelConfig SmallTransNormer() {
   config::ModelConfig model = SmallModel({"lightning_attention+sglu"}, 2);
   model.set_norm(config::ModelConfig::SIMPLE_RMS_NORM);
   model.set_embedding_scale(config::ModelConfig::EXACT_SQRT_WIDTH);
+  return model;
+}
+
+// Both of the paper's blocks, LayerNorms and a head of its own.
+inline config::ModelConfig SmallXlstm() {
+  config::ModelConfig model = SmallModel({"mlstm", "slstm+geglu_erf"}, 3);
+  model.set_norm(config::ModelConfig::LAYER_NORM);
+  model.set_norm_epsilon(1e-5);
+  model.set_tied_embedding(false);
+  model.set_embedding_variance(0.4);
   return model;
 }
 

@@ -3,6 +3,8 @@
 // against the whole. A new mixer is tested by being registered.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cmath>
 #include <memory>
 
 #include "tests/layers/layer_test_util.h"
@@ -39,6 +41,38 @@ class MixerTest : public testing::TestWithParam<Place> {
     return stash;
   }
   State MakeState() const { return State(state_, DType::kF64, kBatch, Device::kCpu); }
+  // A state that a chunk may hand on: any numbers, but where scaled ones belong together.
+  State RandomState() {
+    State state = MakeState();
+    const auto& slots = state_.slots();
+    if (std::all_of(slots.begin(), slots.end(), [](const auto& s) { return s.scaled.empty(); })) {
+      Randomise(state, random_);
+      return state;
+    }
+    ArenaScope scope(arena_);
+    const OwnedTensor positions = RandomPositions(kBatch, kTokens, random_, false);
+    Forward(RandomActivations().tensor, positions.tensor, 0, kTokens, nullptr, &state);
+    return state;
+  }
+  // What the elements of a slot are to be multiplied by for comparison with those of `reference`,
+  // whose log scales may be others.
+  std::vector<double> Factors(const State& state, const State& reference, SlotId scaled) const {
+    std::vector<double> factors(static_cast<size_t>(state[scaled].size()), 1.0);
+    for (size_t slot = 0; slot < state_.slots().size(); ++slot) {
+      const auto& scales = state_.slots()[slot].scaled;
+      if (std::find(scales.begin(), scales.end(), scaled) == scales.end()) continue;
+      const auto id = static_cast<SlotId>(slot);
+      const int64_t each = state[scaled].size() / state[id].size();
+      for (size_t i = 0; i < factors.size(); ++i) {
+        const int64_t group = static_cast<int64_t>(i) / each;
+        factors[i] = std::exp(Get(state[id], group) - Get(reference[id], group));
+      }
+    }
+    return factors;
+  }
+  bool IsLogScale(SlotId id) const {
+    return !state_.slots()[static_cast<size_t>(id)].scaled.empty();
+  }
   OwnedTensor RandomActivations() {
     return RandomTensor(DType::kF64, {kBatch, kTokens, config_.width()}, random_);
   }
@@ -78,21 +112,31 @@ class MixerTest : public testing::TestWithParam<Place> {
   std::unique_ptr<eyrie::Run> run_;
 };
 
-// The loss is a random linear function of the output and of the state handed on.
+// The loss is a random linear function of the output and of the state handed on, whose log scales
+// count as constant.
 TEST_P(MixerTest, GradientsMatchFiniteDifferences) {
   const OwnedTensor positions = RandomPositions(kBatch, kTokens, random_, true);
   OwnedTensor x = RandomActivations();
   const OwnedTensor dy = RandomActivations();
-  State before = MakeState(), after = MakeState(), dbefore = MakeState(), dafter = MakeState();
-  Randomise(before, random_);
+  State before = RandomState(), after = MakeState(), dbefore = MakeState(), dafter = MakeState();
   Randomise(dafter, random_);
+  State reference = MakeState();
+  {
+    ArenaScope scope(arena_);
+    Forward(x.tensor, positions.tensor, 0, kTokens, &before, &reference);
+  }
   const auto loss = [&] {
     ArenaScope scope(arena_);
     const Piece piece = Forward(x.tensor, positions.tensor, 0, kTokens, &before, &after);
     double sum = Dot(piece.y.tensor, dy.tensor);
     for (size_t slot = 0; slot < after.size(); ++slot) {
       const auto id = static_cast<SlotId>(slot);
-      sum += Dot(after[id], dafter[id]);
+      if (IsLogScale(id)) continue;
+      const std::vector<double> factors = Factors(after, reference, id);
+      for (size_t i = 0; i < factors.size(); ++i) {
+        const auto element = static_cast<int64_t>(i);
+        sum += factors[i] * Get(after[id], element) * Get(dafter[id], element);
+      }
     }
     return sum;
   };
@@ -106,6 +150,7 @@ TEST_P(MixerTest, GradientsMatchFiniteDifferences) {
   EXPECT_LT(NumericGradientCheck(loss, x.tensor, dx.tensor, random_), 1e-6) << "x";
   for (size_t slot = 0; slot < before.size(); ++slot) {
     const auto id = static_cast<SlotId>(slot);
+    if (IsLogScale(id)) continue;
     EXPECT_LT(NumericGradientCheck(loss, before[id], dbefore[id], random_), 1e-6)
         << "state " << state_.slots()[slot].name;
   }
@@ -163,8 +208,7 @@ TEST_P(MixerTest, RecomputedStashIsTheSame) {
   ArenaScope scope(arena_);
   const OwnedTensor positions = RandomPositions(kBatch, kTokens, random_, true);
   const OwnedTensor x = RandomActivations();
-  State before = MakeState(), after = MakeState();
-  Randomise(before, random_);
+  State before = RandomState(), after = MakeState();
   const Piece kept = Forward(x.tensor, positions.tensor, 0, kTokens, &before, &after);
   run_->pass = Pass::kRecompute;
   for (const Recompute recompute : {Recompute::kSelective, Recompute::kBlocks}) {

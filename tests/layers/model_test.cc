@@ -59,7 +59,7 @@ config::ModelConfig CappedGriffin() {
 
 TEST(ModelTest, GradientsMatchFiniteDifferences) {
   TestRandom random;
-  for (const auto& config : {SmallGriffin(), CappedGriffin(), SmallTransNormer()}) {
+  for (const auto& config : {SmallGriffin(), CappedGriffin(), SmallTransNormer(), SmallXlstm()}) {
     Fixture f(config, Recompute::kNothing, random);
     const Data data(config.vocab_size(), random);
     f.Train(data.batch(), data.positions.tensor);
@@ -185,7 +185,8 @@ TEST(ModelTest, AnySplitIntoChunksEqualsTheWhole) {
 TEST(ModelTest, DecodingGivesTheLogitsOfTheWholeSequence) {
   TestRandom random;
   for (const auto& config :
-       {SmallGriffin(), CappedGriffin(), SmallModel({"attention+geglu"}, 2), SmallTransNormer()}) {
+       {SmallGriffin(), CappedGriffin(), SmallModel({"attention+geglu"}, 2), SmallTransNormer(),
+        SmallXlstm(), SmallModel({"mlstm_large+swiglu"}, 2)}) {
     Fixture f(config, Recompute::kNothing, random);
     const OwnedTensor tokens = RandomTokens(kBatch, kTokens, config.vocab_size(), random);
     OwnedTensor positions(DType::kI32, {kBatch, kTokens});

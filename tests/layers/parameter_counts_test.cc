@@ -3,7 +3,7 @@
 //
 //   D model width   R recurrent width   G gate blocks   F MLP width
 //   H heads         dh head width       N blocks        V vocabulary
-//   E inner width, S states and K step-size rank of Mamba
+//   E inner width of Mamba and of the mLSTM, S states and K step-size rank of Mamba
 #include <gtest/gtest.h>
 
 #include <map>
@@ -72,6 +72,37 @@ int64_t MambaElements(const config::ModelConfig& model) {
   return model.depth() * block + model.vocab_size() * d + d;
 }
 
+// A norm [D]; up and z [E, D], conv [4, E] and [E], q, k and v [E/4, 4, 4], gates [3, 2, H, E] and
+// two of [H], a norm [E], skip [E], down [D, E].
+int64_t MlstmElements(const config::ModelConfig& model) {
+  const int64_t d = model.width(), e = model.mlstm().width(), h = model.mlstm().heads();
+  return d + 2 * e * d + 5 * e + 3 * 4 * e + 6 * h * e + 2 * h + 2 * e + d * e;
+}
+// Two norms [D]; conv [4, D] and [D], four maps and four of R [H, D/H, D/H], b [4, D], a norm [D];
+// gate and up [F, D], down [D, F].
+int64_t SlstmElements(const config::ModelConfig& model) {
+  const int64_t d = model.width(), h = model.slstm().heads(), f = model.mlp().width();
+  return 2 * d + 5 * d + 8 * d * d / h + 4 * d + d + 3 * d * f;
+}
+// Two norms [D]; q and k [K, D], v and out_gate [E, D], gates [H, D] and [H] each, a norm [E], out
+// [D, E]; gate and up [F, D], down [D, F].
+int64_t MlstmLargeElements(const config::ModelConfig& model) {
+  const int64_t d = model.width(), e = model.mlstm().width(), k = model.mlstm().key_width();
+  const int64_t h = model.mlstm().heads(), f = model.mlp().width();
+  return 2 * d + 2 * k * d + 2 * e * d + 2 * (h * d + h) + e + d * e + 3 * d * f;
+}
+// The blocks of the pattern; the last norm and two tables [V, D].
+int64_t XlstmElements(const config::ModelConfig& model) {
+  int64_t elements = model.width() + 2 * model.vocab_size() * model.width();
+  for (int64_t block = 0; block < model.depth(); ++block) {
+    const auto& entry = model.pattern(static_cast<int>(block % model.pattern_size()));
+    elements += entry == "mlstm"             ? MlstmElements(model)
+                : entry == "slstm+geglu_erf" ? SlstmElements(model)
+                                             : MlstmLargeElements(model);
+  }
+  return elements;
+}
+
 using Formula = int64_t (*)(const config::ModelConfig&);
 
 // By folder. A family of its own pair of mixers adds its line here.
@@ -81,6 +112,7 @@ Formula FormulaOf(const std::string& name) {
                                                           {"mamba", MambaElements},
                                                           {"transformer", TransformerElements},
                                                           {"transnormer", TransNormerElements},
+                                                          {"xlstm", XlstmElements},
                                                           {"quickstart", GriffinElements}};
   const auto found = formulas.find(name.substr(0, name.find('/')));
   return found == formulas.end() ? nullptr : found->second;
@@ -120,7 +152,7 @@ TEST(ParameterCounts, EqualClosedFormulasAndTheFilesFirstLines) {
   }
 }
 
-// Bodies (all but the vocabulary's table), of which RecurrentGemma's were checked against the
+// Bodies (all but the vocabulary's tables), of which RecurrentGemma's were checked against the
 // released model code.
 TEST(ParameterCounts, EqualThePublishedPresets) {
   struct Preset {
@@ -160,15 +192,25 @@ TEST(ParameterCounts, EqualThePublishedPresets) {
       {"mamba/790m", 715974144},
       {"mamba/1.4b", 1269204992},
       {"mamba/2.8b", 2639628800},
+      {"xlstm/1.0-125m", 86539200},
+      {"xlstm/1.0-350m", 306267520},
+      {"xlstm/1.0-760m", 685893504},
+      {"xlstm/1.0-1.3b", 1216514432},
+      {"xlstm/7.1-125m", 86423984},
+      {"xlstm/7.1-350m", 306593104},
+      {"xlstm/7.1-760m", 685202256},
+      {"xlstm/7.1-1.3b", 1216379216},
+      {"xlstm/7b", 6453334528},
   };
   for (const Preset& preset : presets) {
     SCOPED_TRACE(preset.name);
     const config::ModelConfig model = ReadConfigFile(preset.name).config.model();
     const bool gemma = preset.name.find("gemma") != std::string::npos;
-    const bool mamba = preset.name.starts_with("mamba");
-    EXPECT_EQ(model.vocab_size(), gemma ? 256000 : mamba ? 50280 : 32000);
+    const bool mamba = preset.name.starts_with("mamba"), xlstm = preset.name.starts_with("xlstm");
+    EXPECT_EQ(model.vocab_size(), gemma ? 256000 : mamba ? 50280 : xlstm ? 50304 : 32000);
+    EXPECT_EQ(model.tied_embedding(), !xlstm);
     EXPECT_EQ(Model(model, 1).params().TotalElements(),
-              preset.body + model.vocab_size() * model.width());
+              preset.body + (xlstm ? 2 : 1) * model.vocab_size() * model.width());
   }
   // The released 7B presets have a gate block a head.
   for (const Preset& preset : {Preset{"griffin/7b", 6746568704}, Preset{"hawk/7b", 7112986624}}) {
@@ -232,12 +274,19 @@ TEST(ParameterCounts, TensorSizesFollowHeadsAndGateBlocks) {
   for (const std::string size : {"130m", "370m", "790m", "1.4b", "2.8b", "7b"}) {
     EXPECT_EQ(allowed("mamba/" + size), (Sizes{1, 2, 4, 8})) << size;
   }
+  for (const std::string size : {"125m", "350m", "760m", "1.3b", "2.7b"}) {  // 4 heads
+    EXPECT_EQ(allowed("xlstm/1.0-" + size), (Sizes{1, 2, 4})) << size;
+    EXPECT_EQ(allowed("xlstm/7.1-" + size), (Sizes{1, 2, 4})) << size;
+  }
+  EXPECT_EQ(allowed("xlstm/7b"), (Sizes{1, 2, 4, 8}));
+  EXPECT_EQ(allowed("xlstm/14b"), (Sizes{1, 2, 4, 8}));
   EXPECT_EQ(allowed("griffin/recurrentgemma-9b"), (Sizes{1, 2, 4, 8}));
   for (const std::string size : {"385m", "1b", "7b", "15b"}) {
     EXPECT_EQ(allowed("transnormer/" + size), (Sizes{1, 2, 4, 8})) << size;
   }
   for (const std::string name :
-       {"griffin/tiny", "hawk/tiny", "transformer/tiny", "transnormer/tiny"}) {
+       {"griffin/tiny", "hawk/tiny", "transformer/tiny", "transnormer/tiny", "xlstm/tiny",
+        "xlstm/1.0-tiny", "xlstm/0.1-tiny", "xlstm/large-tiny"}) {
     EXPECT_EQ(allowed(name), (Sizes{1, 2, 4})) << name;
   }
   EXPECT_EQ(allowed("quickstart"), (Sizes{1, 2, 4}));
@@ -336,6 +385,49 @@ TEST(ParameterNames, OfAMambaAreTheDocumentedOnes) {
     }
   }
   ExpectParameters("mamba/2.8b", expected);
+}
+
+TEST(ParameterNames, OfAnXlstmAreTheDocumentedOnes) {
+  constexpr int64_t kD = 768, kE = 1536, kH = 4, kF = 1024, kV = 50304;
+  std::vector<Expected> expected = {
+      {"tok.w", {kV, kD}, 0, true}, {"norm_f.w", {kD}, -1, false}, {"head.w", {kV, kD}, 0, true}};
+  const std::vector<Expected> mlstm = {
+      {"norm_a.w", {kD}, -1, false},
+      {"mlstm.up.w", {kE, kD}, 0, true},
+      {"mlstm.z.w", {kE, kD}, 0, true},
+      {"mlstm.conv.w", {4, kE}, 1, true},
+      {"mlstm.conv.b", {kE}, 0, false},
+      {"mlstm.q.w", {kE / 4, 4, 4}, 0, true},
+      {"mlstm.k.w", {kE / 4, 4, 4}, 0, true},
+      {"mlstm.v.w", {kE / 4, 4, 4}, 0, true},
+      {"mlstm.gates.w", {3, 2, kH, kE}, 3, true},
+      {"mlstm.gate_i.b", {kH}, 0, false},
+      {"mlstm.gate_f.b", {kH}, 0, false},
+      {"mlstm.norm.w", {kH, kE / kH}, 0, false},
+      {"mlstm.skip", {kE}, 0, false},
+      {"mlstm.down.w", {kD, kE}, 1, true},
+  };
+  const std::vector<Expected> slstm = {
+      {"norm_a.w", {kD}, -1, false},
+      {"slstm.conv.w", {4, kD}, 1, true},
+      {"slstm.conv.b", {kD}, 0, false},
+      {"slstm.if.w", {kH, 2, kD / kH, kD / kH}, 0, true},
+      {"slstm.zo.w", {kH, 2, kD / kH, kD / kH}, 0, true},
+      {"slstm.r.w", {kH, kD / kH, 4, kD / kH}, 0, true},
+      {"slstm.b", {kH, 4, kD / kH}, 0, false},
+      {"slstm.norm.w", {kH, kD / kH}, 0, false},
+      {"norm_b.w", {kD}, -1, false},
+      {"mlp.gate.w", {kF, kD}, 0, true},
+      {"mlp.up.w", {kF, kD}, 0, true},
+      {"mlp.down.w", {kD, kF}, 1, true},
+  };
+  for (int block = 0; block < 24; ++block) {
+    for (Expected item : block == 3 || block == 20 ? slstm : mlstm) {
+      item.name = StrCat("blocks.", block, ".", item.name);
+      expected.push_back(item);
+    }
+  }
+  ExpectParameters("xlstm/7.1-125m", expected);
 }
 
 }  // namespace

@@ -208,6 +208,13 @@ TEST(SequenceEvaluationTest, AnyChunksOnRanksEqualOne) {
   }
 }
 
+TEST(SequenceXlstmTest, RecomputationSendsNothingTwice) {
+  for (const auto& config : {SmallXlstm(), SmallModel({"mlstm_large+swiglu"}, 2)}) {
+    ExpectAnyNumberOfRanksEqualsOne(config, Recompute::kBlocks);
+    ExpectAnyChunksOnRanksEqualOne(config, Recompute::kBlocks);
+  }
+}
+
 TEST(SequenceGriffinTest, MemoryFollowsTheChunkAndNotTheSequence) {
   TestRandom random;
   const config::ModelConfig config = SmallGriffin();

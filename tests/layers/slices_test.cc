@@ -128,6 +128,16 @@ TEST(SlicesMambaTest, EqualTheWholeBatchOnEveryAxis) {
   ExpectSlicesEqualTheWholeOnEveryAxis(config);
 }
 
+TEST(SlicesXlstmTest, EqualTheWholeBatchOnEveryAxis) {
+  for (config::ModelConfig config : {SmallXlstm(), SmallModel({"mlstm_large+swiglu"}, 2)}) {
+    config.set_vocab_size(24);
+    config.mutable_mlstm()->set_heads(2);
+    config.mutable_mlstm()->set_key_width(10);
+    config.mutable_slstm()->set_heads(2);
+    ExpectSlicesEqualTheWholeOnEveryAxis(config);
+  }
+}
+
 TEST(SlicesGriffinTest, TheSameTwiceIsBitwiseEqual) {
   TestRandom random;
   for (const bool zero : {false, true}) {

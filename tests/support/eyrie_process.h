@@ -155,7 +155,7 @@ inline void WriteLabelFile(const std::string& prefix, int32_t vocab, int64_t str
   writer.Finish();
 }
 
-// A Griffin whose every width divides by 4, a Mamba's block for another pattern, and a training
+// A Griffin whose every width divides by 4, other mixers' knobs for another pattern, and a training
 // recipe of seconds.
 inline std::string SmallTrainingConfig(const std::filesystem::path& data,
                                        const std::filesystem::path& run) {
@@ -168,6 +168,8 @@ inline std::string SmallTrainingConfig(const std::filesystem::path& data,
       lightning_attention { heads: 4 head_width: 12 }
       mlp { width: 64 }
       mamba { width: 96 states: 4 }
+      mlstm { heads: 4 width: 96 key_width: 24 gate_soft_cap: 15 }
+      slstm { heads: 4 }
     }
     train {
       steps: 20 sequence_length: 32 global_batch_size: 8 micro_batch_size: 2 seed: 7
