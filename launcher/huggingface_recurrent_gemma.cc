@@ -94,6 +94,8 @@ config::ModelConfig Read(const HuggingFaceConfig& config) {
   model.set_depth(config.Size("num_hidden_layers", 26));
   if (model.depth() > kMostLayers) config.Refuse("num_hidden_layers", "more than ", kMostLayers);
   model.set_norm(config::ModelConfig::RMS_NORM);
+  model.set_tied_embedding(true);
+  model.set_embedding_variance(1);
   model.set_embedding_scale(config::ModelConfig::SQRT_WIDTH);
   model.set_norm_epsilon(config.Number("rms_norm_eps", 1e-6));
   if (!(model.norm_epsilon() > 0)) config.Refuse("rms_norm_eps", "must be positive");

@@ -68,6 +68,7 @@ void RecurrentMixer::Declare(Declaration& declare) {
   lambda_ = declare.params.Add({.name = declare.prefix + "rec.lambda",
                                 .shape = {global_width_},
                                 .shard_axis = 0,
+                                .full_precision = true,
                                 .init = DrawLambda});
   out_.Declare(declare);
 
