@@ -13,7 +13,11 @@ Prints the largest difference, and fails above 1e-4 or if a tensor is missing or
 import argparse
 import pathlib
 import subprocess
+import sys
 import tempfile
+
+# transformers would take the folder xlstm beside this file for the package of that name.
+sys.path.pop(0)
 
 import torch
 from safetensors.torch import load_file

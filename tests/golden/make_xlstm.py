@@ -13,6 +13,10 @@ fewer tokens than chunk_size, so that transformers computes the cell one token a
 """
 
 import pathlib
+import sys
+
+# transformers would take the folder xlstm beside this file for the package of that name.
+sys.path.pop(0)
 
 import torch
 from safetensors.torch import save_file
