@@ -18,7 +18,8 @@ struct GeluTanh {
 
 struct GeluErf {
   __device__ __forceinline__ explicit GeluErf(float x) {
-    const float distribution = 0.5f * (1.0f + erff(x * 0.7071067811865476f));
+    // By the complement, which does not cancel far below 0.
+    const float distribution = 0.5f * erfcf(-0.7071067811865476f * x);
     value = x * distribution;
     slope = distribution + x * 0.3989422804014327f * __expf(-0.5f * x * x);
   }
