@@ -21,7 +21,9 @@ TEST(CudaPlan, MeasuresWhatARunTakes) {
             WriteText(directory / "plan.textproto", SmallTrainingConfig(directory / "data", run)));
         ApplySettings({StrCat("model.pattern=", entry.name), StrCat("train.recompute=", recompute),
                        StrCat("train.precision=", precision), "train.sequence_length=256",
-                       "train.stop_after=2", "run.device=cuda"},
+                       "train.stop_after=2", "run.device=cuda",
+                       // Heads of a multiple of 16 channels.
+                       "model.mlstm.width=128", "model.mlstm.key_width=64"},
                       config);
         Resolve(config, 1);
         ValidateForTraining(config);
