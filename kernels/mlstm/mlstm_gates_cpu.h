@@ -1,6 +1,8 @@
 // CPU body of the mLSTM's gates.
 #pragma once
 
+#include <vector>
+
 #include "core/vector_math.h"
 #include "kernels/mlstm/mlstm_gates.h"
 #include "kernels/partition.h"
@@ -42,7 +44,14 @@ void MlstmGateBackwardCpu(const Tensor& x, const Tensor& bias, MlstmGate gate, d
       to[i] = gradient[i] * slope * (gate == MlstmGate::kSigmoid ? Sigmoid(-y) : Real(1));
     }
   });
-  AddRowSum(to, rows, heads, dbias.data<Real>());
+  // In float64: there are few heads and many tokens, whose parts may cancel.
+  std::vector<double> sums(static_cast<size_t>(heads));
+  for (int64_t i = 0; i < rows * heads; ++i) {
+    sums[static_cast<size_t>(i % heads)] += static_cast<double>(to[i]);
+  }
+  for (int64_t h = 0; h < heads; ++h) {
+    dbias.data<Real>()[h] += static_cast<Real>(sums[static_cast<size_t>(h)]);
+  }
 }
 
 template <class Real>
