@@ -12,7 +12,7 @@ inline constexpr int64_t kBlockMapWidth = 4;
 
 struct BlockMapArgs {
   Tensor x, w;
-  Tensor y;  // out: y[.., 4 g + o] = sum over i of w[g, o, i] x[.., 4 g + i]
+  Tensor y;                 // out: y[.., 4 g + o] = sum over i of w[g, o, i] x[.., 4 g + i]
   bool transposed = false;  // w[g, i, o] instead: the gradient of the input, of that of the output
   bool accumulate = false;  // y +=
 };

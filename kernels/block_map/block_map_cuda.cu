@@ -8,7 +8,7 @@ namespace {
 
 constexpr int kBlock = static_cast<int>(kBlockMapWidth);
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
-constexpr int kUnroll = 4;         // rows that a thread has under way
+constexpr int kUnroll = 4;          // rows that a thread has under way
 constexpr int kRowsPerThread = 16;  // so many pay for the loading of the maps
 
 // kWidth channels a thread; a block of threads covers kWarps * kRowsPerThread rows of 32 vectors.
@@ -148,11 +148,11 @@ void BlockMapCuda(const BlockMapArgs& args) {
     T* y = args.y.data<T>();
     WithWidth<T>(kernel, width, {x, w, y}, [&](auto vector) {
       constexpr int kWidth = decltype(vector)::value;
-      const auto body =
-          args.transposed ? (args.accumulate ? BlockMapKernel<T, kWidth, true, true>
-                                             : BlockMapKernel<T, kWidth, true, false>)
-                          : (args.accumulate ? BlockMapKernel<T, kWidth, false, true>
-                                             : BlockMapKernel<T, kWidth, false, false>);
+      const auto body = args.transposed
+                            ? (args.accumulate ? BlockMapKernel<T, kWidth, true, true>
+                                               : BlockMapKernel<T, kWidth, true, false>)
+                            : (args.accumulate ? BlockMapKernel<T, kWidth, false, true>
+                                               : BlockMapKernel<T, kWidth, false, false>);
       Launch(kernel, body, dim3(Pieces(rows, kWarps * kRowsPerThread), Pieces(width, 32 * kWidth)),
              kThreads, 0, x, w, y, rows, width);
     });
@@ -170,9 +170,8 @@ void BlockMapWeightGradCuda(const BlockMapWeightGradArgs& args) {
     const T *x = args.x.data<T>(), *dy = args.dy.data<T>();
     WithWidth<T>(kernel, width, {x, dy}, [&](auto vector) {
       constexpr int kWidth = decltype(vector)::value;
-      Launch(kernel, BlockMapWeightGradKernel<T, kWidth>,
-             dim3(chunks, Pieces(width, 32 * kWidth)), kThreads, 0, x, dy, rows, chunk, width,
-             partial);
+      Launch(kernel, BlockMapWeightGradKernel<T, kWidth>, dim3(chunks, Pieces(width, 32 * kWidth)),
+             kThreads, 0, x, dy, rows, chunk, width, partial);
     });
   });
   AddColumnSums(kernel, partial, chunks, width * kBlock, args.dw.data<float>());

@@ -24,11 +24,8 @@ TEST(CudaBlockMap, MapsAndAccumulates) {
         const OwnedTensor sum_exact = Rounded(added.tensor, dtype);
         const auto map = [&](const Tensor& in, const Tensor& maps, const Tensor& out,
                              bool accumulate) {
-          BlockMap({.x = in,
-                    .w = maps,
-                    .y = out,
-                    .transposed = transposed,
-                    .accumulate = accumulate});
+          BlockMap(
+              {.x = in, .w = maps, .y = out, .transposed = transposed, .accumulate = accumulate});
         };
         const OwnedTensor x_exact = Rounded(x.tensor, dtype), w_exact = Rounded(w.tensor, dtype);
         map(x_exact.tensor, w_exact.tensor, y_exact.tensor, false);
@@ -56,8 +53,7 @@ TEST(CudaBlockMap, WeightGradientIsRepeatable) {
                           .dy = Rounded(dy.tensor, dtype).tensor,
                           .dw = exact.tensor});
       const OwnedTensor x_there = ToCuda(x.tensor, dtype), dy_there = ToCuda(dy.tensor, dtype);
-      const OwnedTensor workspace =
-          PoisonedCuda(DType::kF32, {BlockMapWorkspace(x_there.tensor)});
+      const OwnedTensor workspace = PoisonedCuda(DType::kF32, {BlockMapWorkspace(x_there.tensor)});
       const OwnedTensor one = ToCuda(before.tensor), two = ToCuda(before.tensor);
       for (const OwnedTensor* dw : {&one, &two}) {
         BlockMapWeightGrad({.x = x_there.tensor,

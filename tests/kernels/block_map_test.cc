@@ -16,8 +16,8 @@ OwnedTensor Reference(const Tensor& x, const Tensor& w, bool transposed) {
       const int64_t g = c / 4, o = c % 4;
       double sum = 0;
       for (int64_t i = 0; i < 4; ++i) {
-        sum += Get(w, 16 * g + (transposed ? 4 * i + o : 4 * o + i)) *
-               Get(x, r * width + 4 * g + i);
+        sum +=
+            Get(w, 16 * g + (transposed ? 4 * i + o : 4 * o + i)) * Get(x, r * width + 4 * g + i);
       }
       Set(y.tensor, r * width + c, sum);
     }
@@ -85,12 +85,8 @@ TEST(BlockMap, SumsDoNotDependOnThreads) {
   const OwnedTensor x = RandomTensor(DType::kF32, {1500, 36}, random);
   const OwnedTensor dy = RandomTensor(DType::kF32, {1500, 36}, random);
   OwnedTensor one(DType::kF32, {9, 4, 4}), four(DType::kF32, {9, 4, 4});
-  WithThreads(1, [&] {
-    BlockMapWeightGrad({.x = x.tensor, .dy = dy.tensor, .dw = one.tensor});
-  });
-  WithThreads(4, [&] {
-    BlockMapWeightGrad({.x = x.tensor, .dy = dy.tensor, .dw = four.tensor});
-  });
+  WithThreads(1, [&] { BlockMapWeightGrad({.x = x.tensor, .dy = dy.tensor, .dw = one.tensor}); });
+  WithThreads(4, [&] { BlockMapWeightGrad({.x = x.tensor, .dy = dy.tensor, .dw = four.tensor}); });
   EXPECT_TRUE(BitwiseEqual(one.tensor, four.tensor));
 }
 
