@@ -1,9 +1,10 @@
 // Two GPUs train as one does, and the run ends when one of them is lost.
+#include "tests/equality/layouts.h"
+
 #include <gtest/gtest.h>
 #include <signal.h>
 
 #include "core/device.h"
-#include "tests/equality/layouts.h"
 #include "tests/support/hang.h"
 
 namespace eyrie {
@@ -21,9 +22,8 @@ TEST_F(CudaRanksTest, TwoGpusEqualOneInFloat32) {
                               "mlstm_large+swiglu", "slstm+geglu_erf", "local_attention+geglu"}) {
     const auto train = [&](const Layout& layout) {
       return Train(StrCat(pattern, layout.name), layout,
-                   {"run.device=cuda", "train.precision=FLOAT32",
-                    StrCat("model.pattern=", pattern), "model.mlstm.key_width=64",
-                    "model.mlstm.width=512"});
+                   {"run.device=cuda", "train.precision=FLOAT32", StrCat("model.pattern=", pattern),
+                    "model.mlstm.key_width=64", "model.mlstm.width=512"});
     };
     const auto one = train(kOne);
     ASSERT_EQ(one.size(), 20u) << pattern;
