@@ -32,7 +32,7 @@ void RunPass(const MlstmLayout& sizes, const MlstmScratch& scratch, MlstmPass<T>
   pass.loss = scratch.vectors.row;
   const auto run = [&](const MlstmPass<T>& part) {
     if constexpr (kTensorCores<T>) {
-      MlstmPassMma(sizes, part);
+      MlstmFitsWgmma(part) ? MlstmPassWgmma(sizes, part) : MlstmPassMma(sizes, part);
     } else {
       MlstmPassPlain(sizes, part);
     }

@@ -65,6 +65,9 @@ struct MlstmPass {
 
 // On the tensor cores: keys and values divide by 16, rows are aligned to 16 bytes.
 void MlstmPassMma(const MlstmLayout& sizes, const MlstmPass<__nv_bfloat16>& pass);
+// The same on GPUs and in shapes that warpgroup products are for.
+bool MlstmFitsWgmma(const MlstmPass<__nv_bfloat16>& pass);
+void MlstmPassWgmma(const MlstmLayout& sizes, const MlstmPass<__nv_bfloat16>& pass);
 void MlstmPassPlain(const MlstmLayout& sizes, const MlstmPass<float>& pass);
 
 // All tiles' scores: W, with row sums and each tile's sum of w_s k_s for the normaliser; or, with

@@ -1,0 +1,513 @@
+// A pass of the mLSTM by Hopper's warpgroup products (mlstm_kernels.cuh says what a pass is). A
+// block takes a head through a chunk for 256 of its keys and 128 of its values, and a cluster of
+// blocks has all keys. Each of two warpgroups keeps 64 values of the state transposed, S^T [64
+// values, 256 keys], as float32 accumulators. For a tile it computes, in this order,
+//
+//   O^T [64 values, 64 tokens] = S^T q^T      S^T = decay S^T + (seen v)^T k
+//
+// with S^T rounded to bfloat16, which then already lies as operand A needs it, and operands B in
+// shared memory. Of O^T the blocks of a cluster give each other their keys' parts: each finishes
+// 64 / blocks of the tokens while its state's product runs. A third warpgroup copies tiles into two
+// stages. This way of sharing work among warpgroups is that of FlashAttention-3 (arXiv:2407.08608).
+#include "kernels/mlstm/mlstm_kernels.cuh"
+#include "kernels/tensor_map.cuh"
+#include "kernels/wgmma.cuh"
+
+namespace eyrie {
+namespace {
+
+using Bf16 = __nv_bfloat16;
+
+constexpr int kTile = kMlstmTile, kSteps = kTile / 16, kBlockKeys = 256, kBlockValues = 128;
+constexpr int kWarpgroup = 128, kConsumers = kBlockValues / 64, kConsumerWarps = 4 * kConsumers;
+constexpr int kThreads = (kConsumers + 1) * kWarpgroup, kStages = 2;
+constexpr uint32_t kBoxBytes = kTile * 64 * 2;
+constexpr int kKeyBoxes = kBlockKeys / 64;
+
+enum VectorOfTokens { kSees, kSeen, kFactor, kExtraSees, kExtraSeen, kVectors };
+constexpr uint32_t kVectorBytes = kTile * sizeof(float);
+
+// Where what lies in shared memory, from a multiple of 1024 bytes on.
+template <int kBlocks>
+struct PassShape {
+  static constexpr int kOwnTokens = kTile / kBlocks, kGroups = kOwnTokens / 8;
+  static constexpr uint32_t kKeyBytes = kKeyBoxes * kBoxBytes, kValueBytes = kConsumers * kBoxBytes;
+  static constexpr uint32_t kScoreBytes = kTile * kOwnTokens * 2;
+  // Of a stage: q, k, v, scores.
+  static constexpr uint32_t kKeys = kKeyBytes, kValues = 2 * kKeyBytes;
+  static constexpr uint32_t kScores = kValues + kValueBytes, kStage = kScores + kScoreBytes;
+  // A warpgroup's outputs on their way to memory.
+  static constexpr uint32_t kOutputBytes = kOwnTokens * 128, kOutputs = kStages * kStage;
+  // Parts of a warpgroup's outputs from another block, in two buffers.
+  static constexpr uint32_t kPartBytes = kGroups * kWarpgroup * sizeof(float4);
+  static constexpr uint32_t kParts = kOutputs + kConsumers * kOutputBytes;
+  static constexpr uint32_t kVectorsAt = kParts + 2 * kConsumers * (kBlocks - 1) * kPartBytes;
+  // Barriers: of stages, that q and the scores, or k, v and the vectors, are there, or free again;
+  // of the buffers of parts.
+  static constexpr uint32_t kBarriers = kVectorsAt + kStages * kVectors * kVectorBytes;
+  static constexpr uint32_t kBytes = kBarriers + (4 * kStages + 2 * kConsumers) * sizeof(uint64_t);
+  static constexpr uint32_t kShared = kBytes + 1024;  // wherever the memory starts
+};
+
+struct PassView {
+  MlstmLayout sizes;
+  MlstmPass<Bf16> pass;
+  CUtensorMap q, k, v, o, scores;
+};
+
+// What the threads of a block agree on.
+template <int kBlocks, bool kReverse>
+struct PassBlock {
+  using S = PassShape<kBlocks>;
+
+  __device__ PassBlock(const MlstmLayout& sizes, const MlstmPass<Bf16>& pass, uint32_t memory)
+      : base((memory + 1023) / 1024 * 1024),
+        rank(static_cast<int>(blockIdx.x) % kBlocks),
+        head(static_cast<int>(blockIdx.x) / kBlocks),
+        chunk(static_cast<int>(blockIdx.y)),
+        first_key(rank * kBlockKeys),
+        first_value(static_cast<int>(blockIdx.z) * kBlockValues),
+        tiles(min(sizes.chunk_tiles, sizes.tiles - chunk * sizes.chunk_tiles)),
+        vectors{pass.sees, pass.seen, pass.factor, pass.extra_sees, pass.extra_seen},
+        first_tile(chunk * sizes.chunk_tiles) {}
+
+  // The tile that the pass comes to as the i-th, its stage, and the parity of the stage's phase.
+  __device__ int TileAt(int i) const { return first_tile + (kReverse ? tiles - 1 - i : i); }
+  __device__ uint32_t Stage(int i) const { return base + i % kStages * S::kStage; }
+  static __device__ int Parity(int i) { return i / kStages % 2; }
+  __device__ uint32_t Vectors(int i) const {
+    return base + S::kVectorsAt + i % kStages * kVectors * kVectorBytes;
+  }
+
+  __device__ uint32_t Barrier(int i) const { return base + S::kBarriers + i * sizeof(uint64_t); }
+  __device__ uint32_t QueriesFull(int i) const { return Barrier(i % kStages); }
+  __device__ uint32_t QueriesFree(int i) const { return Barrier(kStages + i % kStages); }
+  __device__ uint32_t KeysFull(int i) const { return Barrier(2 * kStages + i % kStages); }
+  __device__ uint32_t KeysFree(int i) const { return Barrier(3 * kStages + i % kStages); }
+  __device__ uint32_t PartsFull(int i, int group) const {
+    return Barrier(4 * kStages + i % 2 * kConsumers + group);
+  }
+  __device__ void InitBarriers() const {
+    for (int i = 0; i < kStages; ++i) {
+      FillBarrier::Init(QueriesFull(i));
+      FillBarrier::Init(KeysFull(i));
+      FreeBarrier::Init(QueriesFree(i), kConsumerWarps);
+      FreeBarrier::Init(KeysFree(i), kConsumerWarps);
+    }
+    for (int i = 0; i < 2 * kConsumers; ++i) FillBarrier::Init(PartsFull(i / 2, i % 2));
+  }
+  // A thread's share of 8 tokens in the part of a warpgroup's outputs that `to` gets from `from`.
+  __device__ uint32_t PartAt(int i, int group, int from, int to, int tokens, int thread) const {
+    const int slot = from < to ? from : from - 1;
+    const int buffer = i % 2 * kConsumers + group;
+    return base + S::kParts + (buffer * (kBlocks - 1) + slot) * S::kPartBytes +
+           (tokens * kWarpgroup + thread) * sizeof(float4);
+  }
+
+  uint32_t base;
+  int rank, head, chunk, first_key, first_value, tiles;
+  const float* vectors[kVectors];
+
+ private:
+  int first_tile;
+};
+
+// The thread that copies tiles.
+template <int kBlocks, bool kReverse>
+__device__ __forceinline__ void Produce(const PassView& view,
+                                        const PassBlock<kBlocks, kReverse>& block) {
+  using S = PassShape<kBlocks>;
+  const MlstmLayout& sizes = view.sizes;
+  const int head = block.head, in_sequence = head % sizes.heads, sequence = head / sizes.heads;
+  for (int i = 0; i < block.tiles; ++i) {
+    const int tile = block.TileAt(i), begin = tile * kTile;
+    const uint32_t stage = block.Stage(i);
+    const int before = block.Parity(i) ^ 1;
+    if (view.pass.o != nullptr) {
+      const uint32_t full = block.QueriesFull(i);
+      WaitForBlock(block.QueriesFree(i), before);
+      FillBarrier::Arm(full, S::kKeyBytes + S::kScoreBytes);
+      for (int j = 0; j < kKeyBoxes; ++j) {
+        LoadBox(stage + j * kBoxBytes, view.q, full, block.first_key + 64 * j, in_sequence, begin,
+                sequence);
+      }
+      // Of the tokens that this block finishes: rows that see, or columns where time runs backward.
+      const int seeing = block.rank * S::kOwnTokens, scores = (head * sizes.tiles + tile) * kTile;
+      LoadBox(stage + S::kScores, view.scores, full, kReverse ? seeing : 0,
+              scores + (kReverse ? 0 : seeing));
+    }
+    const uint32_t full = block.KeysFull(i);
+    uint32_t bytes = S::kKeyBytes + S::kValueBytes;
+    for (int j = 0; j < kVectors; ++j) bytes += block.vectors[j] == nullptr ? 0 : kVectorBytes;
+    WaitForBlock(block.KeysFree(i), before);
+    FillBarrier::Arm(full, bytes);
+    for (int j = 0; j < kConsumers; ++j) {
+      LoadBox(stage + S::kValues + j * kBoxBytes, view.v, full, block.first_value + 64 * j,
+              in_sequence, begin, sequence);
+    }
+    for (int j = 0; j < kVectors; ++j) {
+      if (block.vectors[j] == nullptr) continue;
+      LoadBytes(block.Vectors(i) + j * kVectorBytes,
+                block.vectors[j] + head * sizes.padded() + begin, kVectorBytes, full);
+    }
+    for (int j = 0; j < kKeyBoxes; ++j) {
+      LoadBox(stage + S::kKeys + j * kBoxBytes, view.k, full, block.first_key + 64 * j,
+              in_sequence, begin, sequence);
+    }
+  }
+}
+
+// A warpgroup that computes.
+template <int kBlocks, bool kReverse>
+__device__ __forceinline__ void Consume(const PassView& view,
+                                        const PassBlock<kBlocks, kReverse>& block,
+                                        const unsigned char* shared, int group) {
+  using S = PassShape<kBlocks>;
+  constexpr int kGroups = S::kGroups;
+  const MlstmLayout& sizes = view.sizes;
+  const MlstmPass<Bf16>& pass = view.pass;
+  const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, lane = thread % 32;
+  const int warp = thread / 32, head = block.head, rank = block.rank;
+  const bool outputs = pass.o != nullptr, extra = pass.extra_seen != nullptr;
+  const int64_t states = static_cast<int64_t>(head) * sizes.chunks + block.chunk;
+  const int group_value = block.first_value + 64 * group;
+  const int lane_value = group_value + 16 * warp + lane / 4;  // and the one 8 further
+
+  // Calls body(element of the state, where it lies in memory) for those that exist.
+  float state[kBlockKeys / 8][4];
+  const auto for_state = [&](const auto& body) {
+#pragma unroll
+    for (int n = 0; n < kBlockKeys / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int key = block.first_key + 8 * n + AccumulatorColumn(lane, i);
+        const int value = lane_value + i / 2 * 8;
+        if (key >= pass.keys || value >= pass.values) continue;
+        body(state[n][i], key * pass.key_stride + value * pass.value_stride);
+      }
+    }
+  };
+#pragma unroll
+  for (int n = 0; n < kBlockKeys / 8; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) state[n][i] = 0.0f;
+  }
+  if (pass.entering != nullptr) {
+    const float* from = pass.entering + states * pass.keys * pass.values;
+    for_state([&](float& element, int at) { element = from[at]; });
+  }
+  // Of the further key, for the lane's two values; alike in a quad, and in all blocks.
+  float extra_state[2] = {};
+  if (extra && pass.entering_extra != nullptr) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (lane_value + 8 * i >= pass.values) continue;
+      extra_state[i] = pass.entering_extra[states * pass.values + lane_value + 8 * i];
+    }
+  }
+
+  const LaneChunk in_b = LaneOfB(lane);
+  const uint32_t box_lane = ChunkOffset<64>(in_b.row, 2 * warp + in_b.chunk);
+  const uint32_t outputs_at = block.base + S::kOutputs + group * S::kOutputBytes;
+  const auto release = [&](uint32_t barrier) {
+    __syncwarp();
+    if (lane == 0) FreeBarrier::Arrive(barrier);
+  };
+
+  for (int index = 0; index < block.tiles; ++index) {
+    const int tile = block.TileAt(index);
+    const uint32_t stage = block.Stage(index);
+    // A lane's two tokens of 8 in a vector of the tile.
+    const unsigned char* vectors =
+        shared + (block.Vectors(index) - block.base) + lane % 4 * sizeof(float2);
+    const auto pair_of = [&](int vector, int tokens) {
+      return *reinterpret_cast<const float2*>(vectors + vector * kVectorBytes +
+                                              tokens * 8 * sizeof(float));
+    };
+    const float decay = expf(pass.log_decay[static_cast<int64_t>(head) * sizes.tiles + tile]);
+
+    // Operand A [64 values, 16 tokens] of each step.
+    uint32_t value_rows[kSteps][4];
+    WaitForBlock(block.KeysFull(index), block.Parity(index));
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      LoadMatricesTransposed(value_rows[step],
+                             stage + S::kValues + group * kBoxBytes + box_lane + step * 16 * 128);
+    }
+
+    // Of the tokens that this block finishes: from its keys' state, from the tile.
+    float sums[kGroups][4] = {}, within[kGroups][4] = {};
+    if (outputs) {
+      constexpr int kBatch = kBlocks == 1 ? 1 : 2, kBatches = kBlockKeys / 16 / kBatch;
+      float all_sums[kTile / 8][4] = {};
+      uint32_t state_rows[2][kBatch][4];
+      if (kBlocks > 1 && thread == 0) {
+        FillBarrier::Arm(block.PartsFull(index, group), (kBlocks - 1) * S::kPartBytes);
+      }
+      const auto round_state = [&](int batch) {
+#pragma unroll
+        for (int i = 0; i < 4 * kBatch; ++i) {
+          const float(&pair)[4] = state[2 * kBatch * batch + i / 2];
+          state_rows[batch % 2][i / 4][i % 4] = Pack(pair[i % 2 * 2], pair[i % 2 * 2 + 1]);
+        }
+      };
+      round_state(0);
+      round_state(1);
+      WaitForBlock(block.QueriesFull(index), block.Parity(index));
+      WgmmaFence();
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        const uint32_t scores = stage + S::kScores;
+        if constexpr (kReverse) {
+          constexpr int kRow = 2 * S::kOwnTokens;
+          Wgmma<true>(within, value_rows[step], ColumnsDescriptor<kRow>(scores, step, kRow * kTile),
+                      step > 0);
+        } else {
+          Wgmma<false>(within, value_rows[step], RowsDescriptor<128>(scores, step), step > 0);
+        }
+      }
+#pragma unroll
+      for (int batch = 0; batch < kBatches; ++batch) {
+        uint32_t(&rows)[kBatch][4] = state_rows[batch % 2];
+        if (batch >= 2) {
+          WgmmaWait<1>();
+#pragma unroll
+          for (int i = 0; i < kBatch; ++i) Hold(rows[i]);
+          round_state(batch);
+          WgmmaFence();
+        }
+#pragma unroll
+        for (int i = 0; i < kBatch; ++i) {
+          const int step = batch * kBatch + i;
+          Wgmma<false>(all_sums, rows[i],
+                       RowsDescriptor<128>(stage + step / 4 * kBoxBytes, step % 4), step > 0);
+        }
+        WgmmaCommit();
+      }
+      WgmmaWait<0>();
+#pragma unroll
+      for (int i = 0; i < 2 * kBatch; ++i) Hold(state_rows[i / kBatch][i % kBatch]);
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) Hold(value_rows[step]);
+      Hold(all_sums);
+      Hold(within);
+      release(block.QueriesFree(index));
+
+      // Who has all others' parts of a tile knows that they have read its own parts of the tile
+      // before: two buffers are enough.
+#pragma unroll
+      for (int to = 0; to < kBlocks; ++to) {
+#pragma unroll
+        for (int j = 0; j < kGroups; ++j) {
+          const float(&sum)[4] = all_sums[to * kGroups + j];
+          if (to != rank) {
+            StoreRemote(block.PartAt(index, group, rank, to, j, thread),
+                        block.PartsFull(index, group), to,
+                        {__float_as_uint(sum[0]), __float_as_uint(sum[1]), __float_as_uint(sum[2]),
+                         __float_as_uint(sum[3])});
+          } else {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sums[j][i] = sum[i];
+          }
+        }
+      }
+    }
+
+    float extra_sums[2] = {};
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      uint32_t(&rows)[4] = value_rows[step];
+      if (extra) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float2 values = Unpack(rows[i]), weights = pair_of(kExtraSeen, 2 * step + i / 2);
+          extra_sums[i % 2] += values.x * weights.x + values.y * weights.y;
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) rows[i] = Scale(rows[i], pair_of(kSeen, 2 * step + i / 2));
+    }
+#pragma unroll
+    for (int n = 0; n < kBlockKeys / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) state[n][i] *= decay;
+    }
+    WgmmaFence();
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      Wgmma<true>(state, value_rows[step],
+                  ColumnsDescriptor<128>(stage + S::kKeys, step, kBoxBytes), true);
+    }
+    WgmmaCommit();
+
+    if (outputs) {
+      if constexpr (kBlocks > 1) {
+        FillBarrier::Wait(block.PartsFull(index, group), index / 2 % 2);
+#pragma unroll
+        for (int from = 0; from < kBlocks; ++from) {
+          if (from == rank) continue;
+#pragma unroll
+          for (int j = 0; j < kGroups; ++j) {
+            const uint32_t at = block.PartAt(index, group, from, rank, j, thread) - block.base;
+            const float4 part = *reinterpret_cast<const float4*>(shared + at);
+            sums[j][0] += part.x;
+            sums[j][1] += part.y;
+            sums[j][2] += part.z;
+            sums[j][3] += part.w;
+          }
+        }
+      }
+      // The store of the tile before has read the memory.
+      if (thread == 0) WaitUntilStoresRead();
+      NamedBarrier(1 + group, kWarpgroup);
+#pragma unroll
+      for (int j = 0; j < kGroups; j += 2) {
+        uint32_t packed[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          // Two tokens of value i % 2 * 8 further.
+          const int own = j + i / 2, tokens = rank * kGroups + own, at = i % 2 * 2;
+          const float2 sees = pair_of(kSees, tokens);
+          float first = fmaf(sums[own][at], sees.x, within[own][at]);
+          float second = fmaf(sums[own][at + 1], sees.y, within[own][at + 1]);
+          if (extra) {
+            const float2 weights = pair_of(kExtraSees, tokens);
+            first = fmaf(extra_state[i % 2], weights.x, first);
+            second = fmaf(extra_state[i % 2], weights.y, second);
+          }
+          if (pass.factor != nullptr) {
+            const float2 factor = pair_of(kFactor, tokens);
+            first *= factor.x;
+            second *= factor.y;
+          }
+          packed[i] = Pack(first, second);
+        }
+        StoreMatricesTransposed(outputs_at + box_lane + j * 8 * 128, packed);
+      }
+      FenceForBulkCopies();
+      NamedBarrier(1 + group, kWarpgroup);
+      const int token = tile * kTile + rank * S::kOwnTokens;
+      if (thread == 0 && group_value < pass.values && token < sizes.tokens) {
+        StoreBox(view.o, outputs_at, group_value, head % sizes.heads, token, head / sizes.heads);
+      }
+    }
+
+    WgmmaWait<0>();
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) Hold(value_rows[step]);
+    Hold(state);
+    if (extra) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        extra_state[i] = fmaf(decay, extra_state[i], QuadSum(extra_sums[i]));
+      }
+    }
+    release(block.KeysFree(index));
+  }
+
+  if (pass.leaving != nullptr) {
+    float* to = pass.leaving + states * pass.keys * pass.values;
+    for_state([&](float element, int at) { to[at] = element; });
+  }
+  if (extra && pass.leaving_extra != nullptr && rank == 0 && lane % 4 == 0) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      if (lane_value + 8 * i >= pass.values) continue;
+      pass.leaving_extra[states * pass.values + lane_value + 8 * i] = extra_state[i];
+    }
+  }
+  if (thread == 0) WaitUntilStoresRead();
+}
+
+#if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1000 && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#error "compile for sm_90a: warpgroup products are not in sm_90"
+#endif
+
+template <int kBlocks, bool kReverse>
+__global__ void __launch_bounds__(kThreads, 1)
+    MlstmWgmmaKernel(const __grid_constant__ PassView view) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ __align__(1024) unsigned char shared[];
+  const PassBlock<kBlocks, kReverse> block(view.sizes, view.pass, SharedAddress(shared));
+  if (threadIdx.x == 0) {
+    block.InitBarriers();
+    FenceForBulkCopies();
+  }
+  // All blocks of the cluster are there, with their barriers.
+  ClusterBarrier();
+  // The same in all lanes, as the compiler should know.
+  const int group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
+  if (group == kConsumers) {
+    LowerRegisters<24>();
+    if (threadIdx.x == kConsumers * kWarpgroup) Produce(view, block);
+    __syncwarp();
+  } else {
+    RaiseRegisters<240>();
+    Consume(view, block, shared + (block.base - SharedAddress(shared)), group);
+  }
+  ClusterBarrier();  // until then others may reach this block's memory
+#else
+  __trap();
+#endif
+}
+
+// Rows [B, T, H, width] in boxes of 64 elements of a number of tokens.
+CUtensorMap MapRows(const MlstmLayout& sizes, const Bf16* data, int width, int tokens) {
+  const uint64_t row = static_cast<uint64_t>(width) * sizeof(Bf16), time = row * sizes.heads;
+  return MakeTensorMap(
+      {.data = data,
+       .dimensions = 4,
+       .sizes = {static_cast<uint64_t>(width), static_cast<uint64_t>(sizes.heads),
+                 static_cast<uint64_t>(sizes.tokens), static_cast<uint64_t>(sizes.sequences)},
+       .strides = {row, time, time * sizes.tokens},
+       .box = {64, 1, static_cast<uint32_t>(tokens), 1}});
+}
+
+template <int kBlocks, bool kReverse>
+void LaunchPass(const MlstmLayout& sizes, const MlstmPass<Bf16>& pass) {
+  using S = PassShape<kBlocks>;
+  constexpr uint32_t kOwn = S::kOwnTokens;
+  PassView view{.sizes = sizes, .pass = pass};
+  view.k = MapRows(sizes, pass.k, pass.keys, kTile);
+  view.v = MapRows(sizes, pass.v, pass.values, kTile);
+  if (pass.o != nullptr) {
+    view.q = MapRows(sizes, pass.q, pass.keys, kTile);
+    view.o = MapRows(sizes, pass.o, pass.values, kOwn);
+    const uint64_t rows = static_cast<uint64_t>(sizes.all_heads()) * sizes.tiles * kTile;
+    view.scores = MakeTensorMap({.data = pass.scores,
+                                 .dimensions = 2,
+                                 .sizes = {kTile, rows},
+                                 .strides = {kTile * sizeof(Bf16)},
+                                 .box = {kReverse ? kOwn : kTile, kReverse ? kTile : kOwn}});
+  }
+  const dim3 grid(static_cast<unsigned>(sizes.all_heads()) * kBlocks,
+                  static_cast<unsigned>(sizes.chunks), Pieces(pass.values, kBlockValues));
+  ClusterLaunch<PassView>(MlstmWgmmaKernel<kBlocks, kReverse>, kBlocks, grid, kThreads, S::kShared)
+      .Run("mlstm pass", view);
+}
+
+}  // namespace
+
+bool MlstmFitsWgmma(const MlstmPass<Bf16>& pass) {
+  static const bool hopper = [] {
+    int device = 0;
+    cudaDeviceProp properties{};
+    EYRIE_CUDA_CHECK(cudaGetDevice(&device));
+    EYRIE_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+    return properties.major == 9 && CompiledForClusters(MlstmWgmmaKernel<1, false>);
+  }();
+  return hopper && pass.keys > 128 && pass.keys <= 2 * kBlockKeys && pass.values >= 64;
+}
+
+void MlstmPassWgmma(const MlstmLayout& sizes, const MlstmPass<Bf16>& pass) {
+  const auto launch = [&]<int kBlocks>(std::integral_constant<int, kBlocks>) {
+    pass.reverse ? LaunchPass<kBlocks, true>(sizes, pass) : LaunchPass<kBlocks, false>(sizes, pass);
+  };
+  if (pass.keys <= kBlockKeys) {
+    launch(std::integral_constant<int, 1>{});
+  } else {
+    launch(std::integral_constant<int, 2>{});
+  }
+}
+
+}  // namespace eyrie

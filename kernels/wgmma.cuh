@@ -1,0 +1,237 @@
+// Hopper's warpgroup products (wgmma, sm_90a alone) and bulk copies (TMA), as thin wrappers of PTX.
+//
+// A warpgroup is 128 threads. Its products are D [64, N] += A [64, 16] B [16, N], A in registers as
+// mma.m16n8k16 has it (warp w: rows 16 w and on), D as that has its accumulators, 8 columns after
+// 8, and B in shared memory where a descriptor says. They run in the background: between
+// WgmmaFence() and the WgmmaWait() that covers them nobody may touch D, nor overwrite A.
+//
+// Operands in shared memory are what a bulk copy leaves of a box of 64 elements by any number of
+// rows: rows of 128 bytes whose 16-byte chunk c of row r lies at c ^ r % 8, from a multiple of 1024
+// bytes on. Boxes of 32 or 16 elements have rows of 64 or 32 bytes and a narrower swizzle.
+#pragma once
+
+#include <cuda.h>
+
+#include "kernels/slstm/slstm_cluster.cuh"
+
+namespace eyrie {
+
+// The barrier of a buffer that may be filled again once `count` arrivals said that nobody reads it.
+// The bulk copies that fill it complete on a FillBarrier.
+struct FreeBarrier {
+  static __device__ __forceinline__ void Init(uint32_t address, int count) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(address), "r"(count) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
+  }
+  static __device__ __forceinline__ void Arrive(uint32_t address) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(address) : "memory");
+  }
+};
+// Until a phase of either kind of barrier is over, by arrivals and copies of this block alone; a
+// phase before the first one, of parity 1, is over from the start.
+__device__ __forceinline__ void WaitForBlock(uint32_t address, int parity) {
+  uint32_t done = 0;
+  while (done == 0) {
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}\n"
+        : "=r"(done)
+        : "r"(address), "r"(parity)
+        : "memory");
+  }
+}
+
+// What this thread wrote to shared memory is there for bulk copies and products that are started
+// after a barrier.
+__device__ __forceinline__ void FenceForBulkCopies() {
+  asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
+}
+// A barrier of the threads that name it: `threads` of them, whole warps.
+__device__ __forceinline__ void NamedBarrier(int name, int threads) {
+  asm volatile("bar.sync %0, %1;\n" ::"r"(name), "r"(threads) : "memory");
+}
+
+// A box of the mapped tensor, at coordinates with the innermost first, to shared memory; its bytes
+// count at `barrier`, also those out of bounds, which become zeros.
+__device__ __forceinline__ void LoadBox(uint32_t to, const CUtensorMap& map, uint32_t barrier,
+                                        int c0, int c1) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4}], [%2];\n" ::"r"(to),
+      "l"(&map), "r"(barrier), "r"(c0), "r"(c1)
+      : "memory");
+}
+__device__ __forceinline__ void LoadBox(uint32_t to, const CUtensorMap& map, uint32_t barrier,
+                                        int c0, int c1, int c2, int c3) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5, %6}], [%2];\n" ::"r"(to),
+      "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+      : "memory");
+}
+// Contiguous bytes, a multiple of 16.
+__device__ __forceinline__ void LoadBytes(uint32_t to, const void* from, uint32_t bytes,
+                                          uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::
+          "r"(to),
+      "l"(from), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+// The other way; what is out of bounds is left out.
+__device__ __forceinline__ void StoreBox(const CUtensorMap& map, uint32_t from, int c0, int c1,
+                                         int c2, int c3) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%2, %3, %4, %5}], [%1];\n" ::"l"(
+          &map),
+      "r"(from), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+      : "memory");
+  asm volatile("cp.async.bulk.commit_group;\n" ::: "memory");
+}
+// Until this thread's stores have read shared memory.
+__device__ __forceinline__ void WaitUntilStoresRead() {
+  asm volatile("cp.async.bulk.wait_group.read 0;\n" ::: "memory");
+}
+
+// Four matrices [8, 8] of packed accumulators, each stored transposed: rows at the lanes' addresses
+// are columns of the accumulators.
+__device__ __forceinline__ void StoreMatricesTransposed(uint32_t address,
+                                                        const uint32_t (&from)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(
+                   address),
+               "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
+               : "memory");
+}
+
+// Takes registers from, or leaves them to, the other warpgroups of the block.
+template <int kRegisters>
+__device__ __forceinline__ void RaiseRegisters() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
+}
+template <int kRegisters>
+__device__ __forceinline__ void LowerRegisters() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
+}
+
+// Descriptors of operand B out of boxes with rows of kRow bytes, which name the swizzle. `address`
+// is a multiple of 8 rows.
+template <int kRow>
+__device__ __forceinline__ uint64_t BoxDescriptor(uint32_t address, uint32_t leading,
+                                                  uint32_t stride) {
+  static_assert(kRow == 128 || kRow == 64 || kRow == 32);
+  constexpr uint64_t kSwizzle = kRow == 128 ? 1 : kRow == 64 ? 2 : 3;
+  return static_cast<uint64_t>((address & 0x3ffff) >> 4) |
+         static_cast<uint64_t>(leading >> 4) << 16 | static_cast<uint64_t>(stride >> 4) << 32 |
+         kSwizzle << 62;
+}
+// B [16, N] = rows^T: its columns are rows of a box, the inner index, from multiple of 16 `step` on,
+// lies along these ("K-major").
+template <int kRow>
+__device__ __forceinline__ uint64_t RowsDescriptor(uint32_t box, int step) {
+  return BoxDescriptor<kRow>(box + step * 32, 16, 8 * kRow);
+}
+// B [16, N]: rows 16 `step` and on of boxes side by side, `box_bytes` after each other
+// ("MN-major").
+template <int kRow>
+__device__ __forceinline__ uint64_t ColumnsDescriptor(uint32_t box, int step, uint32_t box_bytes) {
+  return BoxDescriptor<kRow>(box + step * 16 * kRow, box_bytes, 8 * kRow);
+}
+
+// Orders what this thread did to registers before the products that follow.
+__device__ __forceinline__ void WgmmaFence() {
+  asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory");
+}
+// Closes a group of products.
+__device__ __forceinline__ void WgmmaCommit() {
+  asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory");
+}
+// Until at most kPending groups are unfinished.
+template <int kPending>
+__device__ __forceinline__ void WgmmaWait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kPending) : "memory");
+}
+// Holds registers in their place until here: of operands A, and accumulators.
+__device__ __forceinline__ void Hold(uint32_t (&a)[4]) {
+  asm volatile("" : "+r"(a[0]), "+r"(a[1]), "+r"(a[2]), "+r"(a[3])::"memory");
+}
+template <int kGroups>
+__device__ __forceinline__ void Hold(float (&d)[kGroups][4]) {
+#pragma unroll
+  for (int i = 0; i < kGroups; ++i) {
+    asm volatile("" : "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])::"memory");
+  }
+}
+
+// D (+)= A B for N = 256, 64, 32, 16; kOuterMajor with a ColumnsDescriptor. Without `accumulates` D
+// is overwritten.
+#define EYRIE_WGMMA_1(d, i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
+#define EYRIE_WGMMA_2(d, i) EYRIE_WGMMA_1(d, i), EYRIE_WGMMA_1(d, i + 1)
+#define EYRIE_WGMMA_4(d, i) EYRIE_WGMMA_2(d, i), EYRIE_WGMMA_2(d, i + 2)
+#define EYRIE_WGMMA_8(d, i) EYRIE_WGMMA_4(d, i), EYRIE_WGMMA_4(d, i + 4)
+template <bool kOuterMajor>
+__device__ __forceinline__ void Wgmma(float (&d)[32][4], const uint32_t (&a)[4], uint64_t b,
+                                      bool accumulates) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %133, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
+      "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "
+      "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "
+      "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, "
+      "%70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, "
+      "%87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, "
+      "%104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, "
+      "%118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
+      "{%128, %129, %130, %131}, %132, p, 1, 1, %134;\n}\n"
+      : EYRIE_WGMMA_8(d, 0), EYRIE_WGMMA_8(d, 8), EYRIE_WGMMA_8(d, 16), EYRIE_WGMMA_8(d, 24)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b),
+        "r"(static_cast<int>(accumulates)), "n"(kOuterMajor ? 1 : 0)
+      : "memory");
+}
+template <bool kOuterMajor>
+__device__ __forceinline__ void Wgmma(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b,
+                                      bool accumulates) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
+      "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}\n"
+      : EYRIE_WGMMA_8(d, 0)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b),
+        "r"(static_cast<int>(accumulates)), "n"(kOuterMajor ? 1 : 0)
+      : "memory");
+}
+template <bool kOuterMajor>
+__device__ __forceinline__ void Wgmma(float (&d)[4][4], const uint32_t (&a)[4], uint64_t b,
+                                      bool accumulates) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+      "{%16, %17, %18, %19}, %20, p, 1, 1, %22;\n}\n"
+      : EYRIE_WGMMA_4(d, 0)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b),
+        "r"(static_cast<int>(accumulates)), "n"(kOuterMajor ? 1 : 0)
+      : "memory");
+}
+template <bool kOuterMajor>
+__device__ __forceinline__ void Wgmma(float (&d)[2][4], const uint32_t (&a)[4], uint64_t b,
+                                      bool accumulates) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %13, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7}, "
+      "{%8, %9, %10, %11}, %12, p, 1, 1, %14;\n}\n"
+      : EYRIE_WGMMA_2(d, 0)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b),
+        "r"(static_cast<int>(accumulates)), "n"(kOuterMajor ? 1 : 0)
+      : "memory");
+}
+#undef EYRIE_WGMMA_1
+#undef EYRIE_WGMMA_2
+#undef EYRIE_WGMMA_4
+#undef EYRIE_WGMMA_8
+
+}  // namespace eyrie
