@@ -228,17 +228,19 @@ __device__ __forceinline__ void Consume(const PassView& view,
 
     // Operand A [64 values, 16 tokens] of each step.
     uint32_t value_rows[kSteps][4];
-    WaitForBlock(block.KeysFull(index), block.Parity(index));
+    const auto load_values = [&] {
 #pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      LoadMatricesTransposed(value_rows[step],
-                             stage + S::kValues + group * kBoxBytes + box_lane + step * 16 * 128);
-    }
+      for (int step = 0; step < kSteps; ++step) {
+        LoadMatricesTransposed(value_rows[step],
+                               stage + S::kValues + group * kBoxBytes + box_lane + step * 16 * 128);
+      }
+    };
+    WaitForBlock(block.KeysFull(index), block.Parity(index));
 
     // Of the tokens that this block finishes: from its keys' state, from the tile.
     float sums[kGroups][4] = {}, within[kGroups][4] = {};
     if (outputs) {
-      constexpr int kBatch = kBlocks == 1 ? 1 : 2, kBatches = kBlockKeys / 16 / kBatch;
+      constexpr int kBatch = 2, kBatches = kBlockKeys / 16 / kBatch;
       float all_sums[kTile / 8][4] = {};
       uint32_t state_rows[2][kBatch][4];
       if (kBlocks > 1 && thread == 0) {
@@ -255,17 +257,6 @@ __device__ __forceinline__ void Consume(const PassView& view,
       round_state(1);
       WaitForBlock(block.QueriesFull(index), block.Parity(index));
       WgmmaFence();
-#pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-        const uint32_t scores = stage + S::kScores;
-        if constexpr (kReverse) {
-          constexpr int kRow = 2 * S::kOwnTokens;
-          Wgmma<true>(within, value_rows[step], ColumnsDescriptor<kRow>(scores, step, kRow * kTile),
-                      step > 0);
-        } else {
-          Wgmma<false>(within, value_rows[step], RowsDescriptor<128>(scores, step), step > 0);
-        }
-      }
 #pragma unroll
       for (int batch = 0; batch < kBatches; ++batch) {
         uint32_t(&rows)[kBatch][4] = state_rows[batch % 2];
@@ -284,35 +275,64 @@ __device__ __forceinline__ void Consume(const PassView& view,
         }
         WgmmaCommit();
       }
+      load_values();
+      if constexpr (kBlocks == 1) {
+        // Nobody else has a part: what the tile adds goes on top.
+        WgmmaWait<0>();
+        Hold(all_sums);
+#pragma unroll
+        for (int j = 0; j < kGroups; ++j) {
+          const float2 sees = pair_of(kSees, j);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) within[j][i] = all_sums[j][i] * (i % 2 == 0 ? sees.x : sees.y);
+        }
+      }
+      WgmmaFence();
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        const bool accumulates = kBlocks == 1 || step > 0;
+        const uint32_t scores = stage + S::kScores;
+        if constexpr (kReverse) {
+          constexpr int kRow = 2 * S::kOwnTokens;
+          Wgmma<true>(within, value_rows[step], ColumnsDescriptor<kRow>(scores, step, kRow * kTile),
+                      accumulates);
+        } else {
+          Wgmma<false>(within, value_rows[step], RowsDescriptor<128>(scores, step), accumulates);
+        }
+      }
+      WgmmaCommit();
       WgmmaWait<0>();
 #pragma unroll
       for (int i = 0; i < 2 * kBatch; ++i) Hold(state_rows[i / kBatch][i % kBatch]);
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) Hold(value_rows[step]);
-      Hold(all_sums);
+      if constexpr (kBlocks > 1) Hold(all_sums);
       Hold(within);
       release(block.QueriesFree(index));
 
-      // Who has all others' parts of a tile knows that they have read its own parts of the tile
-      // before: two buffers are enough.
+      if constexpr (kBlocks > 1) {
+        // Who has all others' parts of a tile knows that they have read its own parts of the tile
+        // before: two buffers are enough.
 #pragma unroll
-      for (int to = 0; to < kBlocks; ++to) {
+        for (int to = 0; to < kBlocks; ++to) {
 #pragma unroll
-        for (int j = 0; j < kGroups; ++j) {
-          const float(&sum)[4] = all_sums[to * kGroups + j];
-          if (to != rank) {
-            StoreRemote(block.PartAt(index, group, rank, to, j, thread),
-                        block.PartsFull(index, group), to,
-                        {__float_as_uint(sum[0]), __float_as_uint(sum[1]), __float_as_uint(sum[2]),
-                         __float_as_uint(sum[3])});
-          } else {
+          for (int j = 0; j < kGroups; ++j) {
+            const float(&sum)[4] = all_sums[to * kGroups + j];
+            if (to != rank) {
+              StoreRemote(block.PartAt(index, group, rank, to, j, thread),
+                          block.PartsFull(index, group), to,
+                          {__float_as_uint(sum[0]), __float_as_uint(sum[1]), __float_as_uint(sum[2]),
+                           __float_as_uint(sum[3])});
+            } else {
 #pragma unroll
-            for (int i = 0; i < 4; ++i) sums[j][i] = sum[i];
+              for (int i = 0; i < 4; ++i) sums[j][i] = sum[i];
+            }
           }
         }
       }
     }
 
+    if (!outputs) load_values();
     float extra_sums[2] = {};
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
@@ -367,9 +387,12 @@ __device__ __forceinline__ void Consume(const PassView& view,
         for (int i = 0; i < 4; ++i) {
           // Two tokens of value i % 2 * 8 further.
           const int own = j + i / 2, tokens = rank * kGroups + own, at = i % 2 * 2;
-          const float2 sees = pair_of(kSees, tokens);
-          float first = fmaf(sums[own][at], sees.x, within[own][at]);
-          float second = fmaf(sums[own][at + 1], sees.y, within[own][at + 1]);
+          float first = within[own][at], second = within[own][at + 1];
+          if constexpr (kBlocks > 1) {
+            const float2 sees = pair_of(kSees, tokens);
+            first = fmaf(sums[own][at], sees.x, first);
+            second = fmaf(sums[own][at + 1], sees.y, second);
+          }
           if (extra) {
             const float2 weights = pair_of(kExtraSees, tokens);
             first = fmaf(extra_state[i % 2], weights.x, first);
