@@ -34,11 +34,11 @@ inline CUtensorMap MakeTensorMap(const MappedTensor& tensor) {
   const CUtensorMapSwizzle swizzle = row == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
                                      : row == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
                                                  : CU_TENSOR_MAP_SWIZZLE_32B;
-  const CUresult code = encode(
-      &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, static_cast<uint32_t>(tensor.dimensions),
-      const_cast<void*>(tensor.data), tensor.sizes, tensor.strides, tensor.box, steps,
-      CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult code =
+      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, static_cast<uint32_t>(tensor.dimensions),
+             const_cast<void*>(tensor.data), tensor.sizes, tensor.strides, tensor.box, steps,
+             CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (code != CUDA_SUCCESS) ThrowFailure("cuTensorMapEncodeTiled: code ", static_cast<int>(code));
   return map;
 }

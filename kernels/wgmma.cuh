@@ -98,10 +98,10 @@ __device__ __forceinline__ void WaitUntilStoresRead() {
 // are columns of the accumulators.
 __device__ __forceinline__ void StoreMatricesTransposed(uint32_t address,
                                                         const uint32_t (&from)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(
-                   address),
-               "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
-               : "memory");
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};\n" ::"r"(address),
+      "r"(from[0]), "r"(from[1]), "r"(from[2]), "r"(from[3])
+      : "memory");
 }
 
 // Takes registers from, or leaves them to, the other warpgroups of the block.
@@ -125,8 +125,8 @@ __device__ __forceinline__ uint64_t BoxDescriptor(uint32_t address, uint32_t lea
          static_cast<uint64_t>(leading >> 4) << 16 | static_cast<uint64_t>(stride >> 4) << 32 |
          kSwizzle << 62;
 }
-// B [16, N] = rows^T: its columns are rows of a box, the inner index, from multiple of 16 `step` on,
-// lies along these ("K-major").
+// B [16, N] = rows^T: its columns are rows of a box, the inner index, from multiple of 16 `step`
+// on, lies along these ("K-major").
 template <int kRow>
 __device__ __forceinline__ uint64_t RowsDescriptor(uint32_t box, int step) {
   return BoxDescriptor<kRow>(box + step * 32, 16, 8 * kRow);
@@ -185,8 +185,8 @@ __device__ __forceinline__ void Wgmma(float (&d)[32][4], const uint32_t (&a)[4],
       "%118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
       "{%128, %129, %130, %131}, %132, p, 1, 1, %134;\n}\n"
       : EYRIE_WGMMA_8(d, 0), EYRIE_WGMMA_8(d, 8), EYRIE_WGMMA_8(d, 16), EYRIE_WGMMA_8(d, 24)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b),
-        "r"(static_cast<int>(accumulates)), "n"(kOuterMajor ? 1 : 0)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulates)),
+        "n"(kOuterMajor ? 1 : 0)
       : "memory");
 }
 template <bool kOuterMajor>
@@ -199,8 +199,8 @@ __device__ __forceinline__ void Wgmma(float (&d)[8][4], const uint32_t (&a)[4], 
       "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
       "{%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}\n"
       : EYRIE_WGMMA_8(d, 0)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b),
-        "r"(static_cast<int>(accumulates)), "n"(kOuterMajor ? 1 : 0)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulates)),
+        "n"(kOuterMajor ? 1 : 0)
       : "memory");
 }
 template <bool kOuterMajor>
@@ -212,8 +212,8 @@ __device__ __forceinline__ void Wgmma(float (&d)[4][4], const uint32_t (&a)[4], 
       "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
       "{%16, %17, %18, %19}, %20, p, 1, 1, %22;\n}\n"
       : EYRIE_WGMMA_4(d, 0)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b),
-        "r"(static_cast<int>(accumulates)), "n"(kOuterMajor ? 1 : 0)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulates)),
+        "n"(kOuterMajor ? 1 : 0)
       : "memory");
 }
 template <bool kOuterMajor>
@@ -225,8 +225,8 @@ __device__ __forceinline__ void Wgmma(float (&d)[2][4], const uint32_t (&a)[4], 
       "{%0, %1, %2, %3, %4, %5, %6, %7}, "
       "{%8, %9, %10, %11}, %12, p, 1, 1, %14;\n}\n"
       : EYRIE_WGMMA_2(d, 0)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b),
-        "r"(static_cast<int>(accumulates)), "n"(kOuterMajor ? 1 : 0)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulates)),
+        "n"(kOuterMajor ? 1 : 0)
       : "memory");
 }
 #undef EYRIE_WGMMA_1

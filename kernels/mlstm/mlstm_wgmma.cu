@@ -18,8 +18,11 @@ namespace {
 
 using Bf16 = __nv_bfloat16;
 
-constexpr int kTile = kMlstmTile, kSteps = kTile / 16, kBlockKeys = 256, kBlockValues = 128;
-constexpr int kWarpgroup = 128, kConsumers = kBlockValues / 64, kConsumerWarps = 4 * kConsumers;
+// Some are used by device code for Hopper alone.
+[[maybe_unused]] constexpr int kTile = kMlstmTile, kSteps = kTile / 16;
+constexpr int kBlockKeys = 256, kBlockValues = 128;
+constexpr int kWarpgroup = 128, kConsumers = kBlockValues / 64;
+[[maybe_unused]] constexpr int kConsumerWarps = 4 * kConsumers;
 constexpr int kThreads = (kConsumers + 1) * kWarpgroup, kStages = 2;
 constexpr uint32_t kBoxBytes = kTile * 64 * 2;
 constexpr int kKeyBoxes = kBlockKeys / 64;
@@ -34,7 +37,8 @@ struct PassShape {
   static constexpr uint32_t kKeyBytes = kKeyBoxes * kBoxBytes, kValueBytes = kConsumers * kBoxBytes;
   static constexpr uint32_t kScoreBytes = kTile * kOwnTokens * 2;
   // Of a stage: q, k, v, scores.
-  static constexpr uint32_t kKeys = kKeyBytes, kValues = 2 * kKeyBytes;
+  [[maybe_unused]] static constexpr uint32_t kKeys = kKeyBytes;
+  static constexpr uint32_t kValues = 2 * kKeyBytes;
   static constexpr uint32_t kScores = kValues + kValueBytes, kStage = kScores + kScoreBytes;
   // A warpgroup's outputs on their way to memory.
   static constexpr uint32_t kOutputBytes = kOwnTokens * 128, kOutputs = kStages * kStage;
@@ -151,8 +155,8 @@ __device__ __forceinline__ void Produce(const PassView& view,
                 block.vectors[j] + head * sizes.padded() + begin, kVectorBytes, full);
     }
     for (int j = 0; j < kKeyBoxes; ++j) {
-      LoadBox(stage + S::kKeys + j * kBoxBytes, view.k, full, block.first_key + 64 * j,
-              in_sequence, begin, sequence);
+      LoadBox(stage + S::kKeys + j * kBoxBytes, view.k, full, block.first_key + 64 * j, in_sequence,
+              begin, sequence);
     }
   }
 }
@@ -284,7 +288,8 @@ __device__ __forceinline__ void Consume(const PassView& view,
         for (int j = 0; j < kGroups; ++j) {
           const float2 sees = pair_of(kSees, j);
 #pragma unroll
-          for (int i = 0; i < 4; ++i) within[j][i] = all_sums[j][i] * (i % 2 == 0 ? sees.x : sees.y);
+          for (int i = 0; i < 4; ++i)
+            within[j][i] = all_sums[j][i] * (i % 2 == 0 ? sees.x : sees.y);
         }
       }
       WgmmaFence();
@@ -321,8 +326,8 @@ __device__ __forceinline__ void Consume(const PassView& view,
             if (to != rank) {
               StoreRemote(block.PartAt(index, group, rank, to, j, thread),
                           block.PartsFull(index, group), to,
-                          {__float_as_uint(sum[0]), __float_as_uint(sum[1]), __float_as_uint(sum[2]),
-                           __float_as_uint(sum[3])});
+                          {__float_as_uint(sum[0]), __float_as_uint(sum[1]),
+                           __float_as_uint(sum[2]), __float_as_uint(sum[3])});
             } else {
 #pragma unroll
               for (int i = 0; i < 4; ++i) sums[j][i] = sum[i];

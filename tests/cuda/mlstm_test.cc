@@ -157,6 +157,25 @@ TEST(CudaMlstm, AnyWidths) {
   }
 }
 
+// Where passes run over more than 128 keys and 64 values or more, Hopper has a kernel of its own,
+// for one block of keys or two; in bfloat16.
+TEST(CudaMlstm, WideHeads) {
+  TestRandom random;
+  for (const auto& [keys, values] : {std::pair<int64_t, int64_t>{256, 256},
+                                     {512, 512},
+                                     {256, 512},
+                                     {144, 208},
+                                     {272, 464},
+                                     {512, 64}}) {
+    for (MlstmOptions options : kKinds) {
+      options.chunk = random.Int(0, 1) * 128;
+      options.normaliser_gradient = random.Int(0, 1) == 0;
+      const int64_t batch = random.Int(1, 2), time = random.Int(65, 400);
+      ExpectMatchesTheCpu({batch, time, 2, keys, values}, options, DType::kBF16, random);
+    }
+  }
+}
+
 // Chosen by the caller, or because heads are few.
 TEST(CudaMlstm, SequencesAreCutIntoChunks) {
   TestRandom random;
@@ -261,7 +280,10 @@ TEST(CudaMlstm, SummariesMatchTheCpu) {
     for (MlstmOptions options : kKinds) {
       for (const int64_t time : {1, 70, 300}) {
         options.chunk = random.Int(0, 1) * 64;
-        MlstmProblem problem(DType::kF64, {2, time, 2, 48, 80}, options, random, 2);
+        // The wide heads are those of Hopper's own kernel.
+        const int64_t wide = random.Int(0, 1);
+        MlstmProblem problem(DType::kF64, {2, time, 2, wide ? 272 : 48, wide ? 144 : 80}, options,
+                             random, 2);
         if (random.Int(0, 1) == 0) problem.UseOneDocument();
         MlstmProblem expected = RoundedProblem(problem, dtype);
         expected.Forward();
