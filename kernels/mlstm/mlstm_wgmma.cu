@@ -36,8 +36,7 @@ struct PassShape {
   static constexpr int kOwnTokens = kTile / kBlocks, kGroups = kOwnTokens / 8;
   static constexpr uint32_t kKeyBytes = kKeyBoxes * kBoxBytes, kValueBytes = kConsumers * kBoxBytes;
   static constexpr uint32_t kScoreBytes = kTile * kOwnTokens * 2;
-  // Of a stage: q, k, v, scores.
-  [[maybe_unused]] static constexpr uint32_t kKeys = kKeyBytes;
+  // Of a stage: q at its start, k at kKeyBytes, v, scores.
   static constexpr uint32_t kValues = 2 * kKeyBytes;
   static constexpr uint32_t kScores = kValues + kValueBytes, kStage = kScores + kScoreBytes;
   // A warpgroup's outputs on their way to memory.
@@ -155,8 +154,8 @@ __device__ __forceinline__ void Produce(const PassView& view,
                 block.vectors[j] + head * sizes.padded() + begin, kVectorBytes, full);
     }
     for (int j = 0; j < kKeyBoxes; ++j) {
-      LoadBox(stage + S::kKeys + j * kBoxBytes, view.k, full, block.first_key + 64 * j, in_sequence,
-              begin, sequence);
+      LoadBox(stage + S::kKeyBytes + j * kBoxBytes, view.k, full, block.first_key + 64 * j,
+              in_sequence, begin, sequence);
     }
   }
 }
@@ -361,7 +360,7 @@ __device__ __forceinline__ void Consume(const PassView& view,
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       Wgmma<true>(state, value_rows[step],
-                  ColumnsDescriptor<128>(stage + S::kKeys, step, kBoxBytes), true);
+                  ColumnsDescriptor<128>(stage + S::kKeyBytes, step, kBoxBytes), true);
     }
     WgmmaCommit();
 
