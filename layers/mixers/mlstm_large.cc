@@ -136,6 +136,13 @@ MixerEntry MlstmLargeMixerEntry() {
           },
           [](const config::ModelConfig& model, int64_t) -> std::unique_ptr<Mixer> {
             return std::make_unique<MlstmLargeMixer>(model);
+          },
+          /*min_chunk=*/1,
+          [](const config::ModelConfig& model, DType activations, ConfigErrors& errors) {
+            const auto& own = model.mlstm();
+            ValidateMlstmOnGpu(model, "model.mlstm.width", own.width(), activations, errors);
+            ValidateMlstmOnGpu(model, "model.mlstm.key_width", own.key_width(), activations,
+                               errors);
           }};
 }
 

@@ -157,6 +157,36 @@ TEST(CudaMlstm, AnyWidths) {
   }
 }
 
+// Wider ones than a block has keys of.
+TEST(CudaMlstm, WideHeads) {
+  TestRandom random;
+  int kind = 0;
+  for (const auto& [keys, values] : {std::pair<int64_t, int64_t>{528, 32},
+                                     {16, 784},
+                                     {768, 768},
+                                     {1024, 1024},
+                                     {640, 1280},
+                                     {1280, 560}}) {
+    for (const DType dtype : kCudaTypes) {
+      MlstmOptions options = kKinds[kind++ % 3];
+      options.chunk = random.Int(0, 1) * 64;
+      ExpectMatchesTheCpu({1, random.Int(65, 140), 2, keys, values}, options, dtype, random);
+    }
+  }
+}
+
+// The forget gates' gradient starts again several times, at distances that depend on the size.
+TEST(CudaMlstm, LongSequences) {
+  TestRandom random;
+  for (const DType dtype : kCudaTypes) {
+    int kind = 0;
+    for (const auto& [time, keys, values] :
+         {std::tuple<int64_t, int64_t, int64_t>{2100, 256, 512}, {1100, 128, 176}, {4200, 16, 32}}) {
+      ExpectMatchesTheCpu({1, time, 2, keys, values}, kKinds[kind++ % 3], dtype, random);
+    }
+  }
+}
+
 // Chosen by the caller, or because heads are few.
 TEST(CudaMlstm, SequencesAreCutIntoChunks) {
   TestRandom random;
@@ -293,8 +323,9 @@ TEST(CudaMlstm, RefusesWhatItCannotCompute) {
   EXPECT_THROW(forward(DType::kBF16, 16, 32, false), Error);
   EXPECT_THROW(forward(DType::kBF16, 24, 32, true), Error);
   EXPECT_THROW(forward(DType::kBF16, 16, 40, true), Error);
-  EXPECT_THROW(forward(DType::kF32, 520, 32, true), Error);
-  EXPECT_THROW(forward(DType::kF32, 32, 513, true), Error);
+  EXPECT_THROW(forward(DType::kBF16, 1296, 32, true), Error);
+  EXPECT_THROW(forward(DType::kF32, 1281, 32, true), Error);
+  EXPECT_THROW(forward(DType::kF32, 32, 1281, true), Error);
 }
 
 }  // namespace
