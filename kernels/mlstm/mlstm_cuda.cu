@@ -17,9 +17,9 @@ void CheckRows(const char* kernel, const MlstmLayout& sizes,
               ": heads of ", sizes.keys, " keys and ", sizes.values, " values, at most ",
               kMaxMlstmCudaWidth);
   if constexpr (kTensorCores<T>) {
-    EYRIE_CHECK(sizes.keys % kMlstmBf16Multiple == 0 && sizes.values % kMlstmBf16Multiple == 0, kernel,
-                ": heads of ", sizes.keys, " keys and ", sizes.values, " values, not multiples of ",
-                kMlstmBf16Multiple);
+    EYRIE_CHECK(sizes.keys % kMlstmBf16Multiple == 0 && sizes.values % kMlstmBf16Multiple == 0,
+                kernel, ": heads of ", sizes.keys, " keys and ", sizes.values,
+                " values, not multiples of ", kMlstmBf16Multiple);
     for (const Tensor& tensor : tensors) {
       EYRIE_CHECK(reinterpret_cast<uintptr_t>(tensor.raw) % 16 == 0, kernel,
                   ": a tensor is not aligned to 16 bytes");

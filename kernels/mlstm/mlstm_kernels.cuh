@@ -23,12 +23,12 @@
 //
 // The gradient of a forget gate's logarithm is what it lets pass, decay_t (<C_{t-1}, dC_t> +
 // <n_{t-1}, dn_t>), dC_t with respect to C_t: a sum over t and later tokens of q . dq - k . dk and
-// what leaves after the last. Over a long sequence rounding errors would walk at random in it, so it
-// starts again at every restart, a tile's boundary where both states are known: the pass of dq keeps
-// C and n there, that of dk multiplies them with dC and dn. Between two of these the sum is right at
-// both ends; what it misses the second one by is taken off in proportion to the squares of the
-// summands met until there, as the errors' variances are. A document's start is an end where nothing
-// passes.
+// what leaves after the last. Over a long sequence rounding errors would walk at random in it, so
+// it starts again at every restart, a tile's boundary where both states are known: the pass of dq
+// keeps C and n there, that of dk multiplies them with dC and dn. Between two of these the sum is
+// right at both ends; what it misses the second one by is taken off in proportion to the squares of
+// the summands met until there, as the errors' variances are. A document's start is an end where
+// nothing passes.
 #pragma once
 
 #include "kernels/cuda_math.cuh"
@@ -52,10 +52,11 @@ void MlstmWeights(const MlstmLayout& sizes, const MlstmGateInputs& gates, const 
 
 // What a pass over values does at restarts. Null: nothing.
 struct MlstmRestarts {
-  float* states;    // [B, H, restarts + 1, blocks, MlstmBlock::kept()], elements as threads have them
+  float* states;  // [B, H, restarts + 1, blocks, MlstmBlock::kept()], elements as threads have them
   float* products;  // [B, H, restarts + 1, blocks, kMlstmPassWarps] of the kept states and those of
                     // the pass, which goes backward in time; null: keeps the states
-  bool first, last;  // there is a state before the first token, a gradient of the one after the last
+  bool first,
+      last;  // there is a state before the first token, a gradient of the one after the last
 };
 
 template <class T>
@@ -68,8 +69,8 @@ struct MlstmPass {
   // On the tensor cores, where keys are more than kMaxMlstmBlockKeys: [slices of keys, B, T, H,
   // values] what each slice gives to o before it is multiplied.
   float* partial;
-  // On the tensor cores: like v, multiplied with o before it is rounded, into products [B, H, slices
-  // of 16 values, padded], or [B, H, padded] where keys come in slices; or null.
+  // On the tensor cores: like v, multiplied with o before it is rounded, into products [B, H,
+  // slices of 16 values, padded], or [B, H, padded] where keys come in slices; or null.
   const T* multiplied;
   float* products;
   const float *sees, *seen, *factor;  // per token; factor multiplies o, or null

@@ -1,9 +1,10 @@
 // A pass of the mLSTM on the tensor cores (mlstm_kernels.cuh). A block takes a head through a chunk
 // for 128 of its values, or 64 where keys are more than 256; where they are more than 512, for a
-// slice of 256 keys, and the outputs of all slices are added up afterwards. The state stays in registers, in
-// float32 and transposed: accumulators of S^T [16 values, 256 keys] of a warp lie as operand B of
-// q S needs them. Where two warps share 16 values, each adds its keys' part of half of the tokens'
-// outputs. While one of the two products of a tile is computed, what the other needs is copied.
+// slice of 256 keys, and the outputs of all slices are added up afterwards. The state stays in
+// registers, in float32 and transposed: accumulators of S^T [16 values, 256 keys] of a warp lie as
+// operand B of q S needs them. Where two warps share 16 values, each adds its keys' part of half of
+// the tokens' outputs. While one of the two products of a tile is computed, what the other needs is
+// copied.
 #include "kernels/attention/attention_mma.cuh"
 #include "kernels/mlstm/mlstm_kernels.cuh"
 
@@ -82,19 +83,16 @@ __global__ void __launch_bounds__(kThreads, 1)
       return row(pass.v + value_begin, pass.values, begin + r);
     });
     if (outputs) {
-      CopyTile<kKeys, kTile, kThreads>(base, keys, pass.q, [&](int r) {
-        return row(pass.q + key_begin, pass.keys, begin + r);
-      });
+      CopyTile<kKeys, kTile, kThreads>(
+          base, keys, pass.q, [&](int r) { return row(pass.q + key_begin, pass.keys, begin + r); });
       const Bf16* scores =
           pass.scores + (static_cast<int64_t>(head) * sizes.tiles + tile) * kTile * kTile;
       CopyTile<kTile, kTile, kThreads>(stage + S::kValueBytes, kTile, pass.v,
                                        [&](int r) { return scores + r * kTile; });
       if (!S::kSliced && pass.multiplied != nullptr) {
-        CopyTile<kValues, kTile, kThreads>(base + S::kMultiplied, values, pass.multiplied,
-                                           [&](int r) {
-                                             return row(pass.multiplied + value_begin, pass.values,
-                                                        begin + r);
-                                           });
+        CopyTile<kValues, kTile, kThreads>(
+            base + S::kMultiplied, values, pass.multiplied,
+            [&](int r) { return row(pass.multiplied + value_begin, pass.values, begin + r); });
       }
     }
     const int vector = thread / 16, part = thread % 16 * 4;
@@ -117,11 +115,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int n = 0; n < kWarpKeys / 8; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int key = key_warp * kWarpKeys + 8 * n + AccumulatorColumn(lane, i);
+        const int key = key_begin + key_warp * kWarpKeys + 8 * n + AccumulatorColumn(lane, i);
         const int value = 16 * value_warp + AccumulatorRow(lane, i);
-        if (key >= keys || value >= values) continue;
-        body(state[n][i], (key_begin + key) * pass.key_stride +
-                              (value_begin + value) * pass.value_stride);
+        if (key >= pass.keys || value >= values) continue;
+        body(state[n][i], key * pass.key_stride + (value_begin + value) * pass.value_stride);
       }
     }
   };
@@ -151,6 +148,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   const LaneChunk in_a = LaneOfA(lane);
   const uint32_t key_lane = ChunkOffset<kKeys>(in_a.row, in_a.chunk) + key_warp * kWarpKeys * 2;
   const uint32_t value_lane = ChunkOffset<kValues>(in_a.row, in_a.chunk);
+  const uint32_t multiplied_lane = S::kMultiplied + ChunkOffset<kValues>(lane / 4, 2 * value_warp) +
+                                   AccumulatorColumn(lane, 0) * 2;
   const uint32_t score_lane = ChunkOffset<kTile>(in_a.row, in_a.chunk);
   for (int index = 0; index < tiles; ++index) {
     const int tile = tile_at(index), begin = tile * kTile;
@@ -207,7 +206,8 @@ __global__ void __launch_bounds__(kThreads, 1)
           }
         }
       }
-      // The products of 16 tokens' outputs of the warp with the rows that these are multiplied with.
+      // The products of 16 tokens' outputs of the warp with the rows that these are multiplied
+      // with.
       const auto multiply = [&](int m, const Outputs& sums) {
         const int part = value_begin / 16 + value_warp;
         const int64_t parts = pass.values / 16;
@@ -217,9 +217,9 @@ __global__ void __launch_bounds__(kThreads, 1)
           float product = 0.0f;
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
-            const float2 factors = Unpack(*reinterpret_cast<const uint32_t*>(
-                shared + S::kMultiplied + ChunkOffset<kValues>(token, 2 * value_warp + j) +
-                AccumulatorColumn(lane, 0) * 2));
+            // The next chunk of a row lies beside it, as rows are swizzled by whole chunks.
+            const uint32_t at = (multiplied_lane ^ (16u * j)) + (16 * m + 8 * half) * kValues * 2;
+            const float2 factors = Unpack(*reinterpret_cast<const uint32_t*>(shared + at));
             product = fmaf(sums[j][2 * half], factors.x, product);
             product = fmaf(sums[j][2 * half + 1], factors.y, product);
           }

@@ -122,9 +122,8 @@ struct MlstmScratch {
   MlstmScratch(const MlstmLayout& sizes, bool tensor_cores, float* base) : next_(base) {
     const int64_t heads = sizes.all_heads(), tokens = heads * sizes.padded();
     const int64_t width = sizes.keys, state = width * sizes.values;
-    for (float** vector :
-         {&vectors.row, &vectors.column, &vectors.before, &vectors.after,
-          &vectors.before_normaliser, &vectors.inverse_b, &vectors.dnormaliser}) {
+    for (float** vector : {&vectors.row, &vectors.column, &vectors.before, &vectors.after,
+                           &vectors.before_normaliser, &vectors.inverse_b, &vectors.dnormaliser}) {
       *vector = Take(tokens);
     }
     vectors.log_decay = Take(heads * sizes.tiles);
@@ -162,14 +161,14 @@ struct MlstmScratch {
   }
 
   MlstmVectors vectors{};
-  float* step;                             // of a single token
-  float* partial = nullptr;                // [slices, B, T, H, dv or dk]
-  float *query_products, *key_products;    // [B, H, product_slices, padded]
-  int product_slices;                      // in how many parts a token's products come
+  float* step;                               // of a single token
+  float* partial = nullptr;                  // [slices, B, T, H, dv or dk]
+  float *query_products, *key_products;      // [B, H, product_slices, padded]
+  int product_slices;                        // in how many parts a token's products come
   float *restart_states, *restart_products;  // [B, H, restarts + 1, blocks, ...]
   int restart_parts;                         // of a product
-  void *w = nullptr, *p = nullptr;     // bfloat16 [B, H, tiles, kMlstmTile, kMlstmTile]
-  float* normaliser_states = nullptr;  // [B, H, tiles, dk]
+  void *w = nullptr, *p = nullptr;           // bfloat16 [B, H, tiles, kMlstmTile, kMlstmTile]
+  float* normaliser_states = nullptr;        // [B, H, tiles, dk]
   float *states = nullptr, *extra_states = nullptr;  // [B, H, chunks, ...]
   int64_t total = 0;                                 // float32 elements
 

@@ -80,8 +80,7 @@ __global__ void __launch_bounds__(kThreads)
     Vector<float, 4> sum{};
 #pragma unroll 4
     for (int slice = 0; slice < slices; ++slice) {
-      const auto part =
-          LoadVector<4>(pass.partial + (slice * all + warp.row) * pass.values + i);
+      const auto part = LoadVector<4>(pass.partial + (slice * all + warp.row) * pass.values + i);
 #pragma unroll
       for (int j = 0; j < 4; ++j) sum.values[j] += part[j];
     }
@@ -186,9 +185,7 @@ __global__ void __launch_bounds__(kGateThreads)
   const int begin = interval * sizes.restart_tiles * kMlstmTile;
   const int end = min(sizes.tokens, begin + sizes.restart_tiles * kMlstmTile);
   const auto passes_at = [&](int restart, double* shared) {
-    const bool known = restart == 0               ? in.first
-                       : restart == sizes.restarts ? in.last
-                                                  : true;
+    const bool known = restart == 0 ? in.first : restart == sizes.restarts ? in.last : true;
     const float* products =
         in.restart_products +
         (static_cast<int64_t>(head) * (sizes.restarts + 1) + restart) * in.restart_parts;

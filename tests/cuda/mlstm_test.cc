@@ -180,8 +180,9 @@ TEST(CudaMlstm, LongSequences) {
   TestRandom random;
   for (const DType dtype : kCudaTypes) {
     int kind = 0;
-    for (const auto& [time, keys, values] :
-         {std::tuple<int64_t, int64_t, int64_t>{2100, 256, 512}, {1100, 128, 176}, {4200, 16, 32}}) {
+    for (const auto& [time, keys, values] : {std::tuple<int64_t, int64_t, int64_t>{2100, 256, 512},
+                                             {1100, 128, 176},
+                                             {4200, 16, 32}}) {
       ExpectMatchesTheCpu({1, time, 2, keys, values}, kKinds[kind++ % 3], dtype, random);
     }
   }
