@@ -52,11 +52,13 @@ void MlstmWeights(const MlstmLayout& sizes, const MlstmGateInputs& gates, const 
 
 // What a pass over values does at restarts. Null: nothing.
 struct MlstmRestarts {
-  float* states;  // [B, H, restarts + 1, blocks, MlstmBlock::kept()], elements as threads have them
-  float* products;  // [B, H, restarts + 1, blocks, kMlstmPassWarps] of the kept states and those of
-                    // the pass, which goes backward in time; null: keeps the states
-  bool first,
-      last;  // there is a state before the first token, a gradient of the one after the last
+  // [B, H, restarts + 1, blocks, MlstmBlock::kept()], elements as threads have them.
+  float* states;
+  // [B, H, restarts + 1, blocks, kMlstmPassWarps] parts of the products of the kept states with
+  // those of the pass, which goes backward in time; null: keeps the states.
+  float* products;
+  // Whether there is a state before the first token, a gradient of the one after the last.
+  bool first, last;
 };
 
 template <class T>

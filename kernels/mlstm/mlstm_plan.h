@@ -32,7 +32,7 @@ constexpr MlstmBlock MlstmBlockOf(bool tensor_cores, int keys) {
   return {keys <= 64 ? 64 : keys <= 128 ? 128 : 256, 128};
 }
 
-// The sum that is the forget gates' gradient starts again so often; at most every 8 tiles.
+// The sum that is the forget gates' gradient starts again at least so often.
 inline constexpr int kMaxMlstmRestartTiles = 8;
 
 // Tokens, heads and where their rows lie.
@@ -92,8 +92,8 @@ inline int64_t MlstmChunkTiles(const Tensor& q, const Tensor& v, const MlstmOpti
   return CeilDiv(tiles, count);
 }
 
-// Tiles between two restarts: so many that the states kept there, in float32, take no more memory
-// than about 256 elements a token; few where sequences or states are small.
+// Tiles between two restarts. The fewer, the smaller the errors, but the more states are kept:
+// about 256 elements a token where the states are small, and for any of them 8 tiles apart.
 inline int64_t MlstmRestartTiles(int64_t tiles, int64_t keys, int64_t values) {
   const int64_t worth = CeilDiv(keys * values, 256 * kMlstmTile);
   return std::min({int64_t{kMaxMlstmRestartTiles}, worth, CeilDiv(tiles, 4)});
