@@ -101,7 +101,7 @@ TEST(PlanCommand, RefusesInOneLineThatNamesTheField) {
                                              {large, "model.mlstm.width", "5376"},
                                              {large, "model.mlstm.key_width", "5376"},
                                              {large, "model.mlstm.key_width", "40"}}) {
-    const std::vector<std::string> settings = {StrCat(field, "=", width)};
+    const std::vector<std::string> settings = {std::string(field) + "=" + width};
     refused(config, {"--ranks", "1"}, settings, field);
     EXPECT_EQ(RunPlan(config, {"--ranks", "1", "--hardware", kLaptop}, settings).code, 0);
   }
