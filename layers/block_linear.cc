@@ -63,6 +63,7 @@ void BlockLinear::BackwardInput(Run& run, const Tensor& dy, const Tensor& dx,
 }
 
 void BlockLinear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const {
+  const ParamStore::GradientSum sum = run.params.AddTo(weight_);
   Gemm({.trans_a = Trans::kYes,
         .m = outputs_,
         .n = block_,
@@ -71,9 +72,9 @@ void BlockLinear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) co
         .lda = blocks_ * spread_,
         .b = x,
         .ldb = width_,
-        .c = run.params.grad(weight_),
+        .c = sum.tensor,
         .ldc = block_,
-        .accumulate = true,
+        .accumulate = sum.started,
         .batch = blocks_,
         .stride_a = spread_,
         .stride_b = block_,

@@ -123,6 +123,7 @@ void Embedding::HeadLoss(Run& run, const Tensor& x, const Tensor& labels, double
           .ldb = width,
           .c = dx.View({tokens, width}).Rows(begin, end),
           .ldc = width});
+    const ParamStore::GradientSum sum = run.params.AddTo(head_);
     Gemm({.trans_a = Trans::kYes,
           .m = local_vocab_,
           .n = width,
@@ -131,9 +132,9 @@ void Embedding::HeadLoss(Run& run, const Tensor& x, const Tensor& labels, double
           .lda = local_vocab_,
           .b = piece,
           .ldb = width,
-          .c = run.params.grad(head_),
+          .c = sum.tensor,
           .ldc = width,
-          .accumulate = true});
+          .accumulate = sum.started});
   }
   if (dx.defined()) tensor.AllReduce(dx, ReduceOp::kSum).Wait();
 }

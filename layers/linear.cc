@@ -64,6 +64,7 @@ void Linear::BackwardInput(Run& run, const Tensor& dy, const Tensor& dx, bool ac
 }
 
 void Linear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const {
+  const ParamStore::GradientSum sum = run.params.AddTo(weight_);
   Gemm({.trans_a = Trans::kYes,
         .m = local_out_,
         .n = local_in_,
@@ -72,9 +73,9 @@ void Linear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const {
         .lda = local_out_,
         .b = x,
         .ldb = local_in_,
-        .c = run.params.grad(weight_),
+        .c = sum.tensor,
         .ldc = local_in_,
-        .accumulate = true});
+        .accumulate = sum.started});
   run.mesh.world().Progress();
   if (!options_.bias) return;
   ArenaScope scope(run.arena);

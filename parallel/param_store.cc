@@ -45,6 +45,7 @@ ParamStore::ParamStore(const ParamTable& table, const Mesh& mesh, Precision prec
       plan_(table, mesh.shape(), options, precision.has_masters()),
       owned_(plan_.Parts(plan_.sharded() ? mesh.replicas().rank() : 0)),
       values_(ValueBytes(plan_.elements()), device),
+      started_(table.specs().size(), true),
       reports_(table.specs().size()),
       ready_(static_cast<ParamId>(table.specs().size())),
       reduced_(plan_.buckets()) {
@@ -146,7 +147,31 @@ void ParamStore::Initialise(uint64_t seed) {
   }
 }
 
-void ParamStore::ZeroGrads() { FillZero(flat_grads()); }
+void ParamStore::ZeroGrads() { started_.assign(started_.size(), false); }
+
+ParamStore::GradientSum ParamStore::AddTo(ParamId id) {
+  const auto index = static_cast<size_t>(id);
+  const bool started = started_[index];
+  started_[index] = true;
+  return {GradientOf(id), started};
+}
+
+Tensor ParamStore::grad(ParamId id) const {
+  const auto index = static_cast<size_t>(id);
+  const Tensor gradient = GradientOf(id);
+  if (!started_[index]) FillZero(gradient);
+  started_[index] = true;
+  return gradient;
+}
+
+Tensor ParamStore::flat_grads() const {
+  ClearUnstarted(0);
+  return grads_.At(0, precision_.gradients, {elements()});
+}
+
+void ParamStore::ClearUnstarted(ParamId first) const {
+  for (auto id = first; id < static_cast<ParamId>(started_.size()); ++id) grad(id);
+}
 
 void ParamStore::GradsReady(ParamId first) {
   if (passes_ == 0) return;
@@ -155,6 +180,7 @@ void ParamStore::GradsReady(ParamId first) {
 }
 
 void ParamStore::Release(ParamId first) {
+  ClearUnstarted(first);
   for (; ready_ > first; --ready_) {
     if (!table_.spec(ready_ - 1).partial_gradient) continue;
     partials_.push_back(mesh_.tensor().AllReduce(grad(ready_ - 1), ReduceOp::kSum));

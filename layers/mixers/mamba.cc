@@ -188,6 +188,7 @@ void MambaMixer::DtBackwardInput(Run& run, const Tensor& ddt, const Tensor& dpro
 }
 
 void MambaMixer::DtBackwardWeight(Run& run, const Tensor& projected, const Tensor& ddt) const {
+  const ParamStore::GradientSum sum = run.params.AddTo(dt_w_);
   Gemm({.trans_a = Trans::kYes,
         .m = width_,
         .n = rank_,
@@ -196,9 +197,9 @@ void MambaMixer::DtBackwardWeight(Run& run, const Tensor& projected, const Tenso
         .lda = width_,
         .b = projected,
         .ldb = projected.dim(-1),
-        .c = run.params.grad(dt_w_),
+        .c = sum.tensor,
         .ldc = rank_,
-        .accumulate = true});
+        .accumulate = sum.started});
 }
 
 void MambaMixer::Refill(Run& run, const Tensor&, Stash& stash, const Carry& carry) const {
