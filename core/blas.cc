@@ -71,6 +71,9 @@ void Gemm(const GemmArgs& args) {
   check("C", args.c, Trans::kNo, args.m, args.n, args.ldc, args.stride_c);
   EYRIE_CHECK(!args.bias.defined() || (!args.accumulate && args.bias.size() == args.batch * args.n),
               "Gemm: bias");
+  EYRIE_CHECK(!args.row_sums.defined() || (args.batch == 1 && args.row_sums.size() == args.m &&
+                                           args.row_sums.dtype == args.c.dtype),
+              "Gemm: row_sums");
   EYRIE_CHECK(args.a.dtype == args.b.dtype && args.a.device == args.b.device &&
                   args.a.device == args.c.device,
               "Gemm: A, B and C do not go together");
@@ -79,9 +82,18 @@ void Gemm(const GemmArgs& args) {
   if constexpr (kCudaBuild) {
     if (args.a.device == Device::kCuda) return GemmCuda(args);
   }
-  EYRIE_CHECK(args.a.device == Device::kCpu && args.c.dtype == args.a.dtype, "Gemm on the CPU");
+  EYRIE_CHECK(
+      args.a.device == Device::kCpu && args.c.dtype == args.a.dtype && !args.row_sums.defined(),
+      "Gemm on the CPU");
   if (args.a.dtype == DType::kF64) return GemmCpu<double>(args);
   GemmCpu<float>(args);
+}
+
+bool GemmSumsRows(const GemmArgs& args) {
+  if constexpr (kCudaBuild) {
+    if (args.a.device == Device::kCuda) return GemmSumsRowsCuda(args);
+  }
+  return false;
 }
 
 }  // namespace eyrie

@@ -24,11 +24,17 @@ struct GemmArgs {
   int64_t ldc = 0;
   bool accumulate = false;
   Tensor bias;  // [batch, n] like C, added to every row of C; optional, not with accumulate
+  // Out, optional: the sum of each row of op(A), [m] in float32, from the same pass over A: where A
+  // holds the gradients of outputs, that of their bias. Only where GemmSumsRows says so.
+  Tensor row_sums;
   // So many products at once, whose matrices start `stride` elements apart.
   int64_t batch = 1;
   int64_t stride_a = 0, stride_b = 0, stride_c = 0;
 };
 void Gemm(const GemmArgs& args);
+// Whether this product, with row_sums, can be computed: never on the CPU, and on a GPU where
+// cuBLASLt has an algorithm for it.
+bool GemmSumsRows(const GemmArgs& args);
 
 // The same for kernels' CPU bodies, on host memory and with a factor each:
 // C = alpha op(A) op(B) + beta C. With beta = 0, C need not be initialised.
@@ -41,6 +47,7 @@ void Gemm(Trans trans_a, Trans trans_b, int64_t m, int64_t n, int64_t k, double 
 
 // The body of a CUDA build.
 void GemmCuda(const GemmArgs& args);
+bool GemmSumsRowsCuda(const GemmArgs& args);
 // Scratch that all products of a process share, in bytes.
 inline constexpr size_t kGemmWorkspaceCuda = size_t{32} << 20;
 inline size_t GemmWorkspaceBytes(Device device) { return IsGpu(device) ? kGemmWorkspaceCuda : 0; }
