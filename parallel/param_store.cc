@@ -52,6 +52,14 @@ ParamStore::ParamStore(const ParamTable& table, const Mesh& mesh, Precision prec
   for (const ParamSpec& spec : table.specs()) {
     slices_.push_back(LocalSlice(spec, mesh.shape().tensor, mesh.tensor().rank()));
   }
+  for (int bucket = 0; bucket < plan_.buckets(); ++bucket) {
+    const auto share = plan_.share(bucket, plan_.sharded() ? mesh.replicas().rank() : 0);
+    if (plan_.sharded() || share.begin == 0 || share.begin == plan_.full_elements()) {
+      stretches_.push_back({{share.begin, plan_.owned_offset(bucket), 0}});
+    }
+    stretches_.back().place.size += share.size();
+    ++stretches_.back().buckets;
+  }
   if (!with_gradients) return;
   grads_ = Buffer(GradientBytes(plan_.elements()), device);
   if (precision.has_masters()) {
@@ -93,15 +101,15 @@ Tensor ParamStore::flat_values() const {
   return ValuesAt({0, elements()});
 }
 
-Tensor ParamStore::owned_master(const BucketPlan::Part& part) const {
-  if (!precision_.has_masters()) return ValuesAt({part.flat, part.flat + part.range.size()});
+Tensor ParamStore::owned_master(const BucketPlan::Stretch& part) const {
+  if (!precision_.has_masters()) return ValuesAt({part.flat, part.flat + part.size});
   return masters_.At(static_cast<size_t>(part.owned) * SizeOf(precision_.masters),
-                     precision_.masters, {part.range.size()});
+                     precision_.masters, {part.size});
 }
 
-Tensor ParamStore::owned_copy(const BucketPlan::Part& part) const {
+Tensor ParamStore::owned_copy(const BucketPlan::Stretch& part) const {
   if (!precision_.has_masters()) return {};
-  return ValuesAt({part.flat, part.flat + part.range.size()});
+  return ValuesAt({part.flat, part.flat + part.size});
 }
 
 Tensor ParamStore::masters() const {
@@ -115,9 +123,8 @@ void ParamStore::PublishMasters() {
   for (int bucket = 0; bucket < plan_.buckets(); ++bucket) Gather(bucket);
 }
 
-Tensor ParamStore::owned_grad(const BucketPlan::Part& part) const {
-  return GradientsAt(plan_.sharded() ? owned_grads_ : grads_,
-                     {part.owned, part.owned + part.range.size()});
+Tensor ParamStore::owned_grad(const BucketPlan::Stretch& part) const {
+  return GradientsAt(plan_.sharded() ? owned_grads_ : grads_, {part.owned, part.owned + part.size});
 }
 
 void ParamStore::Initialise(uint64_t seed) {

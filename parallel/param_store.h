@@ -76,11 +76,18 @@ class ParamStore {
 
   // What this rank owns after ReduceGrads: without ZeRO, all.
   const std::vector<BucketPlan::Part>& owned() const { return owned_; }
+  // The same with the padding between them, in as few stretches as there may be: one for each
+  // bucket where Gather has to hand it on, and all that is of one type where there is nothing to.
+  struct OwnedStretch {
+    BucketPlan::Stretch place;
+    int buckets = 0;  // so many end with it
+  };
+  const std::vector<OwnedStretch>& stretches() const { return stretches_; }
   // What the optimiser updates: the masters, or the values themselves where there are none.
-  Tensor owned_master(const BucketPlan::Part& part) const;
+  Tensor owned_master(const BucketPlan::Stretch& part) const;
   // The values to copy them to, rounded or not; absent where there are no masters.
-  Tensor owned_copy(const BucketPlan::Part& part) const;
-  Tensor owned_grad(const BucketPlan::Part& part) const;
+  Tensor owned_copy(const BucketPlan::Stretch& part) const;
+  Tensor owned_grad(const BucketPlan::Stretch& part) const;
   // Starts handing this rank's part of a bucket, just updated, to the other replicas, and taking
   // theirs. Once for each bucket, from 0 on; until then GatherDone, nothing else may write values.
   void Gather(int bucket);
@@ -124,6 +131,7 @@ class ParamStore {
   BucketPlan plan_;
   std::vector<Slice> slices_;
   std::vector<BucketPlan::Part> owned_;
+  std::vector<OwnedStretch> stretches_;
   Buffer values_, grads_, masters_;
   Buffer owned_grads_;  // with ZeRO alone
   // Of each parameter: its gradient's memory holds the sum since ZeroGrads.
