@@ -8,6 +8,7 @@
 
 #include "core/blas.h"
 #include "core/cuda.h"
+#include "core/few_rows.h"
 
 namespace eyrie {
 namespace {
@@ -127,9 +128,9 @@ uint32_t Alignment(const GemmArgs& args) {
   return static_cast<uint32_t>(bits & (~bits + 1));
 }
 
-class Products {
+class Plans {
  public:
-  Products() {
+  Plans() {
     EYRIE_CUBLAS_CHECK(cublasLtCreate(&handle_));
     EYRIE_CUDA_CHECK(cudaMalloc(&workspace_, kGemmWorkspaceCuda));
   }
@@ -156,10 +157,14 @@ class Products {
 
 }  // namespace
 
-void GemmCuda(const GemmArgs& args) {
+void GemmCuda(std::span<const GemmArgs> products) {
+  if (IsFewRows(products)) return FewRowsCuda(products);
   // One for the process, like its GPU; it lives until the process ends.
-  static Products* products = new Products;
-  products->Run(args);
+  static auto* plans = new Plans;
+  for (const GemmArgs& args : products) {
+    if (args.m == 0 || args.n == 0) continue;
+    plans->Run(args);
+  }
 }
 
 }  // namespace eyrie

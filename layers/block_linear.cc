@@ -1,6 +1,5 @@
 #include "layers/block_linear.h"
 
-#include "core/blas.h"
 #include "kernels/elementwise/elementwise.h"
 
 namespace eyrie {
@@ -26,22 +25,27 @@ void BlockLinear::Declare(Declaration& declare) {
                               .init = InitConstant(0.0)});
 }
 
+GemmArgs BlockLinear::Product(const Run& run, const Tensor& x, const Tensor& y) const {
+  return {.trans_b = Trans::kYes,
+          .m = x.size() / width_,
+          .n = outputs_,
+          .k = block_,
+          .a = x,
+          .lda = width_,
+          .b = run.params.value(weight_),
+          .ldb = block_,
+          .c = y,
+          .ldc = blocks_ * spread_,
+          .bias = options_.bias ? run.params.value(bias_) : Tensor{},
+          .batch = blocks_,
+          .stride_a = block_,
+          .stride_b = outputs_ * block_,
+          .stride_c = spread_,
+          .b_is_settled = true};
+}
+
 void BlockLinear::Forward(Run& run, const Tensor& x, const Tensor& y) const {
-  Gemm({.trans_b = Trans::kYes,
-        .m = x.size() / width_,
-        .n = outputs_,
-        .k = block_,
-        .a = x,
-        .lda = width_,
-        .b = run.params.value(weight_),
-        .ldb = block_,
-        .c = y,
-        .ldc = blocks_ * spread_,
-        .bias = options_.bias ? run.params.value(bias_) : Tensor{},
-        .batch = blocks_,
-        .stride_a = block_,
-        .stride_b = outputs_ * block_,
-        .stride_c = spread_});
+  Gemm(Product(run, x, y));
 }
 
 void BlockLinear::BackwardInput(Run& run, const Tensor& dy, const Tensor& dx,

@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "core/blas.h"
 #include "layers/layer.h"
 
 namespace eyrie {
@@ -28,6 +29,8 @@ class BlockLinear {
 
   // y := x W^T + b for x [..., local C] and rows of y of local G x spread, from where y starts.
   void Forward(Run& run, const Tensor& x, const Tensor& y) const;
+  // What Forward computes.
+  GemmArgs Product(const Run& run, const Tensor& x, const Tensor& y) const;
   // dx := dy W, or += with accumulate.
   void BackwardInput(Run& run, const Tensor& dy, const Tensor& dx, bool accumulate) const;
   // Adds the gradients of W and b.
