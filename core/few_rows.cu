@@ -9,11 +9,10 @@
 // - The tensor cores multiply, so that 8 rows of A take no longer than one: B's rows are the
 //   16 rows of mma.m16n8k16, A's rows are its 8 columns. The order of a chunk's 32 columns does not
 //   matter as long as it is the same in both, so a lane's fragments are 8 successive elements.
-#include "core/few_rows.h"
-
 #include <algorithm>
 
 #include "core/early_launch.cuh"
+#include "core/few_rows.h"
 
 namespace eyrie {
 namespace {

@@ -79,7 +79,10 @@ TailExchange::TailExchange(Communicator& sequence, Arena& arena, const Tensor& b
                            const Tensor& now, const Tensor& after)
     : before_(before), after_(after) {
   const int64_t batch = now.dim(0), tokens = now.dim(1), width = now.dim(2), wanted = after.dim(1);
-  if (sequence.size() == 1) return KeepTail(before, now, after);
+  if (sequence.size() == 1) {
+    KeepTail(before, now, after);
+    return;
+  }
   // What a further rank would fetch as its halo, told to all.
   for (int distance = 1; distance <= sequence.size(); ++distance) {
     const Overlap overlap(tokens, wanted, distance);
