@@ -237,7 +237,7 @@ bool IsFewRows(std::span<const GemmArgs> products) {
          std::all_of(products.begin(), products.end(), [&](const GemmArgs& args) {
            return args.trans_a == Trans::kNo && args.trans_b == Trans::kYes &&
                   args.m <= kMostFewRows && args.k % 8 == 0 && args.k > 0 &&
-                  args.m * args.n * args.batch <= (1 << 30) && args.k <= (1 << 30) &&
+                  args.n * args.batch <= (1 << 24) && args.k <= (1 << 24) &&  // in ints
                   args.a.dtype == DType::kBF16 && args.m == first.m && args.k == first.k &&
                   args.c.dtype == first.c.dtype &&
                   (!args.bias.defined() || args.bias.dtype == args.c.dtype) &&

@@ -7,12 +7,12 @@
 
 namespace eyrie {
 
-// C = A B^T + bias or C += A B^T in bfloat16, for several products of at most kMostRows rows that
-// have m, n's types, k and A's row stride alike.
+// C = A B^T + bias or C += A B^T of bfloat16 A and B: at most kMostFewRowsProducts products, none
+// of more than kMostFewRows rows, with m, k and C's type in common, and A and B in 16-byte vectors.
 inline constexpr int64_t kMostFewRows = 16;
 inline constexpr int kMostFewRowsProducts = 4;
 
-// Whether FewRowsCuda takes these products, all of them together.
+// Whether FewRowsCuda takes these products, which are at least one, all of them together.
 bool IsFewRows(std::span<const GemmArgs> products);
 void FewRowsCuda(std::span<const GemmArgs> products);
 
