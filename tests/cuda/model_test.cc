@@ -183,7 +183,7 @@ TEST(CudaModel, DecodingGivesTheLogitsOfTheWholeSequence) {
     };
     ParamStore cpu_store = parameters(DType::kF64, Device::kCpu);
     Arena cpu_arena;
-    Run cpu{mesh, cpu_store, cpu_arena};
+    eyrie::Run cpu{mesh, cpu_store, cpu_arena};
     cpu.positions = positions.tensor;
     const OwnedTensor whole = PoisonedTensor(DType::kF64, {kBatch, kTokens, vocab});
     model.Logits(cpu, tokens.tensor, nullptr, nullptr, whole.tensor);
@@ -192,7 +192,7 @@ TEST(CudaModel, DecodingGivesTheLogitsOfTheWholeSequence) {
       SCOPED_TRACE(StrCat(config.pattern(0), " ", Name(dtype)));
       ParamStore store = parameters(dtype, Device::kCuda);
       Arena arena(Device::kCuda);
-      Run run{mesh, store, arena};
+      eyrie::Run run{mesh, store, arena};
       ModelState states[2] = {model.MakeState(store, kBatch, kTokens),
                               model.MakeState(store, kBatch, kTokens)};
       Replay steps[2];
