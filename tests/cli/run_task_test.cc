@@ -31,10 +31,9 @@ class RunTaskTest : public testing::Test {
 };
 
 // Settings that make a run one of seconds.
-const std::vector<std::string> kShort = {"--set", "train.validation_interval=2",
-                                         "--set", "optimizer.warmup_steps=1",
-                                         "--set", "run.log_interval=1",
-                                         "--set", "run.threads=1"};
+const std::vector<std::string> kShort = {
+    "--set", "train.validation_interval=2", "--set", "optimizer.warmup_steps=1",
+    "--set", "run.log_interval=1",          "--set", "run.threads=1"};
 
 std::vector<std::string> Short(std::vector<std::string> arguments) {
   arguments.insert(arguments.end(), kShort.begin(), kShort.end());
