@@ -1,6 +1,7 @@
 #include "layers/block_linear.h"
 
 #include "core/blas.h"
+#include "kernels/block_map/block_map.h"
 #include "kernels/elementwise/elementwise.h"
 
 namespace eyrie {
@@ -26,7 +27,12 @@ void BlockLinear::Declare(Declaration& declare) {
                               .init = InitConstant(0.0)});
 }
 
+bool BlockLinear::small() const {
+  return block_ == kBlockMapWidth && outputs_ == block_ && spread_ == block_ && !options_.bias;
+}
+
 void BlockLinear::Forward(Run& run, const Tensor& x, const Tensor& y) const {
+  if (small()) return BlockMap({.x = x, .w = run.params.value(weight_), .y = y});
   Gemm({.trans_b = Trans::kYes,
         .m = x.size() / width_,
         .n = outputs_,
@@ -46,6 +52,13 @@ void BlockLinear::Forward(Run& run, const Tensor& x, const Tensor& y) const {
 
 void BlockLinear::BackwardInput(Run& run, const Tensor& dy, const Tensor& dx,
                                 bool accumulate) const {
+  if (small()) {
+    return BlockMap({.x = dy,
+                     .w = run.params.value(weight_),
+                     .y = dx,
+                     .transposed = true,
+                     .accumulate = accumulate});
+  }
   Gemm({.m = dx.size() / width_,
         .n = block_,
         .k = outputs_,
@@ -63,6 +76,13 @@ void BlockLinear::BackwardInput(Run& run, const Tensor& dy, const Tensor& dx,
 }
 
 void BlockLinear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const {
+  ArenaScope scope(run.arena);
+  if (small()) {
+    return BlockMapWeightGrad({.x = x,
+                               .dy = dy,
+                               .dw = run.params.grad(weight_),
+                               .workspace = run.Workspace(BlockMapWorkspace(x))});
+  }
   Gemm({.trans_a = Trans::kYes,
         .m = outputs_,
         .n = block_,
@@ -79,7 +99,6 @@ void BlockLinear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) co
         .stride_b = block_,
         .stride_c = outputs_ * block_});
   if (!options_.bias) return;
-  ArenaScope scope(run.arena);
   SumRows(dy, run.params.grad(bias_).View({width_}), run.Workspace(SumRowsWorkspace(dy)));
 }
 

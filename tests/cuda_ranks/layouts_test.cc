@@ -1,0 +1,65 @@
+// Two GPUs train as one does, and the run ends when one of them is lost.
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include "core/device.h"
+#include "tests/equality/layouts.h"
+#include "tests/support/hang.h"
+
+namespace eyrie {
+namespace {
+
+constexpr Layout kPairs[] = {{"t2", 2, 1, 2}, {"d2", 1, 2, 2}, {"s2", 1, 1, 2, 2}};
+
+class CudaRanksTest : public LayoutsTest {
+ protected:
+  void SetUp() override { ASSERT_GE(cuda::DeviceCount(), 2) << "these tests take two GPUs"; }
+};
+
+TEST_F(CudaRanksTest, TwoGpusEqualOneInFloat32) {
+  for (const char* pattern : {"recurrent+geglu", "mamba", "lightning_attention+swiglu", "mlstm",
+                              "mlstm_large+swiglu", "slstm+geglu_erf", "local_attention+geglu"}) {
+    const auto train = [&](const Layout& layout) {
+      return Train(StrCat(pattern, layout.name), layout,
+                   {"run.device=cuda", "train.precision=FLOAT32",
+                    StrCat("model.pattern=", pattern), "model.mlstm.key_width=64",
+                    "model.mlstm.width=512"});
+    };
+    const auto one = train(kOne);
+    ASSERT_EQ(one.size(), 20u) << pattern;
+    EXPECT_LT(one.back()["loss"].get<double>(), 0.9 * one.front()["loss"].get<double>()) << pattern;
+    for (const Layout& layout : kPairs) {
+      ExpectSame(train(layout), one, 1e-4, StrCat(pattern, " ", layout.name));
+    }
+  }
+}
+
+TEST_F(CudaRanksTest, TwoGpusEqualOneInMixedPrecisionButForRounding) {
+  const auto train = [&](const Layout& layout) {
+    return Train(layout.name, layout, {"run.device=cuda", "train.precision=MIXED"});
+  };
+  const auto one = train(kOne);
+  ASSERT_EQ(one.size(), 20u);
+  for (const Layout& layout : kPairs) ExpectSame(train(layout), one, 3e-2, layout.name);
+}
+
+TEST_F(CudaRanksTest, APeerThatHangsEndsTheJob) {
+  for (const Layout& layout : kPairs) {
+    ExpectHangEndsJob(directory_, layout.name,
+                      {"run.device=cuda", StrCat("parallel.tensor=", layout.tensor),
+                       StrCat("parallel.sequence=", layout.sequence)});
+  }
+}
+
+TEST_F(CudaRanksTest, APeerThatDiesEndsTheJob) {
+  const TrainingJob job(directory_, "killed", {"run.device=cuda"});
+  ASSERT_TRUE(job.Underway());
+  kill(job.ranks().front(), SIGKILL);
+  const ProcessResult result = job.Finish();
+  EXPECT_NE(result.code, 0);
+  EXPECT_LT(result.seconds, 30.0);
+  EXPECT_TRUE(job.ranks().empty());
+}
+
+}  // namespace
+}  // namespace eyrie
