@@ -10,6 +10,7 @@ parameters and moments and computes in bfloat16 (autocast), with clipping and fu
 
 Exit status: 0; 2 for bad usage; 3 when a peer failed, or one that --only named is not installed.
 """
+
 import argparse
 import dataclasses
 import importlib.util
@@ -117,25 +118,17 @@ def mlstm_kernels():
 
 
 def sdpa():
-    """Every head with keys and values of its own, which the kernels of PyTorch are made for."""
+    """Every head with keys and values of its own, which PyTorch's kernels are made for."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    for name, backend in (
-        ("FlashAttention", SDPBackend.FLASH_ATTENTION),
-        ("cuDNN", SDPBackend.CUDNN_ATTENTION),
-    ):
+    attention = torch.nn.functional.scaled_dot_product_attention
+    causal = lambda *inputs: attention(*inputs, is_causal=True)
+    for backend in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
+        what = f"PyTorch SDPA, causal, {backend.name}"
+        inputs = [random(4, 32, 8192, 128) for _ in range(3)]
         with sdpa_kernel(backend):
-            rows = list(
-                both_ways(
-                    f"PyTorch SDPA, causal, {name}",
-                    "attention",
-                    lambda *inputs: torch.nn.functional.scaled_dot_product_attention(
-                        *inputs, is_causal=True
-                    ),
-                    *(random(4, 32, 8192, 128) for _ in range(3)),
-                )
-            )
+            rows = list(both_ways(what, "attention", causal, *inputs))
         yield from rows
         yield from (dataclasses.replace(row, eyrie="mlstm") for row in rows)
 
@@ -225,7 +218,7 @@ def causal_conv1d():
     )
 
 
-def training(what, eyrie, model, vocab):
+def training(what, eyrie, model):
     """Rows of whole steps: the median of 5 after 3 that do not count, and the peak of memory."""
     import torch
 
@@ -234,7 +227,8 @@ def training(what, eyrie, model, vocab):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1, fused=True)
     times = []
     for _ in range(8):
-        tokens = torch.randint(0, vocab, (SEQUENCES, LENGTH), device="cuda")
+        shape = (SEQUENCES, LENGTH)
+        tokens = torch.randint(0, model.config.vocab_size, shape, device="cuda")
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         with torch.autocast("cuda", dtype=torch.bfloat16):
@@ -252,89 +246,69 @@ def training(what, eyrie, model, vocab):
     yield Row(what, eyrie, "GB", torch.cuda.max_memory_allocated() / 1e9)
 
 
-def mamba_model(layers=48):
+def mamba():
+    import torch
     from fla.layers.mamba import is_fast_path_available
     from fla.models import MambaConfig, MambaForCausalLM
 
     if not is_fast_path_available:
         raise RuntimeError("flash-linear-attention does not find mamba_ssm's kernels")
-    return MambaForCausalLM(
-        MambaConfig(
-            vocab_size=50280,
-            hidden_size=2048,
-            num_hidden_layers=layers,
-            tie_word_embeddings=True,
-            use_cache=False,
-        )
+    config = MambaConfig(
+        vocab_size=50280,
+        hidden_size=2048,
+        num_hidden_layers=48,
+        tie_word_embeddings=True,
+        use_cache=False,
     )
-
-
-def mamba():
-    import torch
-
     with torch.device("cuda"):
-        model = mamba_model()
-    yield from training("flash-linear-attention Mamba", "Mamba 1.4B", model, 50280)
-
-
-def llama_model(layers=24):
-    """Griffin 1.3B with causal attention in every block."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=32000,
-            hidden_size=2048,
-            intermediate_size=6144,
-            num_hidden_layers=layers,
-            num_attention_heads=16,
-            num_key_value_heads=1,
-            head_dim=128,
-            max_position_embeddings=LENGTH,
-            tie_word_embeddings=True,
-            use_cache=False,
-            attn_implementation="sdpa",
-        )
-    )
+        model = MambaForCausalLM(config)
+    yield from training("flash-linear-attention Mamba", "Mamba 1.4B", model)
 
 
 def llama():
+    """Griffin 1.3B with causal attention in every block."""
     import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    with torch.device("cuda"):
-        model = llama_model()
-    model.compile()
-    yield from training(
-        "transformers Llama, multi-query, torch.compile", "Griffin 1.3B", model, 32000
+    config = LlamaConfig(
+        vocab_size=32000,
+        hidden_size=2048,
+        intermediate_size=6144,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        num_key_value_heads=1,
+        head_dim=128,
+        max_position_embeddings=LENGTH,
+        tie_word_embeddings=True,
+        use_cache=False,
+        attn_implementation="sdpa",
     )
+    with torch.device("cuda"):
+        model = LlamaForCausalLM(config)
+    model.compile()
+    what = "transformers Llama, multi-query, torch.compile"
+    yield from training(what, "Griffin 1.3B", model)
 
 
 @dataclasses.dataclass
 class Peer:
     rows: typing.Callable  # yields Rows
-    modules: tuple  # that must be importable
-    eyrie: tuple  # keys of SHAPES and STEPS
+    modules: str  # that must be importable, separated by spaces
     seconds: int  # limit of each of its processes
     # Processes that compile its kernels beforehand, each a share of the variants it tunes over.
     compilers: int = 0
 
 
 PEERS = {
-    "mlstm_kernels": Peer(mlstm_kernels, ("mlstm_kernels",), ("mlstm",), 120, 1),
-    "sdpa": Peer(sdpa, (), ("attention", "mlstm"), 60),
-    "flashrnn": Peer(flashrnn, ("flashrnn",), ("slstm",), 150, 1),
-    "selective_scan": Peer(selective_scan, ("selective_scan_cuda",), ("selective_scan",), 60),
-    "lightning_attention": Peer(
-        lightning_attention, ("fla",), ("lightning_attention",), 120, 8
-    ),
-    "accelerated_scan": Peer(accelerated_scan, ("accelerated_scan",), ("rg_lru",), 60, 1),
-    "causal_conv1d": Peer(
-        causal_conv1d, ("causal_conv1d", "causal_conv1d_cuda"), ("causal_conv1d",), 60
-    ),
-    "mamba": Peer(
-        mamba, ("fla", "mamba_ssm", "selective_scan_cuda", "causal_conv1d"), ("Mamba 1.4B",), 120
-    ),
-    "llama": Peer(llama, ("transformers",), ("Griffin 1.3B",), 240),
+    "mlstm_kernels": Peer(mlstm_kernels, "mlstm_kernels", 150, 1),
+    "sdpa": Peer(sdpa, "", 60),
+    "flashrnn": Peer(flashrnn, "flashrnn", 150, 1),
+    "selective_scan": Peer(selective_scan, "selective_scan_cuda", 60),
+    "lightning_attention": Peer(lightning_attention, "fla", 150, 8),
+    "accelerated_scan": Peer(accelerated_scan, "accelerated_scan", 60, 1),
+    "causal_conv1d": Peer(causal_conv1d, "causal_conv1d causal_conv1d_cuda", 60),
+    "mamba": Peer(mamba, "fla mamba_ssm selective_scan_cuda causal_conv1d", 120),
+    "llama": Peer(llama, "transformers", 240),
 }
 
 
@@ -404,11 +378,11 @@ def measure(name, result, index, count):
 def compile_ahead(names, folder):
     """Fills the compilers' caches, all peers at once. What fails here fails again where it counts,
     or only compiles there."""
-    processes = []
-    for name in names:
-        count = PEERS[name].compilers
-        for index in range(count):
-            processes.append(start_peer(name, os.path.join(folder, "unused"), (index, count)))
+    processes = [
+        start_peer(name, os.path.join(folder, "unused"), (index, PEERS[name].compilers))
+        for name in names
+        for index in range(PEERS[name].compilers)
+    ]
     for process in processes:
         try:
             process.output()
@@ -419,9 +393,8 @@ def compile_ahead(names, folder):
 class Eyrie:
     """Eyrie's own benchmarks, each run once, when first asked for."""
 
-    def __init__(self, binary, wanted):
+    def __init__(self, binary):
         self.binary = binary
-        self.wanted = wanted  # keys of SHAPES and STEPS
         self.found = {}
 
     def value(self, key, measure):
@@ -437,8 +410,8 @@ class Eyrie:
         return json.loads(output[output.index('{"benchmark"') :].splitlines()[0])
 
     def kernels(self, key):
-        """All wanted kernels of this one's shape at once."""
-        names = [k for k in self.wanted if SHAPES.get(k) == SHAPES[key]]
+        """All kernels of this one's shape at once."""
+        names = [name for name in SHAPES if SHAPES[name] == SHAPES[key]]
         filters = [argument for name in names for argument in ("--filter", name)]
         report = self.bench("kernels", "--device", "cuda", "--shape", SHAPES[key], *filters)
         for row in report["rows"]:
@@ -468,31 +441,24 @@ def compare(row, eyrie):
     return row | {"unit": unit, "eyrie_value": ours, "ratio": ratio}
 
 
-def markdown(rows):
-    yield "| peer | Eyrie's | measure | peer | Eyrie | ratio |"
-    yield "|---|---|---|---|---|---|"
-    for row in rows:
-        digits = {"ms": 2, "GB": 1, "tokens/s": 0}[row["unit"]]
-        values = (f"{row[key]:,.{digits}f} {row['unit']}" for key in ("value", "eyrie_value"))
-        labels = (row["what"], row["eyrie"], row["measure"])
-        yield "| " + " | ".join((*labels, *values, f"{row['ratio']:.2f}")) + " |"
-
-
-def parse():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--only", nargs="+", choices=PEERS, metavar="NAME", help=f"of {', '.join(PEERS)}"
-    )
-    parser.add_argument("--eyrie", default="build-cuda/eyrie", help="binary (%(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write all figures there as well")
-    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
-    return parser, parser.parse_args()
+def line(row):
+    """A row of the table."""
+    digits = {"ms": 2, "GB": 1, "tokens/s": 0}[row["unit"]]
+    values = (f"{row[key]:,.{digits}f} {row['unit']}" for key in ("value", "eyrie_value"))
+    cells = (row["what"], row["eyrie"], row["measure"], *values, f"{row['ratio']:.2f}")
+    return f"| {' | '.join(cells)} |"
 
 
 def main():
-    parser, options = parse()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    known = ", ".join(PEERS)
+    parser.add_argument("--only", nargs="+", choices=PEERS, metavar="NAME", help=f"of {known}")
+    parser.add_argument("--eyrie", default="build-cuda/eyrie", help="binary (%(default)s)")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there as well")
+    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
     if options.measure:
         measure(*options.measure)
         return 0
@@ -502,32 +468,30 @@ def main():
         parser.error(f"--eyrie {options.eyrie}: no such program")
     names, missing, failed, rows = [], [], [], []
     for name in options.only or PEERS:
-        absent = [m for m in PEERS[name].modules if importlib.util.find_spec(m) is None]
+        modules = PEERS[name].modules.split()
+        absent = [module for module in modules if importlib.util.find_spec(module) is None]
         if absent:
             print(f"{name}: not installed ({', '.join(absent)})", file=sys.stderr)
             missing.append(name)
         else:
             names.append(name)
-    eyrie = Eyrie(options.eyrie, {key for name in names for key in PEERS[name].eyrie})
+    eyrie = Eyrie(options.eyrie)
     with tempfile.TemporaryDirectory() as folder:
         compile_ahead(names, folder)
+        print("| peer | Eyrie's | measure | peer | Eyrie | ratio |\n|---|---|---|---|---|---|")
         for name in names:
             result = pathlib.Path(folder, name)
-            failures = []
+            result.touch()
             try:
-                start_peer(name, str(result)).output()
+                try:
+                    start_peer(name, str(result)).output()
+                finally:
+                    for text in result.read_text().splitlines():
+                        rows.append(compare(json.loads(text), eyrie))
+                        print(line(rows[-1]), flush=True)
             except Failed as failure:
-                failures.append(str(failure))
-            try:
-                for line in result.read_text().splitlines() if result.exists() else ():
-                    rows.append(compare(json.loads(line), eyrie))
-            except Failed as failure:
-                failures.append(f"Eyrie: {failure}")
-            for failure in failures:
                 print(f"{name}: failed: {failure}", file=sys.stderr)
-            failed += [name] * bool(failures)
-    for line in markdown(rows):
-        print(line)
+                failed.append(name)
     if options.json:
         report = {"rows": rows, "not installed": missing, "failed": failed}
         pathlib.Path(options.json).write_text(json.dumps(report, indent=1) + "\n")
