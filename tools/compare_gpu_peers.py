@@ -81,7 +81,8 @@ def both_ways(what, eyrie, function, *inputs):
 
     with torch.no_grad():
         gradient = torch.randn_like(function(*inputs))
-        yield Row(what, eyrie, "forward", median_ms(lambda: function(*inputs)))
+        forward = median_ms(lambda: function(*inputs))
+    yield Row(what, eyrie, "forward", forward)
     for tensor in inputs:
         tensor.requires_grad_()
     body = lambda: torch.autograd.grad(function(*inputs), inputs, gradient)
@@ -99,11 +100,8 @@ def mlstm_kernels():
     from mlstm_kernels.torch.chunkwise.triton_limit_chunk import mlstm_chunkwise__limit_chunk
     from mlstm_kernels.torch.chunkwise.triton_xl_chunk import mlstm_chunkwise__xl_chunk
 
-    for kernel, chunk in (
-        (mlstm_chunkwise__limit_chunk, 64),
-        (mlstm_chunkwise__xl_chunk, 128),
-        (mlstm_chunkwise__xl_chunk, 256),
-    ):
+    limit, xl = mlstm_chunkwise__limit_chunk, mlstm_chunkwise__xl_chunk
+    for kernel, chunk in ((limit, 64), (xl, 128), (xl, 256)):
         name = kernel.__name__.removeprefix("mlstm_chunkwise__")
         yield from both_ways(
             f"mlstm_kernels {name}, chunks of {chunk}",
