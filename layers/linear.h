@@ -41,7 +41,7 @@ class Linear {
   // Row-parallel only: completes y over the tensor axis. Where that has several ranks, b is added
   // here, once.
   void Reduce(Run& run, const Tensor& y) const;
-  // What Forward computes.
+  // What Forward computes, as one product.
   GemmArgs Product(const Run& run, const Tensor& x, const Tensor& y) const;
   // dx := dy W, or += with accumulate. Column-parallel: a partial sum over the tensor axis.
   void BackwardInput(Run& run, const Tensor& dy, const Tensor& dx, bool accumulate) const;
