@@ -8,6 +8,7 @@
 
 #include "core/blas.h"
 #include "core/cuda.h"
+#include "core/few_rows.h"
 
 namespace eyrie {
 namespace {
@@ -139,9 +140,9 @@ uint32_t Alignment(const GemmArgs& args) {
   return static_cast<uint32_t>(bits & (~bits + 1));
 }
 
-class Products {
+class Plans {
  public:
-  Products() {
+  Plans() {
     EYRIE_CUBLAS_CHECK(cublasLtCreate(&handle_));
     EYRIE_CUDA_CHECK(cudaMalloc(&workspace_, kGemmWorkspaceCuda));
   }
@@ -171,15 +172,21 @@ class Products {
 };
 
 // One for the process, like its GPU; it lives until the process ends.
-Products& AllProducts() {
-  static auto* products = new Products;
-  return *products;
+Plans& AllPlans() {
+  static auto* plans = new Plans;
+  return *plans;
 }
 
 }  // namespace
 
-void GemmCuda(const GemmArgs& args) { AllProducts().Run(args); }
+void GemmCuda(std::span<const GemmArgs> products) {
+  if (IsFewRows(products)) return FewRowsCuda(products);
+  for (const GemmArgs& args : products) {
+    if (args.m == 0 || args.n == 0) continue;
+    AllPlans().Run(args);
+  }
+}
 
-bool GemmSumsRowsCuda(const GemmArgs& args) { return AllProducts().Find(args).found(); }
+bool GemmSumsRowsCuda(const GemmArgs& args) { return AllPlans().Find(args).found(); }
 
 }  // namespace eyrie

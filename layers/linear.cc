@@ -1,6 +1,7 @@
 #include "layers/linear.h"
 
-#include "core/blas.h"
+#include <vector>
+
 #include "kernels/elementwise/elementwise.h"
 
 namespace eyrie {
@@ -27,26 +28,42 @@ void Linear::Declare(Declaration& declare) {
                               .init = InitConstant(0.0)});
 }
 
+GemmArgs Linear::Product(const Run& run, const Tensor& x, const Tensor& y) const {
+  const bool add_bias = options_.bias && !ReduceAddsBias(run);
+  return {.trans_b = Trans::kYes,
+          .m = x.size() / local_in_,
+          .n = local_out_,
+          .k = local_in_,
+          .a = x,
+          .lda = local_in_,
+          .b = run.params.value(weight_),
+          .ldb = local_in_,
+          .c = y,
+          .ldc = local_out_,
+          .bias = add_bias ? run.params.value(bias_) : Tensor{},
+          .b_is_settled = true};
+}
+
 void Linear::Forward(Run& run, const Tensor& x, const Tensor& y) const {
-  const bool add_bias = options_.bias && options_.cut != Cut::kRows;
-  Gemm({.trans_b = Trans::kYes,
-        .m = x.size() / local_in_,
-        .n = local_out_,
-        .k = local_in_,
-        .a = x,
-        .lda = local_in_,
-        .b = run.params.value(weight_),
-        .ldb = local_in_,
-        .c = y,
-        .ldc = local_out_,
-        .bias = add_bias ? run.params.value(bias_) : Tensor{}});
+  Gemm(Product(run, x, y));
   run.mesh.world().Progress();
 }
 
 void Linear::Reduce(Run& run, const Tensor& y) const {
   EYRIE_CHECK(options_.cut == Cut::kRows);
   run.mesh.tensor().AllReduce(y, ReduceOp::kSum).Wait();
-  if (options_.bias) AddRow(run.params.value(bias_), y);
+  if (options_.bias && ReduceAddsBias(run)) AddRow(run.params.value(bias_), y);
+}
+
+bool Linear::ReduceAddsBias(const Run& run) const {
+  return options_.cut == Cut::kRows && run.mesh.tensor().size() > 1;
+}
+
+void ForwardTogether(Run& run, const Tensor& x, std::initializer_list<LinearOutput> layers) {
+  std::vector<GemmArgs> products;
+  for (const auto& [layer, y] : layers) products.push_back(layer->Product(run, x, y));
+  Gemm(products);
+  run.mesh.world().Progress();
 }
 
 void Linear::BackwardInput(Run& run, const Tensor& dy, const Tensor& dx, bool accumulate) const {

@@ -119,7 +119,8 @@ void MambaMixer::In(Run& run, Half half, const Tensor& u, const Tensor& y) const
         .b = run.params.value(in_w_).Rows(half, half + 1),
         .ldb = model_width_,
         .c = y,
-        .ldc = width_});
+        .ldc = width_,
+        .b_is_settled = true});
   run.mesh.world().Progress();
 }
 
@@ -172,7 +173,8 @@ void MambaMixer::Dt(Run& run, const Tensor& projected, const Tensor& dt) const {
         .b = run.params.value(dt_w_),
         .ldb = rank_,
         .c = dt,
-        .ldc = width_});
+        .ldc = width_,
+        .b_is_settled = true});
 }
 
 void MambaMixer::DtBackwardInput(Run& run, const Tensor& ddt, const Tensor& dprojected) const {
