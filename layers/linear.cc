@@ -107,11 +107,12 @@ void Linear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const {
   const bool sums = GemmSumsRows(product);
   if (!sums) product.row_sums = {};
   Gemm(product);
+  if (!sums || bias.started) {
+    const Tensor rows = sums ? product.row_sums : dy;
+    if (!bias.started) FillZero(bias.tensor);
+    SumRows(rows, bias.tensor, run.Workspace(SumRowsWorkspace(rows)));
+  }
   run.mesh.world().Progress();
-  if (sums && !bias.started) return;
-  const Tensor rows = sums ? product.row_sums : dy;
-  if (!bias.started) FillZero(bias.tensor);
-  SumRows(rows, bias.tensor, run.Workspace(SumRowsWorkspace(rows)));
 }
 
 }  // namespace eyrie
