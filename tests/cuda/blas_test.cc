@@ -204,122 +204,114 @@ TEST(CudaTensorMath, KeepsTheTail) {
           EXPECT_TRUE(
               BitwiseEqual(ToHost(there.tensor).tensor, Rounded(expected.tensor, dtype).tensor));
         }
-        // The gradients of a weight and of its bias from one product, where cuBLASLt has it: C =
-        // A^T B and the sums of A's columns. It must have it for gradients in float32 of bfloat16
-        // activations.
-        TEST(CudaGemm, SumsRows) {
-          TestRandom random;
-          for (const Sizes& size :
-               {Sizes{256, 128, 1024, 1}, Sizes{2048, 2560, 4096, 1}, Sizes{6144, 2048, 512, 1},
-                Sizes{40, 24, 77, 1}, Sizes{5, 7, 3, 1}}) {
-            for (const DType dtype : kCudaTypes) {
-              for (const bool accumulate : {false, true}) {
-                SCOPED_TRACE(
-                    StrCat(size.m, " x ", size.n, " x ", size.k, " ", Name(dtype), accumulate));
-                const OwnedTensor a = RandomTensor(DType::kF32, {size.k, size.m}, random);
-                const OwnedTensor b = RandomTensor(DType::kF32, {size.k, size.n}, random);
-                const OwnedTensor ga = ToCuda(a.tensor, dtype), gb = ToCuda(b.tensor, dtype);
-                const auto start = [&] {
-                  return accumulate ? ZeroCuda(DType::kF32, {size.m, size.n})
-                                    : PoisonedCuda(DType::kF32, {size.m, size.n});
-                };
-                const OwnedTensor plain = start(), c = start();
-                const OwnedTensor sums = PoisonedCuda(DType::kF32, {size.m});
-                GemmArgs args{.trans_a = Trans::kYes,
-                              .m = size.m,
-                              .n = size.n,
-                              .k = size.k,
-                              .a = ga.tensor,
-                              .lda = size.m,
-                              .b = gb.tensor,
-                              .ldb = size.n,
-                              .c = plain.tensor,
-                              .ldc = size.n,
-                              .accumulate = accumulate};
-                Gemm(args);
-                args.c = c.tensor;
-                args.row_sums = sums.tensor;
-                const bool able = GemmSumsRows(args);
-                EXPECT_TRUE(able || dtype != DType::kBF16 || size.m < 256);
-                if (!able) continue;
-                Gemm(args);
-                EXPECT_LT(RelativeError(ToHost(c.tensor).tensor, ToHost(plain.tensor).tensor),
-                          1e-5);
-                const OwnedTensor rounded = Rounded(a.tensor, dtype),
-                                  expected(DType::kF64, {size.m});
-                for (int64_t i = 0; i < size.k * size.m; ++i) {
-                  expected.tensor.data<double>()[i % size.m] += rounded.tensor.data<double>()[i];
-                }
-                EXPECT_LT(RelativeError(ToHost(sums.tensor).tensor, expected.tensor), 1e-5);
-              }
-            }
-          }
+      }
+    }
+  }
+}
+
+// The gradients of a weight and of its bias from one product, where cuBLASLt has it: C = A^T B and
+// the sums of A's columns. It must have it for gradients in float32 of bfloat16 activations.
+TEST(CudaGemm, SumsRows) {
+  TestRandom random;
+  for (const Sizes& size : {Sizes{256, 128, 1024, 1}, Sizes{2048, 2560, 4096, 1},
+                            Sizes{6144, 2048, 512, 1}, Sizes{40, 24, 77, 1}, Sizes{5, 7, 3, 1}}) {
+    for (const DType dtype : kCudaTypes) {
+      for (const bool accumulate : {false, true}) {
+        SCOPED_TRACE(StrCat(size.m, " x ", size.n, " x ", size.k, " ", Name(dtype), accumulate));
+        const OwnedTensor a = RandomTensor(DType::kF32, {size.k, size.m}, random);
+        const OwnedTensor b = RandomTensor(DType::kF32, {size.k, size.n}, random);
+        const OwnedTensor ga = ToCuda(a.tensor, dtype), gb = ToCuda(b.tensor, dtype);
+        const auto start = [&] {
+          return accumulate ? ZeroCuda(DType::kF32, {size.m, size.n})
+                            : PoisonedCuda(DType::kF32, {size.m, size.n});
+        };
+        const OwnedTensor plain = start(), c = start();
+        const OwnedTensor sums = PoisonedCuda(DType::kF32, {size.m});
+        GemmArgs args{.trans_a = Trans::kYes,
+                      .m = size.m,
+                      .n = size.n,
+                      .k = size.k,
+                      .a = ga.tensor,
+                      .lda = size.m,
+                      .b = gb.tensor,
+                      .ldb = size.n,
+                      .c = plain.tensor,
+                      .ldc = size.n,
+                      .accumulate = accumulate};
+        Gemm(args);
+        args.c = c.tensor;
+        args.row_sums = sums.tensor;
+        const bool able = GemmSumsRows(args);
+        EXPECT_TRUE(able || dtype != DType::kBF16 || size.m < 256);
+        if (!able) continue;
+        Gemm(args);
+        EXPECT_LT(RelativeError(ToHost(c.tensor).tensor, ToHost(plain.tensor).tensor), 1e-5);
+        const OwnedTensor rounded = Rounded(a.tensor, dtype), expected(DType::kF64, {size.m});
+        for (int64_t i = 0; i < size.k * size.m; ++i) {
+          expected.tensor.data<double>()[i % size.m] += rounded.tensor.data<double>()[i];
         }
+        EXPECT_LT(RelativeError(ToHost(sums.tensor).tensor, expected.tensor), 1e-5);
+      }
+    }
+  }
+}
 
-        TEST(CudaTensorMath, AgreesWithTheCpu) {
-          TestRandom random;
-          for (const DType dtype : kCudaTypes) {
-            const OwnedTensor from =
-                Cast(RandomTensor(DType::kF32, {3, 7, 5}, random).tensor, dtype);
-            const OwnedTensor to = Cast(RandomTensor(DType::kF32, {3, 9, 5}, random).tensor, dtype);
-            const OwnedTensor there = ToCuda(to.tensor, dtype);
-            AddRows(ToCuda(from.tensor, dtype).tensor, 2, there.tensor, 4, 3);
-            AddRows(from.tensor, 2, to.tensor, 4, 3);
-            EXPECT_EQ(
-                RelativeError(ToHost(there.tensor).tensor, Cast(to.tensor, DType::kF64).tensor), 0);
-          }
-          const OwnedTensor factor = RandomTensor(DType::kF32, {1001}, random);
-          const OwnedTensor addend = RandomTensor(DType::kF32, {1001}, random);
-          const OwnedTensor state = RandomTensor(DType::kF32, {1001}, random);
-          const OwnedTensor there = ToCuda(state.tensor);
-          MultiplyAdd(ToCuda(factor.tensor).tensor, ToCuda(addend.tensor).tensor, there.tensor);
-          MultiplyAdd(factor.tensor, addend.tensor, state.tensor);
-          EXPECT_LT(
-              RelativeError(ToHost(there.tensor).tensor, Cast(state.tensor, DType::kF64).tensor),
-              1e-6);
+TEST(CudaTensorMath, AgreesWithTheCpu) {
+  TestRandom random;
+  for (const DType dtype : kCudaTypes) {
+    const OwnedTensor from = Cast(RandomTensor(DType::kF32, {3, 7, 5}, random).tensor, dtype);
+    const OwnedTensor to = Cast(RandomTensor(DType::kF32, {3, 9, 5}, random).tensor, dtype);
+    const OwnedTensor there = ToCuda(to.tensor, dtype);
+    AddRows(ToCuda(from.tensor, dtype).tensor, 2, there.tensor, 4, 3);
+    AddRows(from.tensor, 2, to.tensor, 4, 3);
+    EXPECT_EQ(RelativeError(ToHost(there.tensor).tensor, Cast(to.tensor, DType::kF64).tensor), 0);
+  }
+  const OwnedTensor factor = RandomTensor(DType::kF32, {1001}, random);
+  const OwnedTensor addend = RandomTensor(DType::kF32, {1001}, random);
+  const OwnedTensor state = RandomTensor(DType::kF32, {1001}, random);
+  const OwnedTensor there = ToCuda(state.tensor);
+  MultiplyAdd(ToCuda(factor.tensor).tensor, ToCuda(addend.tensor).tensor, there.tensor);
+  MultiplyAdd(factor.tensor, addend.tensor, state.tensor);
+  EXPECT_LT(RelativeError(ToHost(there.tensor).tensor, Cast(state.tensor, DType::kF64).tensor),
+            1e-6);
 
-          // A factor for each 91 elements.
-          const OwnedTensor few = RandomTensor(DType::kF32, {11}, random);
-          MultiplyAdd(ToCuda(few.tensor).tensor, ToCuda(addend.tensor).tensor, there.tensor);
-          MultiplyAdd(few.tensor, addend.tensor, state.tensor);
-          EXPECT_LT(
-              RelativeError(ToHost(there.tensor).tensor, Cast(state.tensor, DType::kF64).tensor),
-              1e-6);
+  // A factor for each 91 elements.
+  const OwnedTensor few = RandomTensor(DType::kF32, {11}, random);
+  MultiplyAdd(ToCuda(few.tensor).tensor, ToCuda(addend.tensor).tensor, there.tensor);
+  MultiplyAdd(few.tensor, addend.tensor, state.tensor);
+  EXPECT_LT(RelativeError(ToHost(there.tensor).tensor, Cast(state.tensor, DType::kF64).tensor),
+            1e-6);
 
-          // And a weight.
-          const OwnedTensor weight = RandomTensor(DType::kF32, {11}, random);
-          MultiplyAdd(ToCuda(few.tensor).tensor, ToCuda(addend.tensor).tensor, there.tensor,
-                      ToCuda(weight.tensor).tensor);
-          MultiplyAdd(few.tensor, addend.tensor, state.tensor, weight.tensor);
-          EXPECT_LT(
-              RelativeError(ToHost(there.tensor).tensor, Cast(state.tensor, DType::kF64).tensor),
-              1e-6);
+  // And a weight.
+  const OwnedTensor weight = RandomTensor(DType::kF32, {11}, random);
+  MultiplyAdd(ToCuda(few.tensor).tensor, ToCuda(addend.tensor).tensor, there.tensor,
+              ToCuda(weight.tensor).tensor);
+  MultiplyAdd(few.tensor, addend.tensor, state.tensor, weight.tensor);
+  EXPECT_LT(RelativeError(ToHost(there.tensor).tensor, Cast(state.tensor, DType::kF64).tensor),
+            1e-6);
 
-          const OwnedTensor m = RandomTensor(DType::kF32, {11}, random), m_there = ToCuda(m.tensor);
-          const OwnedTensor keep(DType::kF32, {11}), add(DType::kF32, {11});
-          const OwnedTensor keep_there = ZeroCuda(DType::kF32, {11}),
-                            add_there = ZeroCuda(DType::kF32, {11});
-          StabiliseSum(ToCuda(few.tensor).tensor, ToCuda(weight.tensor).tensor, m_there.tensor,
-                       keep_there.tensor, add_there.tensor);
-          StabiliseSum(few.tensor, weight.tensor, m.tensor, keep.tensor, add.tensor);
-          for (const auto& [on_gpu, on_cpu] :
-               {std::pair{&m_there, &m}, {&keep_there, &keep}, {&add_there, &add}}) {
-            EXPECT_LT(RelativeError(ToHost(on_gpu->tensor).tensor,
-                                    Cast(on_cpu->tensor, DType::kF64).tensor),
-                      1e-6);
-          }
-          Fill(there.tensor, -1e30);
-          Fill(state.tensor, -1e30);
-          EXPECT_TRUE(
-              BitwiseEqual(ToHost(there.tensor).tensor, Cast(state.tensor, DType::kF64).tensor));
+  const OwnedTensor m = RandomTensor(DType::kF32, {11}, random), m_there = ToCuda(m.tensor);
+  const OwnedTensor keep(DType::kF32, {11}), add(DType::kF32, {11});
+  const OwnedTensor keep_there = ZeroCuda(DType::kF32, {11}),
+                    add_there = ZeroCuda(DType::kF32, {11});
+  StabiliseSum(ToCuda(few.tensor).tensor, ToCuda(weight.tensor).tensor, m_there.tensor,
+               keep_there.tensor, add_there.tensor);
+  StabiliseSum(few.tensor, weight.tensor, m.tensor, keep.tensor, add.tensor);
+  for (const auto& [on_gpu, on_cpu] :
+       {std::pair{&m_there, &m}, {&keep_there, &keep}, {&add_there, &add}}) {
+    EXPECT_LT(
+        RelativeError(ToHost(on_gpu->tensor).tensor, Cast(on_cpu->tensor, DType::kF64).tensor),
+        1e-6);
+  }
+  Fill(there.tensor, -1e30);
+  Fill(state.tensor, -1e30);
+  EXPECT_TRUE(BitwiseEqual(ToHost(there.tensor).tensor, Cast(state.tensor, DType::kF64).tensor));
 
-          const OwnedTensor rounded = ZeroCuda(DType::kBF16, {1001}), host(DType::kBF16, {1001});
-          Convert(ToCuda(factor.tensor).tensor, rounded.tensor);
-          Convert(factor.tensor, host.tensor);
-          EXPECT_EQ(
-              RelativeError(ToHost(rounded.tensor).tensor, Cast(host.tensor, DType::kF64).tensor),
-              0);
-        }
+  const OwnedTensor rounded = ZeroCuda(DType::kBF16, {1001}), host(DType::kBF16, {1001});
+  Convert(ToCuda(factor.tensor).tensor, rounded.tensor);
+  Convert(factor.tensor, host.tensor);
+  EXPECT_EQ(RelativeError(ToHost(rounded.tensor).tensor, Cast(host.tensor, DType::kF64).tensor), 0);
+}
 
-      }  // namespace
-    }    // namespace eyrie
+}  // namespace
+}  // namespace eyrie
