@@ -418,6 +418,7 @@ struct Kernel {
 constexpr Kernel kKernels[] = {
     {"adamw", AdamWCases},
     {"attention", AttentionCases},
+    {"block_map", BlockMapCases},
     {"causal_conv1d", CausalConv1dCases},
     {"cross_entropy", CrossEntropyCases},
     {"elementwise", ElementwiseCases},

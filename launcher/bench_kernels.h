@@ -54,6 +54,7 @@ inline double BytesOf(std::initializer_list<Tensor> tensors) {
 }
 
 // Of the kernels whose cases have a file of their own, bench_kernels_<family>.cc.
+std::vector<KernelCase> BlockMapCases(const KernelProblem& p);
 std::vector<KernelCase> LayerNormCases(const KernelProblem& p);
 std::vector<KernelCase> MlstmCases(const KernelProblem& p);
 std::vector<KernelCase> MlstmGatesCases(const KernelProblem& p);

@@ -1,4 +1,5 @@
 // The kernels of the xLSTM in `eyrie bench kernels`.
+#include "kernels/block_map/block_map.h"
 #include "kernels/mlstm/mlstm.h"
 #include "kernels/mlstm/mlstm_gates.h"
 #include "kernels/norm/layer_norm.h"
@@ -110,6 +111,30 @@ std::vector<KernelCase> MlstmGatesCases(const KernelProblem& p) {
   return {{"forward", gates, [forward] { MlstmGatesForward(forward); }, inputs},
           {"backward", gates, [backward] { MlstmGatesBackward(backward); },
            inputs + BytesOf({backward.di, backward.df})}};
+}
+
+// The shape's channels cannot always be cut in fours: the first of them that can.
+std::vector<KernelCase> BlockMapCases(const KernelProblem& p) {
+  const int64_t width = p.channels / kBlockMapWidth * kBlockMapWidth;
+  if (width == 0) return {};
+  const Shape rows{p.batch, p.time, width};
+  const Shape weights{width / kBlockMapWidth, kBlockMapWidth, kBlockMapWidth};
+  const BlockMapArgs forward{.x = p.device.Uniform(rows),
+                             .w = p.device.Uniform(weights),
+                             .y = p.device.Zeros(p.device.dtype(), rows)};
+  const BlockMapArgs input{.x = forward.x,
+                           .w = forward.w,
+                           .y = p.device.Zeros(p.device.dtype(), rows),
+                           .transposed = true,
+                           .accumulate = true};
+  const BlockMapWeightGradArgs weight{.x = forward.x,
+                                      .dy = p.device.Uniform(rows),
+                                      .dw = p.Full(weights),
+                                      .workspace = p.Workspace(BlockMapWorkspace(forward.x))};
+  return {{"forward", rows, [forward] { BlockMap(forward); }, BytesOf({forward.x, forward.y})},
+          {"input_grad", rows, [input] { BlockMap(input); }, BytesOf({input.x, input.y, input.y})},
+          {"weight_grad", rows, [weight] { BlockMapWeightGrad(weight); },
+           BytesOf({weight.x, weight.dy})}};
 }
 
 // A norm a head.

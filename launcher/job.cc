@@ -29,6 +29,7 @@ Mesh Job::MakeMesh(const config::Config& config) {
     threads = bound ? mine : std::max(1, mine / on_node);
   }
   SetThreads(threads);
+  LimitWaits(config.run().timeout_seconds());
   const auto& parallel = config.parallel();
   return Mesh({parallel.data(), parallel.sequence(), parallel.tensor()},
               UseDevice(config, world_->Split(0, world_->rank())));

@@ -1,6 +1,6 @@
 #include "layers/block_linear.h"
 
-#include "core/blas.h"
+#include "kernels/block_map/block_map.h"
 #include "kernels/elementwise/elementwise.h"
 
 namespace eyrie {
@@ -26,26 +26,43 @@ void BlockLinear::Declare(Declaration& declare) {
                               .init = InitConstant(0.0)});
 }
 
+bool BlockLinear::small() const {
+  return block_ == kBlockMapWidth && outputs_ == block_ && spread_ == block_ && !options_.bias;
+}
+
+GemmArgs BlockLinear::Product(const Run& run, const Tensor& x, const Tensor& y) const {
+  return {.trans_b = Trans::kYes,
+          .m = x.size() / width_,
+          .n = outputs_,
+          .k = block_,
+          .a = x,
+          .lda = width_,
+          .b = run.params.value(weight_),
+          .ldb = block_,
+          .c = y,
+          .ldc = blocks_ * spread_,
+          .bias = options_.bias ? run.params.value(bias_) : Tensor{},
+          .batch = blocks_,
+          .stride_a = block_,
+          .stride_b = outputs_ * block_,
+          .stride_c = spread_,
+          .b_is_settled = true};
+}
+
 void BlockLinear::Forward(Run& run, const Tensor& x, const Tensor& y) const {
-  Gemm({.trans_b = Trans::kYes,
-        .m = x.size() / width_,
-        .n = outputs_,
-        .k = block_,
-        .a = x,
-        .lda = width_,
-        .b = run.params.value(weight_),
-        .ldb = block_,
-        .c = y,
-        .ldc = blocks_ * spread_,
-        .bias = options_.bias ? run.params.value(bias_) : Tensor{},
-        .batch = blocks_,
-        .stride_a = block_,
-        .stride_b = outputs_ * block_,
-        .stride_c = spread_});
+  if (small()) return BlockMap({.x = x, .w = run.params.value(weight_), .y = y});
+  Gemm(Product(run, x, y));
 }
 
 void BlockLinear::BackwardInput(Run& run, const Tensor& dy, const Tensor& dx,
                                 bool accumulate) const {
+  if (small()) {
+    return BlockMap({.x = dy,
+                     .w = run.params.value(weight_),
+                     .y = dx,
+                     .transposed = true,
+                     .accumulate = accumulate});
+  }
   Gemm({.m = dx.size() / width_,
         .n = block_,
         .k = outputs_,
@@ -63,6 +80,14 @@ void BlockLinear::BackwardInput(Run& run, const Tensor& dy, const Tensor& dx,
 }
 
 void BlockLinear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const {
+  ArenaScope scope(run.arena);
+  if (small()) {
+    return BlockMapWeightGrad({.x = x,
+                               .dy = dy,
+                               .dw = run.params.grad(weight_),
+                               .workspace = run.Workspace(BlockMapWorkspace(x))});
+  }
+  const ParamStore::GradientSum sum = run.params.AddTo(weight_);
   Gemm({.trans_a = Trans::kYes,
         .m = outputs_,
         .n = block_,
@@ -71,15 +96,14 @@ void BlockLinear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) co
         .lda = blocks_ * spread_,
         .b = x,
         .ldb = width_,
-        .c = run.params.grad(weight_),
+        .c = sum.tensor,
         .ldc = block_,
-        .accumulate = true,
+        .accumulate = sum.started,
         .batch = blocks_,
         .stride_a = spread_,
         .stride_b = block_,
         .stride_c = outputs_ * block_});
   if (!options_.bias) return;
-  ArenaScope scope(run.arena);
   SumRows(dy, run.params.grad(bias_).View({width_}), run.Workspace(SumRowsWorkspace(dy)));
 }
 

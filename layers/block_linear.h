@@ -1,9 +1,11 @@
 // y = x W^T + b with W block-diagonal: G blocks of channels, each mapped to itself. Blocks are cut
-// over the tensor axis, and nothing crosses it.
+// over the tensor axis, and nothing crosses it. Small blocks go through kernels/block_map, larger
+// ones through batched products.
 #pragma once
 
 #include <string>
 
+#include "core/blas.h"
 #include "layers/layer.h"
 
 namespace eyrie {
@@ -28,12 +30,17 @@ class BlockLinear {
 
   // y := x W^T + b for x [..., local C] and rows of y of local G x spread, from where y starts.
   void Forward(Run& run, const Tensor& x, const Tensor& y) const;
+  // What Forward computes, as one product.
+  GemmArgs Product(const Run& run, const Tensor& x, const Tensor& y) const;
   // dx := dy W, or += with accumulate.
   void BackwardInput(Run& run, const Tensor& dy, const Tensor& dx, bool accumulate) const;
   // Adds the gradients of W and b.
   void BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const;
 
  private:
+  // Whether kernels/block_map has the maps, and the weights as it takes them.
+  bool small() const;
+
   Options options_;
   ParamId weight_ = -1, bias_ = -1;
   int64_t block_ = 0, outputs_ = 0, spread_ = 0;  // of one block

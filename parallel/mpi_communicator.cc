@@ -3,6 +3,8 @@
 #include <mpi.h>
 
 #include <algorithm>
+#include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <exception>
 #include <limits>
@@ -30,6 +32,31 @@ MPI_Datatype Convert(DType dtype) {
   ThrowFailure("MPI has no reduction for ", Name(dtype));
 }
 
+// How long a rank may wait for others; 0: as long as it takes.
+std::chrono::seconds wait_limit{0};
+
+// Waits for all of the requests, or ends the job.
+void Await(std::vector<MPI_Request>& requests) {
+  using Clock = std::chrono::steady_clock;
+  const Clock::time_point begin = Clock::now();
+  for (unsigned polls = 1;; ++polls) {
+    int done = 0;
+    Check(
+        MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE),
+        "MPI_Testall");
+    if (done != 0) return requests.clear();
+    // The clock costs as much as a look at the requests.
+    if (polls % 256 != 0 || wait_limit.count() == 0) continue;
+    if (Clock::now() - begin > wait_limit) {
+      std::fprintf(stderr,
+                   "eyrie: communication: nothing from another rank for %lld s "
+                   "(run.timeout_seconds)\n",
+                   static_cast<long long>(wait_limit.count()));
+      AbortAllRanks(static_cast<int>(ExitCode::kFailed));
+    }
+  }
+}
+
 class MpiPending final : public Event::Pending {
  public:
   explicit MpiPending(std::vector<MPI_Request> requests) : requests_(std::move(requests)) {}
@@ -38,10 +65,7 @@ class MpiPending final : public Event::Pending {
     if (std::uncaught_exceptions() == 0) MpiPending::Wait();
   }
   void Wait() override {
-    if (requests_.empty()) return;
-    Check(MPI_Waitall(static_cast<int>(requests_.size()), requests_.data(), MPI_STATUSES_IGNORE),
-          "MPI_Waitall");
-    requests_.clear();
+    if (!requests_.empty()) Await(requests_);
   }
   bool Progress() override {
     int done = 0;
@@ -137,7 +161,11 @@ class MpiCommunicator final : public Communicator {
           "MPI_Iprobe");
   }
 
-  void Barrier() override { Check(MPI_Barrier(comm_), "MPI_Barrier"); }
+  void Barrier() override {
+    std::vector<MPI_Request> request(1);
+    Check(MPI_Ibarrier(comm_, request.data()), "MPI_Ibarrier");
+    Await(request);
+  }
 
   std::unique_ptr<Communicator> Split(int color, int key) override {
     MPI_Comm part;
@@ -210,6 +238,8 @@ std::unique_ptr<Communicator> MpiSession::World() {
   Check(MPI_Comm_dup(MPI_COMM_WORLD, &world), "MPI_Comm_dup");
   return std::make_unique<MpiCommunicator>(world);
 }
+
+void LimitWaits(int64_t seconds) { wait_limit = std::chrono::seconds(seconds); }
 
 void AbortAllRanks(int exit_code) {
   int initialized = 0;

@@ -22,6 +22,10 @@ class MpiSession {
   std::unique_ptr<Communicator> World();
 };
 
+// From now on a rank that waits longer than this for others, of which one may hang, prints one line
+// and ends the job with exit code 3. Without a call ranks wait for ever.
+void LimitWaits(int64_t seconds);
+
 // Ends every rank of the job at once; for errors that one rank alone has met.
 [[noreturn]] void AbortAllRanks(int exit_code);
 

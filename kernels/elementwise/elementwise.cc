@@ -71,6 +71,7 @@ void ScaleRows(const Tensor& row, const Tensor& x, const Tensor& y) {
   CheckRows(kernel, row, x);
   CheckShape(kernel, "y", y, x.shape);
   CheckTypes(kernel, x, x.dtype, {row, y});
+  const KernelScope timed("elementwise");
   EYRIE_DISPATCH_CUDA(x, ScaleRowsCuda(row, x, y));
   DispatchCpu(kernel, x, [&](auto real) { ScaleRowsCpu<decltype(real)>(row, x, y); });
 }

@@ -70,35 +70,22 @@ struct ScaleRowsOperation {
   }
 };
 
-// y := row, or with kAdd y += row. A block of 8 warps covers 32 rows of 32 vectors of columns.
-constexpr int kRowWarps = 8, kRowsPerThread = 4;
+// y := row, or with kAdd y += row. A block of 8 warps covers 8 rows of 32 vectors of columns.
+constexpr int kRowWarps = 8;
 template <class T, int kWidth, bool kAdd>
 __global__ void __launch_bounds__(32 * kRowWarps)
     RowKernel(const T* __restrict__ row, T* __restrict__ y, int64_t rows, int64_t width) {
   const int64_t column = (int64_t{blockIdx.y} * 32 + threadIdx.x % 32) * kWidth;
   if (column >= width) return;
-  const int64_t first = int64_t{blockIdx.x} * (kRowWarps * kRowsPerThread) + threadIdx.x / 32;
-  const Vector<T, kWidth> added = LoadVector<kWidth>(row + column);
-  Vector<T, kWidth> values[kRowsPerThread];
+  const int64_t r = int64_t{blockIdx.x} * kRowWarps + threadIdx.x / 32;
+  if (r >= rows) return;
+  Vector<T, kWidth> values = LoadVector<kWidth>(row + column);
   if constexpr (kAdd) {
+    const Vector<T, kWidth> before = LoadVector<kWidth>(y + r * width + column);
 #pragma unroll
-    for (int k = 0; k < kRowsPerThread; ++k) {
-      const int64_t r = first + k * kRowWarps;
-      if (r < rows) values[k] = LoadVector<kWidth>(y + r * width + column);
-    }
+    for (int j = 0; j < kWidth; ++j) values.Set(j, before[j] + values[j]);
   }
-#pragma unroll
-  for (int k = 0; k < kRowsPerThread; ++k) {
-    const int64_t r = first + k * kRowWarps;
-    if (r >= rows) continue;
-    if constexpr (kAdd) {
-#pragma unroll
-      for (int j = 0; j < kWidth; ++j) values[k].Set(j, values[k][j] + added[j]);
-    } else {
-      values[k] = added;
-    }
-    StoreVector(y + r * width + column, values[k]);
-  }
+  StoreVector(y + r * width + column, values);
 }
 
 template <bool kAdd>
@@ -109,8 +96,7 @@ void LaunchRows(const char* name, const Tensor& row, const Tensor& y) {
     const T* from = row.data<T>();
     T* to = y.data<T>();
     const bool vectors = Aligned<kWidth>(from, to) && width % kWidth == 0;
-    const dim3 grid(Pieces(rows, kRowWarps * kRowsPerThread),
-                    Pieces(width, 32 * (vectors ? kWidth : 1)));
+    const dim3 grid(Pieces(rows, kRowWarps), Pieces(width, 32 * (vectors ? kWidth : 1)));
     Launch(name, vectors ? RowKernel<T, kWidth, kAdd> : RowKernel<T, 1, kAdd>, grid, 32 * kRowWarps,
            0, from, to, rows, width);
   });

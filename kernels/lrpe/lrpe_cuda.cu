@@ -19,13 +19,15 @@ struct Silu {
   float value, slope;
 };
 
-// The cosine and sine of position * theta. Angles are counted in half turns, in float64, of which
-// whole turns are dropped before the rest is rounded to float32.
+// The cosine and sine of position * theta, to within 5e-7. Angles are counted in half turns, in
+// float64, of which whole turns are dropped before the rest is rounded to float32; within half a
+// turn of zero the special function unit is as good as that.
 __device__ __forceinline__ float2 Rotation(int position, float theta) {
   constexpr double kHalfTurns = 0.3183098861837907;  // 1 / pi
   const double angle = position * (kHalfTurns * static_cast<double>(theta));
   float sine, cosine;
-  sincospif(static_cast<float>(angle - 2.0 * rint(0.5 * angle)), &sine, &cosine);
+  constexpr float kPi = 3.14159265f;
+  __sincosf(kPi * static_cast<float>(angle - 2.0 * rint(0.5 * angle)), &sine, &cosine);
   return {cosine, sine};
 }
 

@@ -138,7 +138,8 @@ void MlstmMixer::Gates(Run& run, GatePart part, const Tensor& channels, const Te
         .ldb = width_,
         .c = gates,
         .ldc = 2 * global_heads_,
-        .accumulate = part != kQ});
+        .accumulate = part != kQ,
+        .b_is_settled = true});
 }
 
 void MlstmMixer::GatesBackward(Run& run, GatePart part, const Tensor& channels,

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "tests/support/eyrie_process.h"
+#include "tests/support/hang.h"
 
 namespace eyrie {
 namespace {
@@ -120,6 +121,12 @@ TEST(FaultsTest, AKilledRankEndsTheJobAndTheRunGoesOnOnAnotherLayout) {
     const double expected = whole[i]["loss"], actual = killed[i]["loss"];
     EXPECT_LE(std::abs(actual - expected), 1e-5 * expected) << "step " << i + 1;
   }
+}
+
+TEST(FaultsTest, ARankThatHangsEndsTheJob) {
+  const TestDirectory directory;
+  ExpectHangEndsJob(directory, "t2", {"parallel.tensor=2"});
+  ExpectHangEndsJob(directory, "d2", {});
 }
 
 }  // namespace

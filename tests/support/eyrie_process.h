@@ -31,13 +31,19 @@ inline std::string ReadFile(const std::filesystem::path& file) {
   return {std::istreambuf_iterator<char>(in), {}};
 }
 
+// The program under test; a build that was carried to another machine says where it is.
+inline std::string EyrieBinary() {
+  const char* elsewhere = std::getenv("EYRIE_BINARY");
+  return elsewhere != nullptr ? elsewhere : EYRIE_BINARY;
+}
+
 // The command line of `ranks` ranks of eyrie; 0: without mpirun.
 inline std::vector<std::string> EyrieCommand(int ranks, const std::vector<std::string>& arguments) {
   std::vector<std::string> command;
   if (ranks > 0) {
     command = {"mpirun", "-n", std::to_string(ranks), "--oversubscribe", "--bind-to", "none"};
   }
-  command.push_back(EYRIE_BINARY);
+  command.push_back(EyrieBinary());
   command.insert(command.end(), arguments.begin(), arguments.end());
   return command;
 }
@@ -103,7 +109,7 @@ inline std::vector<pid_t> RanksOf(const std::filesystem::path& run) {
     const std::string name = entry.path().filename();
     if (name.find_first_not_of("0123456789") != std::string::npos) continue;
     const std::string command = ReadFile(entry.path() / "cmdline");
-    if (command.rfind(EYRIE_BINARY, 0) == 0 && command.find(run.string()) != std::string::npos) {
+    if (command.rfind(EyrieBinary(), 0) == 0 && command.find(run.string()) != std::string::npos) {
       ranks.push_back(static_cast<pid_t>(std::stoi(name)));
     }
   }

@@ -1,0 +1,12 @@
+// The CUDA bodies behind block_map.h; arguments are already validated.
+#pragma once
+
+#include "kernels/block_map/block_map.h"
+#include "kernels/cuda_partition.h"
+
+namespace eyrie {
+
+void BlockMapCuda(const BlockMapArgs& args);
+void BlockMapWeightGradCuda(const BlockMapWeightGradArgs& args);
+
+}  // namespace eyrie

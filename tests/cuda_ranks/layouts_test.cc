@@ -1,0 +1,69 @@
+// Two GPUs train as one does, and the run ends when one of them is lost.
+#include "tests/equality/layouts.h"
+
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include "core/device.h"
+#include "tests/support/hang.h"
+
+namespace eyrie {
+namespace {
+
+constexpr Layout kPairs[] = {{"t2", 2, 1, 2}, {"d2", 1, 2, 2}, {"s2", 1, 1, 2, 2}};
+
+class CudaRanksTest : public LayoutsTest {
+ protected:
+  void SetUp() override { ASSERT_GE(cuda::DeviceCount(), 2) << "these tests take two GPUs"; }
+};
+
+// By mixer.
+class CudaRanksMixerTest : public CudaRanksTest, public testing::WithParamInterface<const char*> {};
+
+TEST_P(CudaRanksMixerTest, TwoGpusEqualOneInFloat32) {
+  const auto train = [&](const Layout& layout) {
+    return Train(
+        layout.name, layout,
+        {"run.device=cuda", "train.precision=FLOAT32", StrCat("model.pattern=", GetParam()),
+         "model.mlstm.key_width=64", "model.mlstm.width=512"});
+  };
+  const auto one = train(kOne);
+  ASSERT_EQ(one.size(), 20u);
+  EXPECT_LT(one.back()["loss"].get<double>(), 0.9 * one.front()["loss"].get<double>());
+  for (const Layout& layout : kPairs) ExpectSame(train(layout), one, 1e-4, layout.name);
+}
+
+INSTANTIATE_TEST_SUITE_P(Mixers, CudaRanksMixerTest,
+                         testing::Values("recurrent+geglu", "mamba", "lightning_attention+swiglu",
+                                         "mlstm", "mlstm_large+swiglu", "slstm+geglu_erf",
+                                         "local_attention+geglu"));
+
+TEST_F(CudaRanksTest, TwoGpusEqualOneInMixedPrecisionButForRounding) {
+  const auto train = [&](const Layout& layout) {
+    return Train(layout.name, layout, {"run.device=cuda", "train.precision=MIXED"});
+  };
+  const auto one = train(kOne);
+  ASSERT_EQ(one.size(), 20u);
+  for (const Layout& layout : kPairs) ExpectSame(train(layout), one, 3e-2, layout.name);
+}
+
+TEST_F(CudaRanksTest, APeerThatHangsEndsTheJob) {
+  for (const Layout& layout : kPairs) {
+    ExpectHangEndsJob(directory_, layout.name,
+                      {"run.device=cuda", StrCat("parallel.tensor=", layout.tensor),
+                       StrCat("parallel.sequence=", layout.sequence)});
+  }
+}
+
+TEST_F(CudaRanksTest, APeerThatDiesEndsTheJob) {
+  const TrainingJob job(directory_, "killed", {"run.device=cuda"});
+  ASSERT_TRUE(job.Underway());
+  kill(job.ranks().front(), SIGKILL);
+  const ProcessResult result = job.Finish();
+  EXPECT_NE(result.code, 0);
+  EXPECT_LT(result.seconds, 30.0);
+  EXPECT_TRUE(job.ranks().empty());
+}
+
+}  // namespace
+}  // namespace eyrie

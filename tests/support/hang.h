@@ -1,0 +1,63 @@
+// Training jobs whose ranks come to harm.
+#pragma once
+
+#include <signal.h>
+
+#include <chrono>
+#include <thread>
+
+#include "tests/support/eyrie_process.h"
+
+namespace eyrie {
+
+// Two ranks that train in a folder of their own until something ends them.
+class TrainingJob {
+ public:
+  TrainingJob(const TestDirectory& directory, const std::string& name,
+              const std::vector<std::string>& settings)
+      : run_(directory / name), log_((directory / (name + "-log")).string()) {
+    WriteTokenFile((directory / "data").string(), 200, 64, 1);
+    const std::string config =
+        WriteText(run_.string() + ".textproto", SmallTrainingConfig(directory / "data", run_));
+    std::vector<std::string> arguments = {"train", "--config", config, "--set",
+                                          "train.steps=1000000"};
+    for (const std::string& setting : settings) {
+      arguments.insert(arguments.end(), {"--set", setting});
+    }
+    job_ = Start(EyrieCommand(2, arguments), log_);
+  }
+
+  // Waits for the first steps; false if none comes.
+  bool Underway() const {
+    for (int i = 0; i < 600; ++i) {
+      if (ReadMetrics(run_, /*unfinished=*/true).size() > 2) return ranks().size() == 2;
+      std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    }
+    return false;
+  }
+  std::vector<pid_t> ranks() const { return RanksOf(run_); }
+  ProcessResult Finish() const { return eyrie::Finish(job_, log_); }
+
+ private:
+  std::filesystem::path run_;
+  std::string log_;
+  pid_t job_ = -1;
+};
+
+// Stops one rank without ending it: the other says so, and the job fails in the time it was given.
+inline void ExpectHangEndsJob(const TestDirectory& directory, const std::string& name,
+                              std::vector<std::string> settings) {
+  SCOPED_TRACE(name);
+  settings.push_back("run.timeout_seconds=3");
+  const TrainingJob job(directory, "hung-" + name, settings);
+  ASSERT_TRUE(job.Underway());
+  kill(job.ranks().back(), SIGSTOP);
+  const ProcessResult result = job.Finish();
+  EXPECT_EQ(result.code, 3);
+  EXPECT_GT(result.seconds, 1.0);
+  EXPECT_LT(result.seconds, 20.0);
+  EXPECT_NE(OnlyLine(result).find("(run.timeout_seconds)"), std::string::npos) << result.err;
+  EXPECT_TRUE(job.ranks().empty());
+}
+
+}  // namespace eyrie
