@@ -44,6 +44,26 @@ void CheckSpan(const char* name, const Tensor& tensor, int64_t rows, int64_t col
               " x ", columns, " at ", ld);
 }
 
+void Check(const GemmArgs& args) {
+  const auto check = [&](const char* name, const Tensor& tensor, Trans trans, int64_t rows,
+                         int64_t columns, int64_t ld, int64_t stride) {
+    if (trans == Trans::kYes) std::swap(rows, columns);
+    CheckSpan(name, tensor, rows, columns, ld, args.batch, stride);
+  };
+  check("A", args.a, args.trans_a, args.m, args.k, args.lda, args.stride_a);
+  check("B", args.b, args.trans_b, args.k, args.n, args.ldb, args.stride_b);
+  check("C", args.c, Trans::kNo, args.m, args.n, args.ldc, args.stride_c);
+  EYRIE_CHECK(!args.bias.defined() || (!args.accumulate && args.bias.size() == args.batch * args.n),
+              "Gemm: bias");
+  EYRIE_CHECK(!args.row_sums.defined() ||
+                  (args.trans_a == Trans::kYes && args.batch == 1 &&
+                   args.row_sums.size() == args.m && args.row_sums.dtype == args.c.dtype),
+              "Gemm: row_sums");
+  EYRIE_CHECK(args.a.dtype == args.b.dtype && args.a.device == args.b.device &&
+                  args.a.device == args.c.device,
+              "Gemm: A, B and C do not go together");
+}
+
 }  // namespace
 
 void Gemm(Trans trans_a, Trans trans_b, int64_t m, int64_t n, int64_t k, float alpha,
@@ -60,28 +80,34 @@ void Gemm(Trans trans_a, Trans trans_b, int64_t m, int64_t n, int64_t k, double 
               alpha, a, Narrow(lda), b, Narrow(ldb), beta, c, Narrow(ldc));
 }
 
-void Gemm(const GemmArgs& args) {
-  const auto check = [&](const char* name, const Tensor& tensor, Trans trans, int64_t rows,
-                         int64_t columns, int64_t ld, int64_t stride) {
-    if (trans == Trans::kYes) std::swap(rows, columns);
-    CheckSpan(name, tensor, rows, columns, ld, args.batch, stride);
-  };
-  check("A", args.a, args.trans_a, args.m, args.k, args.lda, args.stride_a);
-  check("B", args.b, args.trans_b, args.k, args.n, args.ldb, args.stride_b);
-  check("C", args.c, Trans::kNo, args.m, args.n, args.ldc, args.stride_c);
-  EYRIE_CHECK(!args.bias.defined() || (!args.accumulate && args.bias.size() == args.batch * args.n),
-              "Gemm: bias");
-  EYRIE_CHECK(args.a.dtype == args.b.dtype && args.a.device == args.b.device &&
-                  args.a.device == args.c.device,
-              "Gemm: A, B and C do not go together");
-  if (args.m == 0 || args.n == 0 || IsMeta(args.a.device)) return;
+void Gemm(const GemmArgs& args) { Gemm(std::span(&args, 1)); }
+
+void Gemm(std::span<const GemmArgs> products) {
+  for (const GemmArgs& args : products) Check(args);
+  const Device device = products.front().a.device;
+  if (IsMeta(device)) return;
   const KernelScope timed("gemm");
   if constexpr (kCudaBuild) {
-    if (args.a.device == Device::kCuda) return GemmCuda(args);
+    if (device == Device::kCuda) return GemmCuda(products);
   }
-  EYRIE_CHECK(args.a.device == Device::kCpu && args.c.dtype == args.a.dtype, "Gemm on the CPU");
-  if (args.a.dtype == DType::kF64) return GemmCpu<double>(args);
-  GemmCpu<float>(args);
+  for (const GemmArgs& args : products) {
+    if (args.m == 0 || args.n == 0) continue;
+    EYRIE_CHECK(
+        args.a.device == Device::kCpu && args.c.dtype == args.a.dtype && !args.row_sums.defined(),
+        "Gemm on the CPU");
+    if (args.a.dtype == DType::kF64) {
+      GemmCpu<double>(args);
+    } else {
+      GemmCpu<float>(args);
+    }
+  }
+}
+
+bool GemmSumsRows(const GemmArgs& args) {
+  if constexpr (kCudaBuild) {
+    if (args.a.device == Device::kCuda) return GemmSumsRowsCuda(args);
+  }
+  return false;
 }
 
 }  // namespace eyrie

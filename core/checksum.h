@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <memory>
 
+struct XXH3_state_s;
+
 namespace eyrie {
 
 uint64_t Checksum(const void* data, size_t bytes);
@@ -13,16 +15,15 @@ uint64_t Checksum(const void* data, size_t bytes);
 class RunningChecksum {
  public:
   RunningChecksum();
-  ~RunningChecksum();
-  RunningChecksum(const RunningChecksum&) = delete;
-  RunningChecksum& operator=(const RunningChecksum&) = delete;
 
   void Add(const void* data, size_t bytes);
   uint64_t value() const;
 
  private:
-  struct State;
-  std::unique_ptr<State> state_;
+  struct Free {
+    void operator()(XXH3_state_s* state) const;
+  };
+  std::unique_ptr<XXH3_state_s, Free> state_;
 };
 
 }  // namespace eyrie

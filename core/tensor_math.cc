@@ -76,6 +76,32 @@ void AddRows(const Tensor& from, int64_t from_row, const Tensor& to, int64_t to_
   });
 }
 
+void KeepTail(const Tensor& before, const Tensor& now, const Tensor& after) {
+  const int64_t rows = after.dim(1), kept = std::min(now.dim(1), rows), old = rows - kept;
+  EYRIE_CHECK(now.dtype == after.dtype && now.device == after.device &&
+              now.dim(0) == after.dim(0) && now.dim(2) == after.dim(2));
+  EYRIE_CHECK(!before.defined() || (before.dtype == after.dtype && before.device == after.device &&
+                                    before.shape == after.shape && before.raw != after.raw));
+  if constexpr (kCudaBuild) {
+    const bool vectors =
+        static_cast<size_t>(now.dim(2)) * SizeOf(now.dtype) % 16 == 0 &&
+        (reinterpret_cast<uintptr_t>(before.raw) | reinterpret_cast<uintptr_t>(now.raw) |
+         reinterpret_cast<uintptr_t>(after.raw)) %
+                16 ==
+            0;
+    if (after.device == Device::kCuda && vectors && kept == now.dim(1)) {
+      const KernelScope timed(kTensorMath);
+      return cuda::KeepTail(before, now, after);
+    }
+  }
+  if (before.defined()) {
+    CopyRows(before, kept, after, 0, old);
+  } else {
+    FillZero(after);
+  }
+  CopyRows(now, now.dim(1) - kept, after, old, kept);
+}
+
 void MultiplyAdd(const Tensor& factor, const Tensor& addend, const Tensor& state,
                  const Tensor& weight) {
   EYRIE_CHECK(factor.size() > 0 && state.size() % factor.size() == 0 &&

@@ -1,5 +1,5 @@
 // The CUDA side of core/tensor_math.h.
-#include "core/cuda.h"
+#include "core/early_launch.cuh"
 #include "core/tensor_math.h"
 
 namespace eyrie {
@@ -26,6 +26,27 @@ __global__ void AddRowsKernel(const T* from, int64_t from_stride, T* to, int64_t
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) {
     Store(to + i, Value(to[i]) + Value(from[i]));
+  }
+}
+
+// Sequence blockIdx.y; in vectors: `now_count` of `now` follow the last `count` - `now_count` of
+// `before`.
+__global__ void KeepTailKernel(const uint4* before, const uint4* now, uint4* after, int64_t count,
+                               int64_t now_count) {
+  LetNextStart();
+  AwaitEarlier();
+  now += blockIdx.y * now_count;
+  after += blockIdx.y * count;
+  if (before != nullptr) before += blockIdx.y * count + now_count;
+  const int64_t old = count - now_count, step = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) {
+    uint4 vector{0, 0, 0, 0};
+    if (i >= old) {
+      vector = now[i - old];
+    } else if (before != nullptr) {
+      vector = before[i];
+    }
+    after[i] = vector;
   }
 }
 
@@ -76,6 +97,17 @@ void AddRows(const Tensor& from, int64_t from_row, const Tensor& to, int64_t to_
            static_cast<const T*>(from.raw) + from_row * width, from.dim(1) * width,
            static_cast<T*>(to.raw) + to_row * width, to.dim(1) * width, count);
   });
+}
+
+void KeepTail(const Tensor& before, const Tensor& now, const Tensor& after) {
+  const auto vectors = [](const Tensor& tensor) {
+    return static_cast<int64_t>(tensor.bytes() / sizeof(uint4)) / tensor.dim(0);
+  };
+  if (after.size() == 0) return;
+  LaunchEarly("KeepTail", KeepTailKernel,
+              dim3(Blocks(vectors(after)), static_cast<unsigned>(after.dim(0))), kThreads, 0,
+              static_cast<const uint4*>(before.raw), static_cast<const uint4*>(now.raw),
+              static_cast<uint4*>(after.raw), vectors(after), vectors(now));
 }
 
 void MultiplyAdd(const Tensor& factor, const Tensor& addend, const Tensor& state,

@@ -6,6 +6,7 @@
 // inputs or more, all the threads of a multiprocessor together keep memory busy.
 #pragma once
 
+#include "core/early_launch.cuh"
 #include "kernels/cuda_math.cuh"
 
 namespace eyrie {
@@ -15,6 +16,8 @@ inline constexpr int kElementwiseThreads = 256;
 template <int kWidth, class Operation>
 __global__ void __launch_bounds__(kElementwiseThreads)
     ElementwiseKernel(const Operation operation, int64_t count) {
+  LetNextStart();
+  AwaitEarlier();
   const int64_t begin =
       (int64_t{blockIdx.x} * kElementwiseThreads + static_cast<int64_t>(threadIdx.x)) * kWidth;
   if (begin + kWidth <= count) {
@@ -28,12 +31,12 @@ __global__ void __launch_bounds__(kElementwiseThreads)
 template <int kWidth, class Operation>
 void LaunchElementwise(const char* name, int64_t count, bool aligned, const Operation& operation) {
   if (aligned) {
-    Launch(name, ElementwiseKernel<kWidth, Operation>,
-           Pieces(count, int64_t{kElementwiseThreads} * kWidth), kElementwiseThreads, 0, operation,
-           count);
+    LaunchEarly(name, ElementwiseKernel<kWidth, Operation>,
+                Pieces(count, int64_t{kElementwiseThreads} * kWidth), kElementwiseThreads, 0,
+                operation, count);
   } else {
-    Launch(name, ElementwiseKernel<1, Operation>, Pieces(count, kElementwiseThreads),
-           kElementwiseThreads, 0, operation, count);
+    LaunchEarly(name, ElementwiseKernel<1, Operation>, Pieces(count, kElementwiseThreads),
+                kElementwiseThreads, 0, operation, count);
   }
 }
 

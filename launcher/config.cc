@@ -239,7 +239,7 @@ void Resolve(config::Config& config, int ranks) {
 void Resolve(config::Config& config, int ranks, Device device) {
   WriteDefaults(config);
   ConfigErrors errors;
-  ValidatePrecision(config, device, errors);
+  ValidateOn(config, device, errors);
   Complete(config, ranks, errors);
 }
 

@@ -32,8 +32,11 @@ Precision PrecisionOf(const config::Config& config) {
   return PrecisionOf(config, DeviceOf(config));
 }
 
-void ValidatePrecision(const config::Config& config, Device device, ConfigErrors& errors) {
-  if (device != Device::kCpu) return;
+void ValidateOn(const config::Config& config, Device device, ConfigErrors& errors) {
+  if (device != Device::kCpu) {
+    ValidateModelOnGpu(config.model(), PrecisionOf(config, device).activations, errors);
+    return;
+  }
   if (config.train().precision() == config::TrainConfig::MIXED) {
     errors.Add("train.precision: the CPU backend computes in FLOAT32 alone");
   }
@@ -50,7 +53,7 @@ void ValidateDevice(const config::Config& config, ConfigErrors& errors) {
       errors.Add("run.device: this machine has no GPU that CUDA can use");
     }
   }
-  ValidatePrecision(config, DeviceOf(config), errors);
+  ValidateOn(config, DeviceOf(config), errors);
 }
 
 std::unique_ptr<Communicator> UseDevice(const config::Config& config,

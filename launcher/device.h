@@ -17,8 +17,9 @@ Device DeviceOf(const config::Config& config);
 // MIXED on a GPU and FLOAT32 on the CPU.
 Precision PrecisionOf(const config::Config& config, Device device);
 Precision PrecisionOf(const config::Config& config);
-// What is wrong with the types on `device`; and with the device, and the types, on this machine.
-void ValidatePrecision(const config::Config& config, Device device, ConfigErrors& errors);
+// What is wrong with the types and the model on `device`; and with the device, and these on it, on
+// this machine.
+void ValidateOn(const config::Config& config, Device device, ConfigErrors& errors);
 void ValidateDevice(const config::Config& config, ConfigErrors& errors);
 
 // Makes this rank's GPU, if the run computes on GPUs, the one of its number on the node, and gives

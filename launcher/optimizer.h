@@ -3,6 +3,8 @@
 // parameters, whose moments exist on no other replica.
 #pragma once
 
+#include <vector>
+
 #include "configs/schema/config.pb.h"
 #include "parallel/param_store.h"
 
@@ -23,17 +25,21 @@ class Optimizer {
   Tensor v() const { return v_.At(0, dtype_, {params_.plan().owned_elements()}); }
 
   size_t moment_bytes() const { return m_.bytes() + v_.bytes(); }
-  size_t workspace_bytes() const { return squares_.buffer.bytes() + workspace_.buffer.bytes(); }
+  size_t workspace_bytes() const {
+    return decays_.bytes() + squares_.buffer.bytes() + workspace_.buffer.bytes();
+  }
 
  private:
-  Tensor At(const Buffer& moment, const BucketPlan::Part& part) const;
+  Tensor At(const Buffer& moment, const BucketPlan::Stretch& place) const;
 
   const config::OptimizerConfig& config_;
   ParamStore& params_;
   const Mesh& mesh_;
   DType dtype_;
   Buffer m_, v_;
-  OwnedTensor squares_, workspace_;  // of GradNorm
+  Buffer decays_;                             // AdamWArgs::decays of each of the store's stretches
+  std::vector<BucketPlan::Stretch> counted_;  // what this rank adds to the norm
+  OwnedTensor squares_, workspace_;           // of GradNorm
 };
 
 }  // namespace eyrie

@@ -1,6 +1,5 @@
 #include "layers/block_linear.h"
 
-#include "core/blas.h"
 #include "kernels/block_map/block_map.h"
 #include "kernels/elementwise/elementwise.h"
 
@@ -31,23 +30,28 @@ bool BlockLinear::small() const {
   return block_ == kBlockMapWidth && outputs_ == block_ && spread_ == block_ && !options_.bias;
 }
 
+GemmArgs BlockLinear::Product(const Run& run, const Tensor& x, const Tensor& y) const {
+  return {.trans_b = Trans::kYes,
+          .m = x.size() / width_,
+          .n = outputs_,
+          .k = block_,
+          .a = x,
+          .lda = width_,
+          .b = run.params.value(weight_),
+          .ldb = block_,
+          .c = y,
+          .ldc = blocks_ * spread_,
+          .bias = options_.bias ? run.params.value(bias_) : Tensor{},
+          .batch = blocks_,
+          .stride_a = block_,
+          .stride_b = outputs_ * block_,
+          .stride_c = spread_,
+          .b_is_settled = true};
+}
+
 void BlockLinear::Forward(Run& run, const Tensor& x, const Tensor& y) const {
   if (small()) return BlockMap({.x = x, .w = run.params.value(weight_), .y = y});
-  Gemm({.trans_b = Trans::kYes,
-        .m = x.size() / width_,
-        .n = outputs_,
-        .k = block_,
-        .a = x,
-        .lda = width_,
-        .b = run.params.value(weight_),
-        .ldb = block_,
-        .c = y,
-        .ldc = blocks_ * spread_,
-        .bias = options_.bias ? run.params.value(bias_) : Tensor{},
-        .batch = blocks_,
-        .stride_a = block_,
-        .stride_b = outputs_ * block_,
-        .stride_c = spread_});
+  Gemm(Product(run, x, y));
 }
 
 void BlockLinear::BackwardInput(Run& run, const Tensor& dy, const Tensor& dx,
@@ -83,6 +87,7 @@ void BlockLinear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) co
                                .dw = run.params.grad(weight_),
                                .workspace = run.Workspace(BlockMapWorkspace(x))});
   }
+  const ParamStore::GradientSum sum = run.params.AddTo(weight_);
   Gemm({.trans_a = Trans::kYes,
         .m = outputs_,
         .n = block_,
@@ -91,9 +96,9 @@ void BlockLinear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) co
         .lda = blocks_ * spread_,
         .b = x,
         .ldb = width_,
-        .c = run.params.grad(weight_),
+        .c = sum.tensor,
         .ldc = block_,
-        .accumulate = true,
+        .accumulate = sum.started,
         .batch = blocks_,
         .stride_a = spread_,
         .stride_b = block_,

@@ -5,6 +5,7 @@
 
 #include <string>
 
+#include "core/blas.h"
 #include "layers/layer.h"
 
 namespace eyrie {
@@ -29,6 +30,8 @@ class BlockLinear {
 
   // y := x W^T + b for x [..., local C] and rows of y of local G x spread, from where y starts.
   void Forward(Run& run, const Tensor& x, const Tensor& y) const;
+  // What Forward computes, as one product.
+  GemmArgs Product(const Run& run, const Tensor& x, const Tensor& y) const;
   // dx := dy W, or += with accumulate.
   void BackwardInput(Run& run, const Tensor& dy, const Tensor& dx, bool accumulate) const;
   // Adds the gradients of W and b.

@@ -19,6 +19,12 @@ void Branch::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
   if (run.pass != Pass::kRecompute) Add(x, y, y);
 }
 
+void Branch::Infer(Run& run, const Tensor& x, const Tensor& added, const Tensor& y, Stash& stash,
+                   const Carry& carry) const {
+  norm_.Forward(run, x, stash[normed_], stash[statistics_], added);
+  mixer_->Forward(run, stash[normed_], y, stash, carry);
+}
+
 void Branch::Refill(Run& run, const Tensor& x, Stash& stash, const Carry& carry) const {
   norm_.Forward(run, x, stash[normed_], stash[statistics_]);
   mixer_->Refill(run, stash[normed_], stash, carry);

@@ -64,7 +64,8 @@ void Embedding::PartialLogits(Run& run, const Tensor& x, const Tensor& u) const 
         .b = run.params.value(head_),
         .ldb = options_.width,
         .c = u,
-        .ldc = local_vocab_});
+        .ldc = local_vocab_,
+        .b_is_settled = true});
 }
 
 Loss ReadLoss(const Tensor& loss) {
@@ -123,6 +124,7 @@ void Embedding::HeadLoss(Run& run, const Tensor& x, const Tensor& labels, double
           .ldb = width,
           .c = dx.View({tokens, width}).Rows(begin, end),
           .ldc = width});
+    const ParamStore::GradientSum sum = run.params.AddTo(head_);
     Gemm({.trans_a = Trans::kYes,
           .m = local_vocab_,
           .n = width,
@@ -131,9 +133,9 @@ void Embedding::HeadLoss(Run& run, const Tensor& x, const Tensor& labels, double
           .lda = local_vocab_,
           .b = piece,
           .ldb = width,
-          .c = run.params.grad(head_),
+          .c = sum.tensor,
           .ldc = width,
-          .accumulate = true});
+          .accumulate = sum.started});
   }
   if (dx.defined()) tensor.AllReduce(dx, ReduceOp::kSum).Wait();
 }
@@ -141,11 +143,15 @@ void Embedding::HeadLoss(Run& run, const Tensor& x, const Tensor& labels, double
 void Embedding::Logits(Run& run, const Tensor& x, const Tensor& logits) const {
   ArenaScope scope(run.arena);
   const int64_t rows = x.size() / options_.width;
-  const Tensor local = run.arena.Allocate(logits.dtype, {rows, local_vocab_});
-  const Tensor row_max = run.arena.Allocate(logits.dtype, {rows});
+  const bool whole = local_vocab_ == options_.vocab_size;
+  const Tensor local = whole ? logits.View({rows, local_vocab_})
+                             : run.arena.Allocate(logits.dtype, {rows, local_vocab_});
   PartialLogits(run, x, local);
-  SoftCapRowMax({.logits = local, .soft_cap = options_.soft_cap, .row_max = row_max});
-  GatherColumns(run, local, logits);
+  if (options_.soft_cap > 0) {
+    const Tensor row_max = run.arena.Allocate(logits.dtype, {rows});
+    SoftCapRowMax({.logits = local, .soft_cap = options_.soft_cap, .row_max = row_max});
+  }
+  if (!whole) GatherColumns(run, local, logits);
 }
 
 }  // namespace eyrie

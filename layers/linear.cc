@@ -1,6 +1,7 @@
 #include "layers/linear.h"
 
-#include "core/blas.h"
+#include <vector>
+
 #include "kernels/elementwise/elementwise.h"
 
 namespace eyrie {
@@ -27,26 +28,42 @@ void Linear::Declare(Declaration& declare) {
                               .init = InitConstant(0.0)});
 }
 
+GemmArgs Linear::Product(const Run& run, const Tensor& x, const Tensor& y) const {
+  const bool add_bias = options_.bias && !ReduceAddsBias(run);
+  return {.trans_b = Trans::kYes,
+          .m = x.size() / local_in_,
+          .n = local_out_,
+          .k = local_in_,
+          .a = x,
+          .lda = local_in_,
+          .b = run.params.value(weight_),
+          .ldb = local_in_,
+          .c = y,
+          .ldc = local_out_,
+          .bias = add_bias ? run.params.value(bias_) : Tensor{},
+          .b_is_settled = true};
+}
+
 void Linear::Forward(Run& run, const Tensor& x, const Tensor& y) const {
-  const bool add_bias = options_.bias && options_.cut != Cut::kRows;
-  Gemm({.trans_b = Trans::kYes,
-        .m = x.size() / local_in_,
-        .n = local_out_,
-        .k = local_in_,
-        .a = x,
-        .lda = local_in_,
-        .b = run.params.value(weight_),
-        .ldb = local_in_,
-        .c = y,
-        .ldc = local_out_,
-        .bias = add_bias ? run.params.value(bias_) : Tensor{}});
+  Gemm(Product(run, x, y));
   run.mesh.world().Progress();
 }
 
 void Linear::Reduce(Run& run, const Tensor& y) const {
   EYRIE_CHECK(options_.cut == Cut::kRows);
   run.mesh.tensor().AllReduce(y, ReduceOp::kSum).Wait();
-  if (options_.bias) AddRow(run.params.value(bias_), y);
+  if (options_.bias && ReduceAddsBias(run)) AddRow(run.params.value(bias_), y);
+}
+
+bool Linear::ReduceAddsBias(const Run& run) const {
+  return options_.cut == Cut::kRows && run.mesh.tensor().size() > 1;
+}
+
+void ForwardTogether(Run& run, const Tensor& x, std::initializer_list<LinearOutput> layers) {
+  std::vector<GemmArgs> products;
+  for (const auto& [layer, y] : layers) products.push_back(layer->Product(run, x, y));
+  Gemm(products);
+  run.mesh.world().Progress();
 }
 
 void Linear::BackwardInput(Run& run, const Tensor& dy, const Tensor& dx, bool accumulate) const {
@@ -64,21 +81,38 @@ void Linear::BackwardInput(Run& run, const Tensor& dy, const Tensor& dx, bool ac
 }
 
 void Linear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const {
-  Gemm({.trans_a = Trans::kYes,
-        .m = local_out_,
-        .n = local_in_,
-        .k = x.size() / local_in_,
-        .a = dy,
-        .lda = local_out_,
-        .b = x,
-        .ldb = local_in_,
-        .c = run.params.grad(weight_),
-        .ldc = local_in_,
-        .accumulate = true});
-  run.mesh.world().Progress();
-  if (!options_.bias) return;
+  const ParamStore::GradientSum sum = run.params.AddTo(weight_);
+  GemmArgs product{.trans_a = Trans::kYes,
+                   .m = local_out_,
+                   .n = local_in_,
+                   .k = x.size() / local_in_,
+                   .a = dy,
+                   .lda = local_out_,
+                   .b = x,
+                   .ldb = local_in_,
+                   .c = sum.tensor,
+                   .ldc = local_in_,
+                   .accumulate = sum.started};
+  if (!options_.bias) {
+    Gemm(product);
+    run.mesh.world().Progress();
+    return;
+  }
+
+  // The gradient of the bias comes from the product's pass over dy, or else from one of its own.
   ArenaScope scope(run.arena);
-  SumRows(dy, run.params.grad(bias_), run.Workspace(SumRowsWorkspace(dy)));
+  const ParamStore::GradientSum bias = run.params.AddTo(bias_);
+  product.row_sums =
+      bias.started ? run.arena.Allocate(bias.tensor.dtype, {1, local_out_}) : bias.tensor;
+  const bool sums = GemmSumsRows(product);
+  if (!sums) product.row_sums = {};
+  Gemm(product);
+  if (!sums || bias.started) {
+    const Tensor rows = sums ? product.row_sums : dy;
+    if (!bias.started) FillZero(bias.tensor);
+    SumRows(rows, bias.tensor, run.Workspace(SumRowsWorkspace(rows)));
+  }
+  run.mesh.world().Progress();
 }
 
 }  // namespace eyrie

@@ -2,8 +2,10 @@
 // (row-parallel): Shoeybi et al., "Megatron-LM", arXiv:1909.08053, section 3.
 #pragma once
 
+#include <initializer_list>
 #include <string>
 
+#include "core/blas.h"
 #include "layers/layer.h"
 
 namespace eyrie {
@@ -33,19 +35,32 @@ class Linear {
   int64_t local_in() const { return local_in_; }
   int64_t local_out() const { return local_out_; }
 
-  // y [..., local out] := x W^T + b. Row-parallel: without b, and y is this rank's partial sum.
+  // y [..., local out] := x W^T + b. Row-parallel: y is this rank's partial sum, which Reduce must
+  // complete.
   void Forward(Run& run, const Tensor& x, const Tensor& y) const;
-  // Row-parallel only: completes y over the tensor axis and adds b.
+  // Row-parallel only: completes y over the tensor axis. Where that has several ranks, b is added
+  // here, once.
   void Reduce(Run& run, const Tensor& y) const;
+  // What Forward computes, as one product.
+  GemmArgs Product(const Run& run, const Tensor& x, const Tensor& y) const;
   // dx := dy W, or += with accumulate. Column-parallel: a partial sum over the tensor axis.
   void BackwardInput(Run& run, const Tensor& dy, const Tensor& dx, bool accumulate) const;
   // Adds the gradients of W and b.
   void BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const;
 
  private:
+  bool ReduceAddsBias(const Run& run) const;
+
   Options options_;
   ParamId weight_ = -1, bias_ = -1;
   int64_t local_in_ = 0, local_out_ = 0;
 };
+
+// Forward of several layers of the same x, each to its y; a GPU may run them as one.
+struct LinearOutput {
+  const Linear* layer;
+  Tensor y;
+};
+void ForwardTogether(Run& run, const Tensor& x, std::initializer_list<LinearOutput> layers);
 
 }  // namespace eyrie

@@ -87,6 +87,17 @@ void ValidateModel(const config::ModelConfig& model, int64_t tensor, ConfigError
   }
 }
 
+void ValidateModelOnGpu(const config::ModelConfig& model, DType activations, ConfigErrors& errors) {
+  std::set<std::string> seen;
+  for (const std::string& pattern : model.pattern()) {
+    for (const std::string& name : SplitPatternEntry(pattern)) {
+      const MixerEntry* entry = FindMixer(name);
+      if (entry == nullptr || entry->validate_on_gpu == nullptr) continue;
+      if (seen.insert(name).second) entry->validate_on_gpu(model, activations, errors);
+    }
+  }
+}
+
 void ValidateSequence(const config::ModelConfig& model, const std::string& field, int64_t length,
                       int64_t sequence, ConfigErrors& errors) {
   errors.RequireDivisible(field, length, "parallel.sequence", sequence);

@@ -37,6 +37,10 @@ struct MixerEntry {
   std::unique_ptr<Mixer> (*make)(const config::ModelConfig& model, int64_t block);
   // The fewest tokens that a rank of the sequence axis may hold.
   int64_t min_chunk = 1;
+  // Reports what in `model` the mixer's kernels for GPUs do not take, with activations of this
+  // type. Null: they take all that `validate` does.
+  void (*validate_on_gpu)(const config::ModelConfig& model, DType activations,
+                          ConfigErrors& errors) = nullptr;
 };
 
 const std::vector<MixerEntry>& MixerRegistry();
@@ -47,6 +51,8 @@ std::vector<std::string> SplitPatternEntry(const std::string& entry);
 
 // Everything wrong with a model on `tensor` tensor ranks.
 void ValidateModel(const config::ModelConfig& model, int64_t tensor, ConfigErrors& errors);
+// What of a model GPUs do not compute with activations of this type.
+void ValidateModelOnGpu(const config::ModelConfig& model, DType activations, ConfigErrors& errors);
 // What is wrong with cutting sequences of `length` tokens (of `field`) over `sequence` ranks.
 void ValidateSequence(const config::ModelConfig& model, const std::string& field, int64_t length,
                       int64_t sequence, ConfigErrors& errors);

@@ -7,8 +7,6 @@
 namespace eyrie {
 namespace {
 
-constexpr int64_t kAlignElements = 16;  // a cache line of float32
-
 int64_t RoundUp(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
@@ -19,7 +17,7 @@ BucketPlan::BucketPlan(const ParamTable& table, MeshShape mesh, const BucketOpti
                        bool mixed)
     : owners_(options.zero ? mesh.data * mesh.sequence : 1), ranges_(table.specs().size()) {
   // Every share of every bucket starts at a cache line.
-  const int64_t align = kAlignElements * owners_;
+  const int64_t align = kAlign * owners_;
   bucket_ = std::max(options.bucket_elements / align, int64_t{1}) * align;
   const auto place = [&](bool first) {
     for (ParamId id = 0; id < static_cast<ParamId>(ranges_.size()); ++id) {
@@ -29,7 +27,7 @@ BucketPlan::BucketPlan(const ParamTable& table, MeshShape mesh, const BucketOpti
       const int64_t size = LocalSlice(spec, mesh.tensor, 0).extent.size();
       order_.push_back(id);
       ranges_[static_cast<size_t>(id)] = {elements_, elements_ + size};
-      elements_ += RoundUp(size, kAlignElements);
+      elements_ += RoundUp(size, kAlign);
     }
     elements_ = RoundUp(elements_, align);
   };

@@ -24,13 +24,24 @@ struct BucketOptions {
 
 class BucketPlan {
  public:
+  // Parameters and owners' shares of buckets start at multiples of so many elements: a cache line
+  // of float32.
+  static constexpr int64_t kAlign = 16;
+
   // Elements [begin, end).
   struct Range {
     int64_t begin = 0, end = 0;
     int64_t size() const { return end - begin; }
   };
+  // Successive elements that one owner owns.
+  struct Stretch {
+    int64_t flat = 0;   // where they start in the flat buffers
+    int64_t owned = 0;  // where they start in the owner's buffers
+    int64_t size = 0;
+  };
   // What an owner's share of a bucket has in common with one parameter.
   struct Part {
+    operator Stretch() const { return {flat, owned, range.size()}; }
     ParamId param = 0;
     int bucket = 0;
     Range range;        // in the flattened local slice of the parameter

@@ -45,11 +45,20 @@ ParamStore::ParamStore(const ParamTable& table, const Mesh& mesh, Precision prec
       plan_(table, mesh.shape(), options, precision.has_masters()),
       owned_(plan_.Parts(plan_.sharded() ? mesh.replicas().rank() : 0)),
       values_(ValueBytes(plan_.elements()), device),
+      started_(table.specs().size(), true),
       reports_(table.specs().size()),
       ready_(static_cast<ParamId>(table.specs().size())),
       reduced_(plan_.buckets()) {
   for (const ParamSpec& spec : table.specs()) {
     slices_.push_back(LocalSlice(spec, mesh.shape().tensor, mesh.tensor().rank()));
+  }
+  for (int bucket = 0; bucket < plan_.buckets(); ++bucket) {
+    const auto share = plan_.share(bucket, plan_.sharded() ? mesh.replicas().rank() : 0);
+    if (plan_.sharded() || share.begin == 0 || share.begin == plan_.full_elements()) {
+      stretches_.push_back({{share.begin, plan_.owned_offset(bucket), 0}});
+    }
+    stretches_.back().place.size += share.size();
+    ++stretches_.back().buckets;
   }
   if (!with_gradients) return;
   grads_ = Buffer(GradientBytes(plan_.elements()), device);
@@ -92,15 +101,15 @@ Tensor ParamStore::flat_values() const {
   return ValuesAt({0, elements()});
 }
 
-Tensor ParamStore::owned_master(const BucketPlan::Part& part) const {
-  if (!precision_.has_masters()) return ValuesAt({part.flat, part.flat + part.range.size()});
+Tensor ParamStore::owned_master(const BucketPlan::Stretch& part) const {
+  if (!precision_.has_masters()) return ValuesAt({part.flat, part.flat + part.size});
   return masters_.At(static_cast<size_t>(part.owned) * SizeOf(precision_.masters),
-                     precision_.masters, {part.range.size()});
+                     precision_.masters, {part.size});
 }
 
-Tensor ParamStore::owned_copy(const BucketPlan::Part& part) const {
+Tensor ParamStore::owned_copy(const BucketPlan::Stretch& part) const {
   if (!precision_.has_masters()) return {};
-  return ValuesAt({part.flat, part.flat + part.range.size()});
+  return ValuesAt({part.flat, part.flat + part.size});
 }
 
 Tensor ParamStore::masters() const {
@@ -114,9 +123,8 @@ void ParamStore::PublishMasters() {
   for (int bucket = 0; bucket < plan_.buckets(); ++bucket) Gather(bucket);
 }
 
-Tensor ParamStore::owned_grad(const BucketPlan::Part& part) const {
-  return GradientsAt(plan_.sharded() ? owned_grads_ : grads_,
-                     {part.owned, part.owned + part.range.size()});
+Tensor ParamStore::owned_grad(const BucketPlan::Stretch& part) const {
+  return GradientsAt(plan_.sharded() ? owned_grads_ : grads_, {part.owned, part.owned + part.size});
 }
 
 void ParamStore::Initialise(uint64_t seed) {
@@ -146,7 +154,31 @@ void ParamStore::Initialise(uint64_t seed) {
   }
 }
 
-void ParamStore::ZeroGrads() { FillZero(flat_grads()); }
+void ParamStore::ZeroGrads() { started_.assign(started_.size(), false); }
+
+ParamStore::GradientSum ParamStore::AddTo(ParamId id) {
+  const auto index = static_cast<size_t>(id);
+  const bool started = started_[index];
+  started_[index] = true;
+  return {GradientOf(id), started};
+}
+
+Tensor ParamStore::grad(ParamId id) const {
+  const auto index = static_cast<size_t>(id);
+  const Tensor gradient = GradientOf(id);
+  if (!started_[index]) FillZero(gradient);
+  started_[index] = true;
+  return gradient;
+}
+
+Tensor ParamStore::flat_grads() const {
+  ClearUnstarted(0);
+  return grads_.At(0, precision_.gradients, {elements()});
+}
+
+void ParamStore::ClearUnstarted(ParamId first) const {
+  for (auto id = first; id < static_cast<ParamId>(started_.size()); ++id) grad(id);
+}
 
 void ParamStore::GradsReady(ParamId first) {
   if (passes_ == 0) return;
@@ -155,6 +187,7 @@ void ParamStore::GradsReady(ParamId first) {
 }
 
 void ParamStore::Release(ParamId first) {
+  ClearUnstarted(first);
   for (; ready_ > first; --ready_) {
     if (!table_.spec(ready_ - 1).partial_gradient) continue;
     partials_.push_back(mesh_.tensor().AllReduce(grad(ready_ - 1), ReduceOp::kSum));

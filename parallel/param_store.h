@@ -39,19 +39,28 @@ class ParamStore {
   size_t gradient_bytes() const { return grads_.bytes() + owned_grads_.bytes(); }
   // Values wait for a gathering under way, so that there are no stale ones to be seen.
   Tensor value(ParamId id) const;
-  Tensor grad(ParamId id) const {
-    return grads_.At(GradientBytes(offset(id)), precision_.gradients, slice(id).extent);
-  }
+  // The sum of what was added since ZeroGrads, to read or to add to.
+  Tensor grad(ParamId id) const;
+  // The same for whoever can also write: `started` tells to add to the sum, as in grad; or else
+  // this contribution is the first, and has to be written over whatever is there. It must follow
+  // at once.
+  struct GradientSum {
+    Tensor tensor;
+    bool started = false;
+  };
+  GradientSum AddTo(ParamId id);
   const Slice& slice(ParamId id) const { return slices_[static_cast<size_t>(id)]; }
   int64_t offset(ParamId id) const { return plan_.offset(id); }
   // Elements of the flat buffers, padding included.
   int64_t elements() const { return plan_.elements(); }
   // Where all values have one type.
   Tensor flat_values() const;
-  Tensor flat_grads() const { return grads_.At(0, precision_.gradients, {elements()}); }
+  Tensor flat_grads() const;
 
   // Draws initial values, the same model in every layout.
   void Initialise(uint64_t seed);
+  // The sums begin anew. Memory is only touched by the first contribution to each, or where there
+  // is none by who reads it, so that large gradients need not be cleared to be added to.
   void ZeroGrads();
 
   // Call before the backward pass that completes the gradients, the last of the step, or several
@@ -67,11 +76,18 @@ class ParamStore {
 
   // What this rank owns after ReduceGrads: without ZeRO, all.
   const std::vector<BucketPlan::Part>& owned() const { return owned_; }
+  // The same with the padding between them, in as few stretches as there may be: one for each
+  // bucket where Gather has to hand it on, and all that is of one type where there is nothing to.
+  struct OwnedStretch {
+    BucketPlan::Stretch place;
+    int buckets = 0;  // so many end with it
+  };
+  const std::vector<OwnedStretch>& stretches() const { return stretches_; }
   // What the optimiser updates: the masters, or the values themselves where there are none.
-  Tensor owned_master(const BucketPlan::Part& part) const;
+  Tensor owned_master(const BucketPlan::Stretch& part) const;
   // The values to copy them to, rounded or not; absent where there are no masters.
-  Tensor owned_copy(const BucketPlan::Part& part) const;
-  Tensor owned_grad(const BucketPlan::Part& part) const;
+  Tensor owned_copy(const BucketPlan::Stretch& part) const;
+  Tensor owned_grad(const BucketPlan::Stretch& part) const;
   // Starts handing this rank's part of a bucket, just updated, to the other replicas, and taking
   // theirs. Once for each bucket, from 0 on; until then GatherDone, nothing else may write values.
   void Gather(int bucket);
@@ -98,6 +114,11 @@ class ParamStore {
   Tensor ValuesAt(BucketPlan::Range range) const;
   // In either buffer of gradients.
   Tensor GradientsAt(const Buffer& flat, BucketPlan::Range range) const;
+  Tensor GradientOf(ParamId id) const {
+    return grads_.At(GradientBytes(offset(id)), precision_.gradients, slice(id).extent);
+  }
+  // Clears the gradients of `first` and all after it to which nothing was added.
+  void ClearUnstarted(ParamId first) const;
   // The gradients of `first` and all after it are complete.
   void Release(ParamId first);
   void StartReducing(int bucket);
@@ -110,8 +131,11 @@ class ParamStore {
   BucketPlan plan_;
   std::vector<Slice> slices_;
   std::vector<BucketPlan::Part> owned_;
+  std::vector<OwnedStretch> stretches_;
   Buffer values_, grads_, masters_;
   Buffer owned_grads_;  // with ZeRO alone
+  // Of each parameter: its gradient's memory holds the sum since ZeroGrads.
+  mutable std::vector<bool> started_;
 
   int passes_ = 0;                            // 0: buckets wait for ReduceGrads
   std::vector<int> reports_;                  // of each parameter, by GradsReady

@@ -79,6 +79,10 @@ TailExchange::TailExchange(Communicator& sequence, Arena& arena, const Tensor& b
                            const Tensor& now, const Tensor& after)
     : before_(before), after_(after) {
   const int64_t batch = now.dim(0), tokens = now.dim(1), width = now.dim(2), wanted = after.dim(1);
+  if (sequence.size() == 1) {
+    KeepTail(before, now, after);
+    return;
+  }
   // What a further rank would fetch as its halo, told to all.
   for (int distance = 1; distance <= sequence.size(); ++distance) {
     const Overlap overlap(tokens, wanted, distance);
@@ -92,7 +96,8 @@ TailExchange::TailExchange(Communicator& sequence, Arena& arena, const Tensor& b
 }
 
 void TailExchange::Wait() {
-  const int64_t rows = after_.dim(1), old = parts_.empty() ? rows : parts_.back().first_row;
+  if (parts_.empty()) return;
+  const int64_t rows = after_.dim(1), old = parts_.back().first_row;
   if (before_.defined()) {
     CopyRows(before_, rows - old, after_, 0, old);
   } else {

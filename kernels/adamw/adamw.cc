@@ -16,6 +16,10 @@ void AdamW(const AdamWArgs& args) {
   EYRIE_CHECK(args.step >= 1, kKernel, ": step ", args.step);
   CheckTypes(kKernel, args.param, args.param.dtype, {args.grad});
   CheckTypes(kKernel, args.param, args.m.dtype, {args.m, args.v});
+  if (args.decays.defined()) {
+    CheckShape(kKernel, "decays", args.decays, {DecayWords(args.param.size())});
+    CheckTypes(kKernel, args.param, DType::kI32, {args.decays});
+  }
   if (args.copy.defined()) CheckTypes(kKernel, args.param, args.copy.dtype, {args.copy});
   const KernelScope timed("adamw");
   EYRIE_DISPATCH_CUDA(args.param, AdamWCuda(args));

@@ -14,9 +14,20 @@
 
 namespace eyrie {
 
+// Elements that are decayed or not together, where parameters that differ in it are stepped at
+// once.
+inline constexpr int64_t kDecayGroup = 16;
+// The int32 elements that hold a bit for each group of `elements` elements.
+constexpr int64_t DecayWords(int64_t elements) {
+  return (elements + 32 * kDecayGroup - 1) / (32 * kDecayGroup);
+}
+
 struct AdamWArgs {
   Tensor param, grad, m, v;  // any shape, the same for all
   Tensor copy;               // out: the parameter, rounded to the type of this tensor; or absent
+  // [DecayWords] int32: weight_decay holds for group j of kDecayGroup successive elements where bit
+  // j % 32 of element j / 32 is set. Absent: for all.
+  Tensor decays;
   double rate = 0.0, beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, weight_decay = 0.0;
   double grad_scale = 1.0;  // gradient clipping
   int64_t step = 1;         // counts from 1

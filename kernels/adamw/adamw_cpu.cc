@@ -13,14 +13,19 @@ namespace eyrie {
 namespace {
 
 template <class T>
-void UpdateRange(const AdamWCoefficients<T> c, int64_t n, const T* grad, T* m, T* v, T* param) {
+void UpdateRange(const AdamWCoefficients<T> c, T decay, int64_t n, const T* grad, T* m, T* v,
+                 T* param) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     const T g = grad[i] * c.grad_scale;
     m[i] = c.beta1 * m[i] + c.rest1 * g;
     v[i] = c.beta2 * v[i] + c.rest2 * (g * g);
-    param[i] -= c.m_rate * m[i] / (std::sqrt(v[i] * c.v_scale) + c.epsilon) + c.decay * param[i];
+    param[i] -= c.m_rate * m[i] / (std::sqrt(v[i] * c.v_scale) + c.epsilon) + decay * param[i];
   }
+}
+
+bool Decays(const int32_t* decays, int64_t group) {
+  return decays == nullptr || (static_cast<uint32_t>(decays[group / 32]) >> group % 32 & 1) != 0;
 }
 
 template <class T>
@@ -44,8 +49,17 @@ void AdamWCpu(const AdamWArgs& args) {
   T* v = args.v.data<T>();
   T* param = args.param.data<T>();
   T* copy = args.copy.data<T>();
+  const int32_t* decays = args.decays.data<int32_t>();
+  static_assert(kSerialWork % kDecayGroup == 0);
   ForElements(args.param.size(), [&](int64_t begin, int64_t end) {
-    UpdateRange(coefficients, end - begin, grad + begin, m + begin, v + begin, param + begin);
+    for (int64_t from = begin, to; from < end; from = to) {  // which decays as one
+      const bool decayed = Decays(decays, from / kDecayGroup);
+      to = from;
+      do to = std::min(end, to + kDecayGroup);
+      while (to < end && (decays == nullptr || Decays(decays, to / kDecayGroup) == decayed));
+      UpdateRange(coefficients, decayed ? coefficients.decay : T(0), to - from, grad + from,
+                  m + from, v + from, param + from);
+    }
     if (copy != nullptr) std::copy(param + begin, param + end, copy + begin);
   });
 }

@@ -13,7 +13,8 @@ struct AdamWOperation {
   float* param;
   const float* grad;
   Moment *m, *v;
-  Copy* copy;  // or null
+  Copy* copy;             // or null
+  const int32_t* decays;  // or null
 
   template <int N>
   __device__ void At(int64_t i) const {
@@ -21,13 +22,18 @@ struct AdamWOperation {
     const Vector<float, N> gradient = LoadVector<N>(grad + i);
     Vector<Moment, N> mean = LoadVector<N>(m + i), square = LoadVector<N>(v + i);
     Vector<Copy, N> rounded;
+    // A thread's elements, which start at a multiple of N, lie in one group.
+    static_assert(kDecayGroup % N == 0);
+    const int64_t group = i / kDecayGroup;
+    const bool decayed = decays == nullptr || (decays[group / 32] >> group % 32 & 1) != 0;
+    const float decay = decayed ? c.decay : 0.0f;
 #pragma unroll
     for (int j = 0; j < N; ++j) {
       const float g = gradient[j] * c.grad_scale;
       const float new_mean = c.beta1 * mean[j] + c.rest1 * g;
       const float new_square = c.beta2 * square[j] + c.rest2 * (g * g);
       const float step = c.m_rate * new_mean / (sqrtf(new_square * c.v_scale) + c.epsilon);
-      const float moved = p[j] - (step + c.decay * p[j]);
+      const float moved = p[j] - (step + decay * p[j]);
       mean.Set(j, new_mean);
       square.Set(j, new_square);
       p.Set(j, moved);
@@ -92,7 +98,8 @@ void AdamWCuda(const AdamWArgs& args) {
     DispatchCuda(kernel, copy, [&]<class Copy>(Copy) {
       const AdamWOperation<Moment, Copy> body{
           AdamWCoefficients<float>(args), args.param.data<float>(), args.grad.data<float>(),
-          args.m.data<Moment>(),          args.v.data<Moment>(),    args.copy.data<Copy>()};
+          args.m.data<Moment>(),          args.v.data<Moment>(),    args.copy.data<Copy>(),
+          args.decays.data<int32_t>()};
       constexpr int kWidth = 4;
       const bool aligned = Aligned<kWidth>(body.param, body.grad, body.m, body.v, body.copy);
       LaunchElementwise<kWidth>(kernel, args.param.size(), aligned, body);

@@ -2,6 +2,7 @@
 #include <cmath>
 #include <type_traits>
 
+#include "core/early_launch.cuh"
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/attention/attention_kernels.cuh"
 
@@ -15,6 +16,8 @@ constexpr int kThreads = 256, kWarps = kThreads / 32;
 template <class T>
 __global__ void __launch_bounds__(kThreads)
     JoinPartsKernel(const ForwardOutputs<T> out, int64_t rows, int width) {
+  LetNextStart();
+  AwaitEarlier();
   const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
   if (row >= rows) return;
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -162,8 +165,8 @@ void AttentionForwardCuda(const AttentionForwardArgs& args) {
       AttentionForwardPlain(view, out);
     }
     if (out.parts > 1) {
-      Launch("attention_forward join", JoinPartsKernel<T>, dim3(Blocks(rows, kWarps)),
-             dim3(kThreads), 0, out, rows, view.width);
+      LaunchEarly("attention_forward join", JoinPartsKernel<T>, dim3(Blocks(rows, kWarps)),
+                  dim3(kThreads), 0, out, rows, view.width);
     }
   });
 }

@@ -2,6 +2,7 @@
 // queries as the rows of one matrix, since they share keys and values. A block holds 128 query
 // rows and streams tiles of 64 keys and values through two buffers; scores and probabilities stay
 // in registers. Where queries are few, several blocks share the keys of a tile of rows.
+#include "core/early_launch.cuh"
 #include "kernels/attention/attention_kernels.cuh"
 #include "kernels/attention/attention_mma.cuh"
 
@@ -78,6 +79,8 @@ __device__ __forceinline__ void UpdateSoftmax(float scale_log2, Accumulators<kTi
 template <class S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     AttentionForwardKernel(const AttentionView<Bf16> view, const ForwardOutputs<Bf16> out) {
+  LetNextStart();
+  AwaitEarlier();
   constexpr int kWidth = S::kWidth, kTiles = S::kTiles;
   extern __shared__ __align__(128) unsigned char shared[];
   const uint32_t queries = SharedAddress(shared), stages = queries + S::kHeldBytes;
@@ -193,7 +196,7 @@ void LaunchForward(const AttentionView<Bf16>& view, const ForwardOutputs<Bf16>& 
   const int64_t rows = int64_t{view.tokens} * view.heads;
   const dim3 grid(static_cast<unsigned>(view.sequences * DivideUp(rows, S::kHeld)),
                   static_cast<unsigned>(out.parts));
-  Launch("attention_forward", kernel, grid, dim3(S::kThreads), S::kShared, view, out);
+  LaunchEarly("attention_forward", kernel, grid, dim3(S::kThreads), S::kShared, view, out);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 // the seams of spans, which are in a cache. B sequences, T tokens, C channels, K taps.
 //
 // Kernels are compiled for up to 4 and up to 8 taps; taps beyond K are never live.
+#include "core/early_launch.cuh"
 #include "kernels/causal_conv1d/causal_conv1d_cuda.h"
 #include "kernels/row_sum.cuh"
 
@@ -122,6 +123,8 @@ struct ForwardTensors {
 template <class T, int kTaps, int N>
 __global__ void __launch_bounds__(kLanes* kWalkers, 2)
     ForwardKernel(Sizes sizes, ForwardTensors<T> tensors) {
+  LetNextStart();
+  AwaitEarlier();
   __shared__ int live[kWalkers * kForwardSpan];
   constexpr int kHalo = kTaps - 1;
   const int64_t b = blockIdx.z, channels = sizes.channels;
@@ -272,6 +275,7 @@ __device__ __forceinline__ void WalkBack(const Sizes& sizes, const BackwardTenso
 template <class T, int kTaps, int N>
 __global__ void __launch_bounds__(kLanes* kWalkers, kTaps == 4 && sizeof(T) == 2 ? 2 : 1)
     BackwardKernel(Sizes sizes, BackwardTensors<T> tensors) {
+  AwaitEarlier();
   constexpr int kSums = (kTaps + 1) * N;
   __shared__ int live[kWalkers * kBackwardSpan + kTaps - 1];
   __shared__ float sums[kWalkers][kSums][kLanes];
@@ -321,7 +325,7 @@ void LaunchSpans(const char* name, Kernel kernel, const Sizes& sizes, int width,
   const dim3 grid(static_cast<unsigned>(CeilDiv(sizes.channels, kLanes * width)),
                   static_cast<unsigned>(TimeBlocks(sizes.time, span)),
                   static_cast<unsigned>(sizes.batch));
-  Launch(name, kernel, grid, dim3(kLanes, kWalkers), 0, sizes, tensors);
+  LaunchEarly(name, kernel, grid, dim3(kLanes, kWalkers), 0, sizes, tensors);
 }
 
 // Calls body(taps, width) with both as constants: what the kernel is compiled for.

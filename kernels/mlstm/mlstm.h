@@ -16,7 +16,8 @@
 // B sequences, T tokens, H heads of width dk (queries and keys) and dv (values); positions rise by
 // one inside a document. Gates, states, what forward saves for backward and what a summary holds
 // have full precision, the others the activations' type: float32, on the CPU also float64, on a GPU
-// also bfloat16, where dk and dv are multiples of 16 and at most 512.
+// also bfloat16. There dk and dv are at most kMaxMlstmCudaWidth, and with bfloat16 multiples of
+// kMlstmBf16Multiple.
 //
 // A workspace is scratch of float32: as many elements as the function beside it says; where that is
 // 0, it may be absent. Its contents mean nothing before and after a call.
@@ -29,6 +30,9 @@ namespace eyrie {
 // The stabiliser of an empty memory: exp(kMlstmEmpty - m) is 0 for every m of a token, and sums and
 // differences with it stay finite. A state with c = n = 0 and this m is the one before any token.
 inline constexpr double kMlstmEmpty = -1e30;
+
+// Of heads on a GPU.
+inline constexpr int64_t kMaxMlstmCudaWidth = 1280, kMlstmBf16Multiple = 16;
 
 // The memory between two tokens; all absent: empty.
 struct MlstmState {

@@ -13,11 +13,13 @@ constexpr bool kTensorCores = std::is_same_v<T, Bf16>;
 template <class T>
 void CheckRows(const char* kernel, const MlstmLayout& sizes,
                std::initializer_list<Tensor> tensors) {
-  EYRIE_CHECK(sizes.keys <= kMaxMlstmWidth && sizes.values <= kMaxMlstmWidth, kernel, ": heads of ",
-              sizes.keys, " keys and ", sizes.values, " values, at most ", kMaxMlstmWidth);
+  EYRIE_CHECK(sizes.keys <= kMaxMlstmCudaWidth && sizes.values <= kMaxMlstmCudaWidth, kernel,
+              ": heads of ", sizes.keys, " keys and ", sizes.values, " values, at most ",
+              kMaxMlstmCudaWidth);
   if constexpr (kTensorCores<T>) {
-    EYRIE_CHECK(sizes.keys % 16 == 0 && sizes.values % 16 == 0, kernel, ": heads of ", sizes.keys,
-                " keys and ", sizes.values, " values, not multiples of 16");
+    EYRIE_CHECK(sizes.keys % kMlstmBf16Multiple == 0 && sizes.values % kMlstmBf16Multiple == 0,
+                kernel, ": heads of ", sizes.keys, " keys and ", sizes.values,
+                " values, not multiples of ", kMlstmBf16Multiple);
     for (const Tensor& tensor : tensors) {
       EYRIE_CHECK(reinterpret_cast<uintptr_t>(tensor.raw) % 16 == 0, kernel,
                   ": a tensor is not aligned to 16 bytes");
@@ -30,6 +32,7 @@ template <class T>
 void RunPass(const MlstmLayout& sizes, const MlstmScratch& scratch, MlstmPass<T> pass) {
   pass.log_decay = scratch.vectors.log_decay;
   pass.loss = scratch.vectors.row;
+  pass.partial = scratch.partial;
   const auto run = [&](const MlstmPass<T>& part) {
     if constexpr (kTensorCores<T>) {
       MlstmFitsWgmma(part) ? MlstmPassWgmma(sizes, part) : MlstmPassMma(sizes, part);
@@ -43,6 +46,7 @@ void RunPass(const MlstmLayout& sizes, const MlstmScratch& scratch, MlstmPass<T>
     increments.o = nullptr;
     increments.entering = nullptr;
     increments.entering_extra = nullptr;
+    increments.restarts = {};
     increments.leaving = scratch.states;
     increments.leaving_extra = extra ? scratch.extra_states : nullptr;
     run(increments);
@@ -198,6 +202,9 @@ void RunBackward(const MlstmBackwardArgs& args) {
   const T *q = args.q.data<T>(), *k = args.k.data<T>(), *v = args.v.data<T>();
   const T* dh = args.dh.data<T>();
   const float *dc_after = args.dafter.c.data<float>(), *dn_after = args.dafter.n.data<float>();
+  const MlstmRestarts restarts{.states = scratch.restart_states,
+                               .first = args.before.c.defined(),
+                               .last = dc_after != nullptr};
   ComputeGradientDenominators<T>(sizes, args, vectors);
   MlstmWeights(sizes,
                {.log_i = args.log_i.data<float>(),
@@ -223,14 +230,14 @@ void RunBackward(const MlstmBackwardArgs& args) {
   queries.extra_sees = vectors.before_normaliser;
   queries.extra_seen = vectors.after;
   queries.scores = p;
+  if constexpr (kTensorCores<T>) {
+    queries.multiplied = q;
+    queries.products = scratch.query_products;
+  }
   queries.entering = args.before.c.data<float>();
   queries.entering_extra = args.before.n.data<float>();
-  queries.leaving = dc_after != nullptr ? scratch.last_c : nullptr;
-  queries.leaving_extra = dc_after != nullptr ? scratch.last_n : nullptr;
+  queries.restarts = restarts;
   RunPass(sizes, scratch, queries);
-  if (dc_after != nullptr) {
-    MultiplyStates(sizes, scratch.last_c, dc_after, scratch.last_n, dn_after, scratch.product);
-  }
 
   MlstmPass<T> keys = PassOverValues<T>(sizes);
   keys.q = v;
@@ -243,9 +250,15 @@ void RunBackward(const MlstmBackwardArgs& args) {
   keys.extra_sees = vectors.after;
   keys.extra_seen = vectors.before_normaliser;
   keys.scores = p;
+  if constexpr (kTensorCores<T>) {
+    keys.multiplied = k;
+    keys.products = scratch.key_products;
+  }
   keys.entering = dc_after;
   keys.entering_extra = dn_after;
   keys.leaving_extra = args.dbefore.n.data<float>();
+  keys.restarts = restarts;
+  keys.restarts.products = scratch.restart_products;
   RunPass(sizes, scratch, keys);
 
   MlstmPass<T> values = PassOverKeys<T>(sizes);
@@ -261,14 +274,23 @@ void RunBackward(const MlstmBackwardArgs& args) {
   values.leaving = args.dbefore.c.data<float>();
   RunPass(sizes, scratch, values);
 
-  ComputeGateGradients<T>(sizes,
-                          {.q = q,
-                           .k = k,
-                           .dq = args.dq.data<T>(),
-                           .dk = args.dk.data<T>(),
-                           .dlog_i = args.dlog_i.data<float>(),
-                           .dlog_f = args.dlog_f.data<float>()},
-                          dc_after != nullptr ? scratch.product : nullptr, scratch.excess);
+  if constexpr (!kTensorCores<T>) {
+    MultiplyRows(sizes, {.q = q,
+                         .k = k,
+                         .dq = args.dq.data<T>(),
+                         .dk = args.dk.data<T>(),
+                         .query_products = scratch.query_products,
+                         .key_products = scratch.key_products});
+  }
+  ComputeGateGradients(sizes, {.query_products = scratch.query_products,
+                               .key_products = scratch.key_products,
+                               .slices = scratch.product_slices,
+                               .restart_products = scratch.restart_products,
+                               .restart_parts = scratch.restart_parts,
+                               .first = restarts.first,
+                               .last = restarts.last,
+                               .dlog_i = args.dlog_i.data<float>(),
+                               .dlog_f = args.dlog_f.data<float>()});
 }
 
 template <class T>

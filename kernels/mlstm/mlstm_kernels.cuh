@@ -20,14 +20,21 @@
 // attention, first all chunks' increments of the state, then a scan, then the outputs; where heads
 // alone fill the GPU there is one chunk and one step. So states go through memory at chunks'
 // boundaries only (two levels of tiling as in Beck et al., arXiv:2503.14376).
+//
+// The gradient of a forget gate's logarithm is what it lets pass, decay_t (<C_{t-1}, dC_t> +
+// <n_{t-1}, dn_t>), dC_t with respect to C_t: a sum over t and later tokens of q . dq - k . dk and
+// what leaves after the last. Over a long sequence rounding errors would walk at random in it, so
+// it starts again at every restart, a tile's boundary where both states are known: the pass of dq
+// keeps C and n there, that of dk multiplies them with dC and dn. Between two of these the sum is
+// right at both ends; what it misses the second one by is taken off in proportion to the squares of
+// the summands met until there, as the errors' variances are. A document's start is an end where
+// nothing passes.
 #pragma once
 
 #include "kernels/cuda_math.cuh"
 #include "kernels/mlstm/mlstm_plan.h"
 
 namespace eyrie {
-
-inline constexpr int kMaxMlstmWidth = 512;
 
 // Where the gates come from, and where m goes.
 struct MlstmGateInputs {
@@ -43,6 +50,17 @@ struct MlstmGateInputs {
 };
 void MlstmWeights(const MlstmLayout& sizes, const MlstmGateInputs& gates, const MlstmVectors& out);
 
+// What a pass over values does at restarts. Null: nothing.
+struct MlstmRestarts {
+  // [B, H, restarts + 1, blocks, MlstmBlock::kept()], elements as threads have them.
+  float* states;
+  // [B, H, restarts + 1, blocks, kMlstmPassWarps] parts of the products of the kept states with
+  // those of the pass, which goes backward in time; null: keeps the states.
+  float* products;
+  // Whether there is a state before the first token, a gradient of the one after the last.
+  bool first, last;
+};
+
 template <class T>
 struct MlstmPass {
   const T *q, *k;  // [B, T, H, keys]; o null: only the state is wanted, and q is not there
@@ -50,6 +68,13 @@ struct MlstmPass {
   T* o;            // like v
   bool reverse;
   int keys, values;
+  // On the tensor cores, where keys are more than kMaxMlstmBlockKeys: [slices of keys, B, T, H,
+  // values] what each slice gives to o before it is multiplied.
+  float* partial;
+  // On the tensor cores: like v, multiplied with o before it is rounded, into products [B, H,
+  // slices of 16 values, padded], or [B, H, padded] where keys come in slices; or null.
+  const T* multiplied;
+  float* products;
   const float *sees, *seen, *factor;  // per token; factor multiplies o, or null
   // A further key: rows that q and k have besides those in memory, times sees and seen; or null.
   const float *extra_sees, *extra_seen;
@@ -61,7 +86,69 @@ struct MlstmPass {
   const float *entering, *entering_extra;
   float *leaving, *leaving_extra;
   int key_stride, value_stride;
+  MlstmRestarts restarts;
 };
+
+// Which block of a head's state a thread's is, and whether no other thread has its elements of the
+// further key's.
+struct MlstmShare {
+  int head, block, blocks;
+  bool extra_counts;
+};
+// What the passes do at the boundary before a tile, or after the last one. A thread, one of
+// kMlstmPassThreads, has rows of 4 elements of the state and some of the further key's.
+template <class T, int kRows, int kExtra>
+__device__ __forceinline__ void AtRestart(const MlstmLayout& sizes, const MlstmPass<T>& pass,
+                                          int boundary, const MlstmShare& share,
+                                          const float (&state)[kRows][4],
+                                          const float (&extra)[kExtra]) {
+  const int restart = pass.restarts.states == nullptr ? -1 : sizes.Restart(boundary);
+  if (restart < 0 || (restart == 0 && !pass.restarts.first) ||
+      (restart == sizes.restarts && !pass.restarts.last)) {
+    return;
+  }
+  const int thread = static_cast<int>(threadIdx.x);
+  const int64_t at =
+      (static_cast<int64_t>(share.head) * (sizes.restarts + 1) + restart) * share.blocks +
+      share.block;
+  constexpr int64_t kKept = (4 * kRows + 4) * kMlstmPassThreads;
+  static_assert(kExtra <= 4);
+  float* kept = pass.restarts.states + at * kKept + 4 * thread;
+  float* kept_extra = kept + 4 * kRows * kMlstmPassThreads;
+  if (pass.restarts.products == nullptr) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      StoreVector<4>(kept + 4 * i * kMlstmPassThreads,
+                     Vector<float, 4>{{state[i][0], state[i][1], state[i][2], state[i][3]}});
+    }
+#pragma unroll
+    for (int i = 0; i < kExtra; ++i) kept_extra[i] = extra[i];
+    return;
+  }
+  float sum = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kRows; ++i) {
+    const auto row = LoadVector<4>(kept + 4 * i * kMlstmPassThreads);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) sum = fmaf(row[j], state[i][j], sum);
+  }
+#pragma unroll
+  for (int i = 0; i < kExtra; ++i) {
+    if (share.extra_counts) sum = fmaf(kept_extra[i], extra[i], sum);
+  }
+  sum = WarpSum(sum);
+  if (thread % 32 == 0) pass.restarts.products[at * kMlstmPassWarps + thread / 32] = sum;
+}
+
+// Whether a pass needs the state after all tiles of a chunk, which lies at this boundary.
+template <class T>
+__device__ __forceinline__ bool StateLeaves(const MlstmLayout& sizes, const MlstmPass<T>& pass,
+                                            int boundary) {
+  if (pass.leaving != nullptr || pass.leaving_extra != nullptr) return true;
+  if (pass.restarts.states == nullptr) return false;
+  return pass.reverse ? boundary == 0 && pass.restarts.first
+                      : boundary == sizes.tiles && pass.restarts.last;
+}
 
 // On the tensor cores: keys and values divide by 16, rows are aligned to 16 bytes.
 void MlstmPassMma(const MlstmLayout& sizes, const MlstmPass<__nv_bfloat16>& pass);
@@ -69,6 +156,9 @@ void MlstmPassMma(const MlstmLayout& sizes, const MlstmPass<__nv_bfloat16>& pass
 bool MlstmFitsWgmma(const MlstmPass<__nv_bfloat16>& pass);
 void MlstmPassWgmma(const MlstmLayout& sizes, const MlstmPass<__nv_bfloat16>& pass);
 void MlstmPassPlain(const MlstmLayout& sizes, const MlstmPass<float>& pass);
+
+// The second step of such a pass: o, and the products, from what the slices gave.
+void SumSlices(const MlstmLayout& sizes, const MlstmPass<__nv_bfloat16>& pass, int slices);
 
 // All tiles' scores: W, with row sums and each tile's sum of w_s k_s for the normaliser; or, with
 // dh, W / b and P.
@@ -107,20 +197,23 @@ struct MlstmScan {
 };
 void ScanStates(const MlstmLayout& sizes, const MlstmScan& scan, const float* log_decay);
 
-// product [B, H] = <c, dc> + <n, dn>
-void MultiplyStates(const MlstmLayout& sizes, const float* c, const float* dc, const float* n,
-                    const float* dn, float* product);
+// q . dq and k . dk, [B, H, padded].
+struct MlstmRowProducts {
+  const float *q, *k, *dq, *dk;
+  float *query_products, *key_products;
+};
+void MultiplyRows(const MlstmLayout& sizes, const MlstmRowProducts& in);
 
-// dlog_i and dlog_f, given the product of what leaves after the last token with its gradient, or
-// null for 0. `excess` is scratch, per token.
-template <class T>
+// dlog_i and dlog_f, given the parts of each token's products and of those at restarts.
 struct MlstmGateGradients {
-  const T *q, *k, *dq, *dk;
+  const float *query_products, *key_products;  // [B, H, slices, padded]
+  int slices;
+  const float* restart_products;  // [B, H, restarts + 1, restart_parts]
+  int restart_parts;
+  bool first, last;  // as in MlstmRestarts; where not, that product is 0
   float *dlog_i, *dlog_f;
 };
-template <class T>
-void ComputeGateGradients(const MlstmLayout& sizes, const MlstmGateGradients<T>& in,
-                          const float* boundary, float* excess);
+void ComputeGateGradients(const MlstmLayout& sizes, const MlstmGateGradients& in);
 
 // One token: a step of the recurrence.
 template <class T>

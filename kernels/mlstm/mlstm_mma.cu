@@ -1,8 +1,10 @@
 // A pass of the mLSTM on the tensor cores (mlstm_kernels.cuh). A block takes a head through a chunk
-// for 128 of its values, or 64 where keys are more than 256. The state stays in registers, in
-// float32 and transposed: accumulators of S^T [16 values, 256 keys] of a warp lie as operand B of
-// q S needs them. Where two warps share 16 values, each adds its keys' part of half of the tokens'
-// outputs. While one of the two products of a tile is computed, what the other needs is copied.
+// for 128 of its values, or 64 where keys are more than 256; where they are more than 512, for a
+// slice of 256 keys, and the outputs of all slices are added up afterwards. The state stays in
+// registers, in float32 and transposed: accumulators of S^T [16 values, 256 keys] of a warp lie as
+// operand B of q S needs them. Where two warps share 16 values, each adds its keys' part of half of
+// the tokens' outputs. While one of the two products of a tile is computed, what the other needs is
+// copied.
 #include "kernels/attention/attention_mma.cuh"
 #include "kernels/mlstm/mlstm_kernels.cuh"
 
@@ -11,13 +13,15 @@ namespace {
 
 using Bf16 = __nv_bfloat16;
 
-constexpr int kTile = kMlstmTile, kSteps = kTile / 16, kWarps = 8, kThreads = 32 * kWarps;
+constexpr int kTile = kMlstmTile, kSteps = kTile / 16;
+constexpr int kWarps = kMlstmPassWarps, kThreads = kMlstmPassThreads;
 
 enum VectorOfTokens { kSees, kSeen, kFactor, kExtraSees, kExtraSeen, kVectors };
 
-template <int kPaddedKeys>
+template <int kPaddedKeys, bool kOfSlices = false>
 struct PassShape {
-  static constexpr int kKeys = kPaddedKeys, kValues = MlstmBlockValues(kKeys);
+  static constexpr bool kSliced = kOfSlices;
+  static constexpr int kKeys = kPaddedKeys, kValues = MlstmBlockOf(true, kKeys).values;
   static constexpr int kValueWarps = kValues / 16, kKeyWarps = kWarps / kValueWarps;
   static constexpr int kWarpKeys = kKeys / kKeyWarps;
   static constexpr uint32_t kKeyBytes = kTile * kKeys * 2, kValueBytes = kTile * kValues * 2;
@@ -27,7 +31,11 @@ struct PassShape {
   static constexpr uint32_t kStage = kValueBytes + kScoreBytes + kVectorBytes;
   static constexpr uint32_t kStages = 2 * kKeyBytes, kExchange = kStages + 2 * kStage;
   static constexpr uint32_t kExchanged = kKeyWarps == 1 ? 0 : kWarps * 16 * 32 * sizeof(float);
-  static constexpr uint32_t kShared = kExchange + kExchanged;
+  // What the outputs are multiplied with, if anything.
+  static constexpr uint32_t kMultiplied = kExchange + kExchanged;
+  static constexpr uint32_t Shared(bool multiplied) {
+    return kMultiplied + (multiplied ? kValueBytes : 0);
+  }
 };
 
 // A warp's outputs of 16 tokens, [16 tokens, 16 values].
@@ -43,12 +51,16 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int value_warp = warp % S::kValueWarps, key_warp = warp / S::kValueWarps;
   const int head = static_cast<int>(blockIdx.x), chunk = static_cast<int>(blockIdx.y);
-  const int value_begin = static_cast<int>(blockIdx.z) * kValues;
+  const int value_blocks = (pass.values + kValues - 1) / kValues;
+  const int slice = S::kSliced ? static_cast<int>(blockIdx.z) / value_blocks : 0;
+  const int key_begin = slice * kKeys, keys = min(kKeys, pass.keys - key_begin);
+  const int value_begin = (static_cast<int>(blockIdx.z) - slice * value_blocks) * kValues;
   const int values = min(kValues, pass.values - value_begin);
   const int first_tile = chunk * sizes.chunk_tiles;
   const int tiles = min(sizes.chunk_tiles, sizes.tiles - first_tile);
-  const bool outputs = pass.o != nullptr, extra = pass.extra_seen != nullptr;
-  const bool leaves = pass.leaving != nullptr || pass.leaving_extra != nullptr;
+  // The first slice has what does not depend on keys in memory: the further key and the scores.
+  const bool outputs = pass.o != nullptr, extra = pass.extra_seen != nullptr && slice == 0;
+  const bool leaves = StateLeaves(sizes, pass, kReverse ? first_tile : first_tile + tiles);
 
   // The tile that the pass comes to as the i-th.
   const auto tile_at = [&](int i) { return first_tile + (kReverse ? tiles - 1 - i : i); };
@@ -60,8 +72,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   };
   const auto copy_keys = [&](int i) {
     const int begin = tile_at(i) * kTile;
-    CopyTile<kKeys, kTile, kThreads>(keys_of(i), pass.keys, pass.k,
-                                     [&](int r) { return row(pass.k, pass.keys, begin + r); });
+    CopyTile<kKeys, kTile, kThreads>(keys_of(i), keys, pass.k, [&](int r) {
+      return row(pass.k + key_begin, pass.keys, begin + r);
+    });
   };
   const auto copy_others = [&](int i) {
     const int tile = tile_at(i), begin = tile * kTile;
@@ -70,12 +83,17 @@ __global__ void __launch_bounds__(kThreads, 1)
       return row(pass.v + value_begin, pass.values, begin + r);
     });
     if (outputs) {
-      CopyTile<kKeys, kTile, kThreads>(base, pass.keys, pass.q,
-                                       [&](int r) { return row(pass.q, pass.keys, begin + r); });
+      CopyTile<kKeys, kTile, kThreads>(
+          base, keys, pass.q, [&](int r) { return row(pass.q + key_begin, pass.keys, begin + r); });
       const Bf16* scores =
           pass.scores + (static_cast<int64_t>(head) * sizes.tiles + tile) * kTile * kTile;
       CopyTile<kTile, kTile, kThreads>(stage + S::kValueBytes, kTile, pass.v,
                                        [&](int r) { return scores + r * kTile; });
+      if (!S::kSliced && pass.multiplied != nullptr) {
+        CopyTile<kValues, kTile, kThreads>(
+            base + S::kMultiplied, values, pass.multiplied,
+            [&](int r) { return row(pass.multiplied + value_begin, pass.values, begin + r); });
+      }
     }
     const int vector = thread / 16, part = thread % 16 * 4;
     const float* const vectors[kVectors] = {pass.sees, pass.seen, pass.factor, pass.extra_sees,
@@ -97,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (int n = 0; n < kWarpKeys / 8; ++n) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int key = key_warp * kWarpKeys + 8 * n + AccumulatorColumn(lane, i);
+        const int key = key_begin + key_warp * kWarpKeys + 8 * n + AccumulatorColumn(lane, i);
         const int value = 16 * value_warp + AccumulatorRow(lane, i);
         if (key >= pass.keys || value >= values) continue;
         body(state[n][i], key * pass.key_stride + (value_begin + value) * pass.value_stride);
@@ -125,9 +143,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   }
 
+  const MlstmShare share{head, static_cast<int>(blockIdx.z), static_cast<int>(gridDim.z),
+                         key_warp == 0 && lane % 4 == 0};
+
   const LaneChunk in_a = LaneOfA(lane);
   const uint32_t key_lane = ChunkOffset<kKeys>(in_a.row, in_a.chunk) + key_warp * kWarpKeys * 2;
   const uint32_t value_lane = ChunkOffset<kValues>(in_a.row, in_a.chunk);
+  const uint32_t multiplied_lane = S::kMultiplied + ChunkOffset<kValues>(lane / 4, 2 * value_warp) +
+                                   AccumulatorColumn(lane, 0) * 2;
   const uint32_t score_lane = ChunkOffset<kTile>(in_a.row, in_a.chunk);
   for (int index = 0; index < tiles; ++index) {
     const int tile = tile_at(index), begin = tile * kTile;
@@ -135,6 +158,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     const float* vectors =
         reinterpret_cast<const float*>(shared + stage_of(index) + S::kValueBytes + S::kScoreBytes);
     const bool updates = leaves || index + 1 < tiles;
+    AtRestart(sizes, pass, kReverse ? tile + 1 : tile, share, state, extra_state);
     const float decay = expf(pass.log_decay[static_cast<int64_t>(head) * sizes.tiles + tile]);
     // The warp's values: tokens are the inner index of two operands B, and of one operand A with
     // its middle registers exchanged.
@@ -183,6 +207,29 @@ __global__ void __launch_bounds__(kThreads, 1)
           }
         }
       }
+      // The products of 16 tokens' outputs of the warp with the rows that these are multiplied
+      // with.
+      const auto multiply = [&](int m, const Outputs& sums) {
+        const int part = value_begin / 16 + value_warp;
+        const int64_t parts = pass.values / 16;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int token = 16 * m + AccumulatorRow(lane, 2 * half);
+          float product = 0.0f;
+#pragma unroll
+          for (int j = 0; j < 2; ++j) {
+            // The next chunk of a row lies beside it, as rows are swizzled by whole chunks.
+            const uint32_t at = (multiplied_lane ^ (16u * j)) + (16 * m + 8 * half) * kValues * 2;
+            const float2 factors = Unpack(*reinterpret_cast<const uint32_t*>(shared + at));
+            product = fmaf(sums[j][2 * half], factors.x, product);
+            product = fmaf(sums[j][2 * half + 1], factors.y, product);
+          }
+          product = QuadSum(product);
+          if (lane % 4 == 0 && part < parts) {
+            pass.products[(head * parts + part) * sizes.padded() + begin + token] = product;
+          }
+        }
+      };
       // Weighs the state's part of 16 tokens' outputs, adds that of the tile, stores them.
       const auto finish = [&](int m, Outputs& sums) {
 #pragma unroll
@@ -197,7 +244,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
 #pragma unroll
         for (int step = 0; step < kSteps; ++step) {
-          if (kReverse ? step < m : step > m) continue;
+          if ((kReverse ? step < m : step > m) || slice > 0) continue;
           uint32_t left[4];
           if constexpr (kReverse) {
             uint32_t rows[4];
@@ -212,16 +259,24 @@ __global__ void __launch_bounds__(kThreads, 1)
           Mma(sums[0], left, value_rows[step][0], value_rows[step][1]);
           Mma(sums[1], left, value_rows[step][2], value_rows[step][3]);
         }
+        if (!S::kSliced && pass.multiplied != nullptr) multiply(m, sums);
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int token = 16 * m + AccumulatorRow(lane, 2 * half);
           if (begin + token >= sizes.tokens) continue;
           const float factor = pass.factor == nullptr ? 1.0f : vectors[kFactor * kTile + token];
-          Bf16* to = pass.o + sizes.Row(head, begin + token) * pass.values + value_begin;
+          const int64_t at = sizes.Row(head, begin + token) * pass.values + value_begin;
+          Bf16* to = pass.o + at;
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
             const int value = 16 * value_warp + 8 * j + AccumulatorColumn(lane, 0);
             if (value >= values) continue;
+            if constexpr (S::kSliced) {
+              const int64_t all = int64_t{sizes.sequences} * sizes.tokens * sizes.heads;
+              *reinterpret_cast<float2*>(pass.partial + slice * all * pass.values + at + value) =
+                  make_float2(sums[j][2 * half], sums[j][2 * half + 1]);
+              continue;
+            }
             *reinterpret_cast<uint32_t*>(to + value) =
                 Pack(sums[j][2 * half] * factor, sums[j][2 * half + 1] * factor);
           }
@@ -302,6 +357,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
   }
+  if (leaves) {
+    AtRestart(sizes, pass, kReverse ? first_tile : first_tile + tiles, share, state, extra_state);
+  }
   if (pass.leaving != nullptr) {
     float* to = pass.leaving + states * pass.keys * pass.values;
     for_state([&](float element, int at) { to[at] = element; });
@@ -315,29 +373,36 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-template <int kKeys>
+template <class S>
 void LaunchPass(const MlstmLayout& sizes, const MlstmPass<Bf16>& pass) {
-  using S = PassShape<kKeys>;
+  const MlstmBlock block = MlstmBlockOf(true, pass.keys);
+  const int64_t blocks = block.count(pass.keys, pass.values);
   const dim3 grid(static_cast<unsigned>(sizes.all_heads()), static_cast<unsigned>(sizes.chunks),
-                  Pieces(pass.values, S::kValues));
+                  static_cast<unsigned>(blocks));
+  const uint32_t shared = S::Shared(!S::kSliced && pass.multiplied != nullptr);
   const auto launch = [&](auto kernel) {
-    AllowSharedMemory(kernel, S::kShared);
-    Launch("mlstm pass", kernel, grid, dim3(kThreads), S::kShared, sizes, pass);
+    AllowSharedMemory(kernel, S::Shared(true));
+    Launch("mlstm pass", kernel, grid, dim3(kThreads), shared, sizes, pass);
   };
   pass.reverse ? launch(MlstmPassKernel<S, true>) : launch(MlstmPassKernel<S, false>);
+  if (S::kSliced && pass.o != nullptr) {
+    SumSlices(sizes, pass, static_cast<int>(block.slices(pass.keys)));
+  }
 }
 
 }  // namespace
 
 void MlstmPassMma(const MlstmLayout& sizes, const MlstmPass<Bf16>& pass) {
   if (pass.keys <= 64) {
-    LaunchPass<64>(sizes, pass);
+    LaunchPass<PassShape<64>>(sizes, pass);
   } else if (pass.keys <= 128) {
-    LaunchPass<128>(sizes, pass);
+    LaunchPass<PassShape<128>>(sizes, pass);
   } else if (pass.keys <= 256) {
-    LaunchPass<256>(sizes, pass);
+    LaunchPass<PassShape<256>>(sizes, pass);
+  } else if (pass.keys <= kMaxMlstmBlockKeys) {
+    LaunchPass<PassShape<kMaxMlstmBlockKeys>>(sizes, pass);
   } else {
-    LaunchPass<512>(sizes, pass);
+    LaunchPass<PassShape<256, true>>(sizes, pass);
   }
 }
 

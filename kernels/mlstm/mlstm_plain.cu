@@ -6,13 +6,15 @@
 namespace eyrie {
 namespace {
 
-constexpr int kWarps = 8, kThreads = 32 * kWarps, kColumns = 4, kBlockValues = kWarps * kColumns;
+constexpr int kWarps = kMlstmPassWarps, kThreads = kMlstmPassThreads;
+constexpr int kColumns = 4, kBlockValues = kWarps * kColumns;
 
 // kRows: keys that a lane has, lane + 32 i.
 template <int kRows>
 __global__ void __launch_bounds__(kThreads)
     MlstmPlainKernel(const MlstmLayout sizes, const MlstmPass<float> pass) {
-  constexpr int kKeys = 32 * kRows, kStaged = kRows > 8 ? 8 : 16;  // tokens in shared memory
+  // Tokens in shared memory.
+  constexpr int kKeys = 32 * kRows, kStaged = kRows > 16 ? 4 : kRows > 8 ? 8 : 16;
   __shared__ float q[kStaged][kKeys], k[kStaged][kKeys], v[kStaged][kBlockValues];
   __shared__ float sees[kStaged], seen[kStaged], extra_sees[kStaged], extra_seen[kStaged];
   __shared__ float loss[kStaged];
@@ -51,6 +53,12 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
 
+  const auto at_restart = [&](int token) {
+    if (token % kMlstmTile != 0 && token != sizes.tokens) return;
+    const MlstmShare share{head, static_cast<int>(blockIdx.z), static_cast<int>(gridDim.z),
+                           lane == 0};
+    AtRestart(sizes, pass, (token + kMlstmTile - 1) / kMlstmTile, share, state, extra_state);
+  };
   for (int first = 0; first < tokens; first += kStaged) {
     const int n = min(kStaged, tokens - first);
     __syncthreads();
@@ -77,6 +85,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     __syncthreads();
     for (int t = 0; t < n; ++t) {
+      at_restart(token_at(first + t) + (pass.reverse ? 1 : 0));
       // The decay lies before the token's own term in time, and so after it backward in time.
       const float before_loss = pass.reverse ? 0.0f : loss[t];
       const float after_loss = pass.reverse ? loss[t] : 0.0f;
@@ -116,6 +125,8 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
   }
+  const int boundary = pass.reverse ? begin : begin + tokens;
+  if (StateLeaves(sizes, pass, (boundary + kMlstmTile - 1) / kMlstmTile)) at_restart(boundary);
   if (pass.leaving != nullptr) {
     float* to = pass.leaving + states * pass.keys * pass.values;
     for_state([&](float element, int at) { to[at] = element; });
@@ -143,8 +154,10 @@ void MlstmPassPlain(const MlstmLayout& sizes, const MlstmPass<float>& pass) {
     launch(MlstmPlainKernel<4>);
   } else if (pass.keys <= 256) {
     launch(MlstmPlainKernel<8>);
-  } else {
+  } else if (pass.keys <= 512) {
     launch(MlstmPlainKernel<16>);
+  } else {
+    launch(MlstmPlainKernel<kMaxMlstmCudaWidth / 32>);
   }
 }
 

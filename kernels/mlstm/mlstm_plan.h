@@ -9,14 +9,38 @@ namespace eyrie {
 
 inline constexpr int kMlstmTile = 64;
 
-// The values per block of the tensor cores' pass.
-constexpr int MlstmBlockValues(int keys) { return keys > 256 ? 64 : 128; }
+// The part of a state that a block of a pass has in registers; on the tensor cores with all keys of
+// heads up to kMaxMlstmBlockKeys, else with a slice of them. Its threads have equal shares.
+inline constexpr int kMaxMlstmBlockKeys = 512;
+inline constexpr int kMlstmPassWarps = 8, kMlstmPassThreads = 32 * kMlstmPassWarps;
+struct MlstmBlock {
+  int keys, values;
+
+  // What is kept of it at a restart: the state, and of the further key up to 4 elements a thread.
+  constexpr int64_t kept() const { return int64_t{keys} * values + 4 * kMlstmPassThreads; }
+  int64_t slices(int all_keys) const { return CeilDiv(all_keys, keys); }
+  int64_t count(int all_keys, int all_values) const {
+    return slices(all_keys) * CeilDiv(all_values, values);
+  }
+};
+constexpr MlstmBlock MlstmBlockOf(bool tensor_cores, int keys) {
+  if (!tensor_cores) {
+    const int widest = keys <= 512 ? 512 : static_cast<int>(kMaxMlstmCudaWidth);
+    return {keys <= 32 ? 32 : keys <= 128 ? 128 : keys <= 256 ? 256 : widest, 32};
+  }
+  if (keys > 256 && keys <= kMaxMlstmBlockKeys) return {kMaxMlstmBlockKeys, 64};
+  return {keys <= 64 ? 64 : keys <= 128 ? 128 : 256, 128};
+}
+
+// The sum that is the forget gates' gradient starts again at least so often.
+inline constexpr int kMaxMlstmRestartTiles = 8;
 
 // Tokens, heads and where their rows lie.
 struct MlstmLayout {
   int sequences, tokens, heads, keys, values;  // keys: dk, values: dv
   int tiles;                                   // ceil(tokens / kMlstmTile)
   int chunk_tiles, chunks;                     // tiles of a chunk; how many chunks there are
+  int restart_tiles, restarts;                 // tiles between two restarts; how many intervals
   const int32_t* positions;
 
   EYRIE_HOST_DEVICE int all_heads() const { return sequences * heads; }
@@ -25,6 +49,11 @@ struct MlstmLayout {
   // The index of a token and head in tensors [B, T, H].
   EYRIE_HOST_DEVICE int64_t Row(int head, int token) const {
     return (static_cast<int64_t>(head / heads) * tokens + token) * heads + head % heads;
+  }
+  // Of the boundary before a tile, or after the last one: which restart it is, or -1.
+  EYRIE_HOST_DEVICE int Restart(int tile) const {
+    if (tile == tiles) return restarts;
+    return tile % restart_tiles == 0 ? tile / restart_tiles : -1;
   }
   // Equal for tokens of the same document: the index of its first token, -1 before the first one.
   EYRIE_HOST_DEVICE int Document(int head, int token) const {
@@ -53,9 +82,9 @@ inline int64_t MlstmChunkTiles(const Tensor& q, const Tensor& v, const MlstmOpti
   if (options.chunk > 0) return std::min(tiles, CeilDiv(options.chunk, kMlstmTile));
   const int keys = static_cast<int>(q.dim(3)), values = static_cast<int>(v.dim(3));
   const bool tensor_cores = q.dtype == DType::kBF16;
-  const int64_t slices = std::min(CeilDiv(values, tensor_cores ? MlstmBlockValues(keys) : 32),
-                                  CeilDiv(keys, tensor_cores ? MlstmBlockValues(values) : 32));
-  const int64_t blocks = std::max<int64_t>(1, q.dim(0) * q.dim(2) * slices);
+  const int64_t of_head = std::min(MlstmBlockOf(tensor_cores, keys).count(keys, values),
+                                   MlstmBlockOf(tensor_cores, values).count(values, keys));
+  const int64_t blocks = std::max<int64_t>(1, q.dim(0) * q.dim(2) * of_head);
   const int64_t filled = (tensor_cores ? 1 : 4) * kPlannedMultiprocessors;
   const int64_t wanted = std::max<int64_t>(1, filled / blocks);
   const int64_t shortest = tensor_cores ? 4 : 2;
@@ -63,10 +92,18 @@ inline int64_t MlstmChunkTiles(const Tensor& q, const Tensor& v, const MlstmOpti
   return CeilDiv(tiles, count);
 }
 
+// Tiles between two restarts. The fewer, the smaller the errors, but the more states are kept:
+// about 256 elements a token where the states are small, and for any of them 8 tiles apart.
+inline int64_t MlstmRestartTiles(int64_t tiles, int64_t keys, int64_t values) {
+  const int64_t worth = CeilDiv(keys * values, 256 * kMlstmTile);
+  return std::min({int64_t{kMaxMlstmRestartTiles}, worth, CeilDiv(tiles, 4)});
+}
+
 inline MlstmLayout MlstmLayoutOf(const Tensor& q, const Tensor& v, const int32_t* positions,
                                  const MlstmOptions& options) {
   const int64_t tiles = CeilDiv(q.dim(1), kMlstmTile);
   const int64_t chunk_tiles = MlstmChunkTiles(q, v, options);
+  const int64_t restart_tiles = MlstmRestartTiles(tiles, q.dim(3), v.dim(3));
   return {.sequences = static_cast<int>(q.dim(0)),
           .tokens = static_cast<int>(q.dim(1)),
           .heads = static_cast<int>(q.dim(2)),
@@ -75,6 +112,8 @@ inline MlstmLayout MlstmLayoutOf(const Tensor& q, const Tensor& v, const int32_t
           .tiles = static_cast<int>(tiles),
           .chunk_tiles = static_cast<int>(chunk_tiles),
           .chunks = static_cast<int>(CeilDiv(tiles, chunk_tiles)),
+          .restart_tiles = static_cast<int>(restart_tiles),
+          .restarts = static_cast<int>(CeilDiv(tiles, restart_tiles)),
           .positions = positions};
 }
 
@@ -83,16 +122,32 @@ struct MlstmScratch {
   MlstmScratch(const MlstmLayout& sizes, bool tensor_cores, float* base) : next_(base) {
     const int64_t heads = sizes.all_heads(), tokens = heads * sizes.padded();
     const int64_t width = sizes.keys, state = width * sizes.values;
-    for (float** vector :
-         {&vectors.row, &vectors.column, &vectors.before, &vectors.after,
-          &vectors.before_normaliser, &vectors.inverse_b, &vectors.dnormaliser, &excess}) {
+    for (float** vector : {&vectors.row, &vectors.column, &vectors.before, &vectors.after,
+                           &vectors.before_normaliser, &vectors.inverse_b, &vectors.dnormaliser}) {
       *vector = Take(tokens);
     }
     vectors.log_decay = Take(heads * sizes.tiles);
     step = Take(4 * heads);
-    product = Take(heads);
-    last_c = Take(heads * state);
-    last_n = Take(heads * width);
+    const MlstmBlock by_keys = MlstmBlockOf(tensor_cores, sizes.keys);
+    const MlstmBlock by_values = MlstmBlockOf(tensor_cores, sizes.values);
+    const int64_t key_slices = by_keys.slices(sizes.keys);
+    const int64_t value_slices = by_values.slices(sizes.values);
+    if (key_slices > 1 || value_slices > 1) {
+      partial = Take(heads * sizes.tokens *
+                     std::max(key_slices > 1 ? key_slices * sizes.values : 0,
+                              value_slices > 1 ? value_slices * sizes.keys : 0));
+    }
+    // Where a warp of the tensor cores has whole outputs, it has 16 columns of them.
+    const bool by_warps = tensor_cores && value_slices == 1;
+    product_slices = by_warps ? static_cast<int>(CeilDiv(width, 16)) : 1;
+    query_products = Take(tokens * product_slices);
+    key_products = Take(tokens * product_slices);
+    // Of the passes over values, whose values are dk.
+    const int64_t blocks = by_values.count(sizes.values, sizes.keys);
+    const int64_t all_restarts = heads * (sizes.restarts + 1);
+    restart_states = Take(all_restarts * blocks * by_values.kept());
+    restart_parts = static_cast<int>(blocks * kMlstmPassWarps);
+    restart_products = Take(all_restarts * restart_parts);
     if (tensor_cores) {
       const int64_t scores = heads * sizes.tiles * kMlstmTile * kMlstmTile / 2;
       w = Take(scores);
@@ -106,11 +161,14 @@ struct MlstmScratch {
   }
 
   MlstmVectors vectors{};
-  float* excess;                       // per token
-  float *step, *product;               // of a single token; [B, H]
-  float *last_c, *last_n;              // the state after the last token
-  void *w = nullptr, *p = nullptr;     // bfloat16 [B, H, tiles, kMlstmTile, kMlstmTile]
-  float* normaliser_states = nullptr;  // [B, H, tiles, dk]
+  float* step;                               // of a single token
+  float* partial = nullptr;                  // [slices, B, T, H, dv or dk]
+  float *query_products, *key_products;      // [B, H, product_slices, padded]
+  int product_slices;                        // in how many parts a token's products come
+  float *restart_states, *restart_products;  // [B, H, restarts + 1, blocks, ...]
+  int restart_parts;                         // of a product
+  void *w = nullptr, *p = nullptr;           // bfloat16 [B, H, tiles, kMlstmTile, kMlstmTile]
+  float* normaliser_states = nullptr;        // [B, H, tiles, dk]
   float *states = nullptr, *extra_states = nullptr;  // [B, H, chunks, ...]
   int64_t total = 0;                                 // float32 elements
 

@@ -68,6 +68,37 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// Adds up what slices of keys gave to outputs.
+__global__ void __launch_bounds__(kThreads)
+    SliceKernel(const MlstmLayout sizes, const MlstmPass<__nv_bfloat16> pass, int slices) {
+  const WarpRow warp = RowOfWarp(sizes);
+  if (!warp.exists) return;
+  const int64_t all = static_cast<int64_t>(sizes.all_heads()) * sizes.tokens;
+  const float factor = pass.factor != nullptr ? pass.factor[warp.at] : 1.0f;
+  float product = 0.0f;
+  for (int i = static_cast<int>(threadIdx.x) % 32 * 4; i < pass.values; i += 32 * 4) {
+    Vector<float, 4> sum{};
+#pragma unroll 4
+    for (int slice = 0; slice < slices; ++slice) {
+      const auto part = LoadVector<4>(pass.partial + (slice * all + warp.row) * pass.values + i);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sum.values[j] += part[j];
+    }
+    if (pass.multiplied != nullptr) {
+      const auto factors = LoadVector<4>(pass.multiplied + warp.row * pass.values + i);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) product = fmaf(sum.values[j], factors[j], product);
+    }
+    Vector<__nv_bfloat16, 4> rounded;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) rounded.Set(j, sum.values[j] * factor);
+    StoreVector(pass.o + warp.row * pass.values + i, rounded);
+  }
+  if (pass.multiplied == nullptr) return;
+  product = WarpSum(product);
+  if (threadIdx.x % 32 == 0) pass.products[warp.at] = product;
+}
+
 // Increments [B, H, pieces, size] become what enters each piece, of `tiles` tiles; `leaving`,
 // unless null, is what leaves the last one.
 __global__ void __launch_bounds__(kThreads)
@@ -104,84 +135,101 @@ __global__ void __launch_bounds__(kThreads)
   if (scan.leaving != nullptr) scan.leaving[at] = state;
 }
 
-// The sum over the elements of a head's two states, c and n.
-__global__ void __launch_bounds__(1024)
-    StateProductKernel(const float* c, const float* dc, int c_size, const float* n, const float* dn,
-                       int n_size, float* product) {
-  __shared__ double parts[32];
-  const int64_t head = blockIdx.x;
-  double sum = 0.0;
-  for (int i = static_cast<int>(threadIdx.x); i < c_size; i += 1024) {
-    sum += static_cast<double>(c[head * c_size + i]) * dc[head * c_size + i];
-  }
-  for (int i = static_cast<int>(threadIdx.x); i < n_size; i += 1024) {
-    sum += static_cast<double>(n[head * n_size + i]) * dn[head * n_size + i];
-  }
-  sum = BlockSum(sum, parts);
-  if (threadIdx.x == 0) product[head] = static_cast<float>(sum);
-}
-
-// k . dk, and by how much q . dq exceeds it.
-template <class T, int N>
 __global__ void __launch_bounds__(kThreads)
-    ProductsKernel(const MlstmLayout sizes, const MlstmGateGradients<T> in, float* excess) {
+    ProductsKernel(const MlstmLayout sizes, const MlstmRowProducts in) {
   const WarpRow warp = RowOfWarp(sizes);
   if (!warp.exists) return;
   const int64_t first = warp.row * sizes.keys;
-  const float of_k = Dot<N>(in.k + first, in.dk + first, sizes.keys);
-  const float of_q = Dot<N>(in.q + first, in.dq + first, sizes.keys);
+  const float of_q = Dot<1>(in.q + first, in.dq + first, sizes.keys);
+  const float of_k = Dot<1>(in.k + first, in.dk + first, sizes.keys);
   if (threadIdx.x % 32 != 0) return;
-  in.dlog_i[warp.row] = of_k;
-  excess[warp.at] = of_q - of_k;
+  in.query_products[warp.at] = of_q;
+  in.key_products[warp.at] = of_k;
 }
 
-// A gate's decay lies between all earlier and all later tokens of its document: its gradient is the
-// sum of the excess over the token and those after it, and what leaves with the state after all.
-__global__ void __launch_bounds__(1024)
-    ForgetGradientKernel(const MlstmLayout sizes, const float* excess, const float* boundary,
-                         float* dlog_f) {
-  __shared__ double sums[32];
-  __shared__ int ends[32];
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
-  const int head = static_cast<int>(blockIdx.x);
-  double carried = boundary != nullptr ? boundary[head] : 0.0;
-  // Sums of later tokens first, from where a document ends: such a map is x -> end ? sum : x + sum.
-  const auto compose = [](double& sum, int& end, double later_sum, int later_end) {
-    if (end == 0) sum += later_sum;
-    end |= later_end;
-  };
-  const auto scan = [&](double& sum, int& end) {
-    for (int distance = 1; distance < 32; distance *= 2) {
-      const double later_sum = __shfl_up_sync(0xffffffffu, sum, distance);
-      const int later_end = __shfl_up_sync(0xffffffffu, end, distance);
-      if (lane >= distance) compose(sum, end, later_sum, later_end);
-    }
-  };
-  for (int done = 0; done < sizes.tokens; done += 1024) {
-    const int token = sizes.tokens - 1 - done - thread;
-    const bool exists = token >= 0;
-    const bool starts = exists && sizes.Document(head, token) == token;
-    double sum = exists ? excess[head * sizes.padded() + token] : 0.0;
-    int end = exists && token + 1 < sizes.tokens && sizes.Document(head, token + 1) == token + 1;
-    scan(sum, end);
-    __syncthreads();  // of the round before, all have read the warps' sums
-    if (lane == 31) {
-      sums[warp] = sum;
-      ends[warp] = end;
-    }
-    __syncthreads();
-    double total = sums[lane];
-    int any_end = ends[lane];
-    scan(total, any_end);
-    if (warp > 0) {
-      compose(sum, end, __shfl_sync(0xffffffffu, total, warp - 1),
-              __shfl_sync(0xffffffffu, any_end, warp - 1));
-    }
-    compose(sum, end, carried, 0);
-    if (exists) dlog_f[sizes.Row(head, token)] = starts ? 0.0f : static_cast<float>(sum);
-    const double last_sum = __shfl_sync(0xffffffffu, total, 31);
-    carried = __shfl_sync(0xffffffffu, any_end, 31) != 0 ? last_sum : last_sum + carried;
+constexpr int kGateThreads = kMaxMlstmRestartTiles * kMlstmTile;
+
+// A sum over later tokens up to where their document or the interval ends, and its variance but for
+// a factor.
+struct LaterTokens {
+  double sum, variance;
+  int ends;  // 1: further tokens do not count
+
+  __device__ void Add(const LaterTokens& later) {
+    if (ends != 0) return;
+    sum += later.sum;
+    variance += later.variance;
+    ends = later.ends;
   }
+};
+__device__ __forceinline__ LaterTokens OfLane(int lane, const LaterTokens& from) {
+  return {__shfl_sync(0xffffffffu, from.sum, lane), __shfl_sync(0xffffffffu, from.variance, lane),
+          __shfl_sync(0xffffffffu, from.ends, lane)};
+}
+// Lanes have successive tokens, the last one first.
+__device__ __forceinline__ void ScanLaterTokens(int lane, LaterTokens& tokens) {
+  for (int distance = 1; distance < 32; distance *= 2) {
+    const LaterTokens later = OfLane(max(lane - distance, 0), tokens);
+    if (lane >= distance) tokens.Add(later);
+  }
+}
+
+// A block has the tokens between two restarts (mlstm_kernels.cuh).
+__global__ void __launch_bounds__(kGateThreads)
+    GateGradientKernel(const MlstmLayout sizes, const MlstmGateGradients in) {
+  __shared__ double parts[2][32];
+  __shared__ LaterTokens warps[32];
+  __shared__ double misses[kGateThreads];
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  const int head = static_cast<int>(blockIdx.x), interval = static_cast<int>(blockIdx.y);
+  const int begin = interval * sizes.restart_tiles * kMlstmTile;
+  const int end = min(sizes.tokens, begin + sizes.restart_tiles * kMlstmTile);
+  const auto passes_at = [&](int restart, double* shared) {
+    const bool known = restart == 0 ? in.first : restart == sizes.restarts ? in.last : true;
+    const float* products =
+        in.restart_products +
+        (static_cast<int64_t>(head) * (sizes.restarts + 1) + restart) * in.restart_parts;
+    double sum = 0.0;
+    for (int i = thread; known && i < in.restart_parts; i += kGateThreads) sum += products[i];
+    return BlockSum(sum, shared);
+  };
+  const double at_begin = passes_at(interval, parts[0]), at_end = passes_at(interval + 1, parts[1]);
+
+  const int token = end - 1 - thread;
+  const bool exists = token >= begin;
+  const int document = exists ? sizes.Document(head, token) : -1;
+  double of_q = 0.0, of_k = 0.0;
+  if (exists) {
+#pragma unroll 4
+    for (int i = 0; i < in.slices; ++i) {
+      const int64_t at = (static_cast<int64_t>(head) * in.slices + i) * sizes.padded() + token;
+      of_q += in.query_products[at];
+      of_k += in.key_products[at];
+    }
+  }
+  const bool ends = exists && token + 1 < sizes.tokens && sizes.Document(head, token + 1) > token;
+  LaterTokens mine{of_q - of_k, of_q * of_q + of_k * of_k, ends ? 1 : 0};
+  ScanLaterTokens(lane, mine);
+  if (lane == 31) warps[warp] = mine;
+  __syncthreads();
+  LaterTokens before = warps[min(lane, kGateThreads / 32 - 1)];
+  ScanLaterTokens(lane, before);
+  before = OfLane(max(warp - 1, 0), before);
+  if (warp > 0) mine.Add(before);
+  mine.Add({at_end, 0.0, 1});
+
+  // The first token of the interval or of its document finds by how much the sum misses.
+  const int first = max(begin, document);
+  if (token == first) {
+    const double exact = document == token ? 0.0 : at_begin;
+    misses[thread] = mine.variance > 0.0 ? (mine.sum - exact) / mine.variance : 0.0;
+  }
+  __syncthreads();
+  if (!exists) return;
+  const int64_t row = sizes.Row(head, token);
+  const double sum = mine.sum - misses[end - 1 - first] * mine.variance;
+  in.dlog_i[row] = static_cast<float>(of_k);
+  in.dlog_f[row] = document == token ? 0.0f : static_cast<float>(sum);
 }
 
 unsigned RowBlocks(const MlstmLayout& sizes) {
@@ -220,31 +268,22 @@ void AddStatesToNormalisers(const MlstmLayout& sizes, const __nv_bfloat16* q, co
          before, normaliser);
 }
 
+void SumSlices(const MlstmLayout& sizes, const MlstmPass<__nv_bfloat16>& pass, int slices) {
+  Launch("mlstm slices", SliceKernel, RowBlocks(sizes), kThreads, 0, sizes, pass, slices);
+}
+
 void ScanStates(const MlstmLayout& sizes, const MlstmScan& scan, const float* log_decay) {
   const dim3 grid(static_cast<unsigned>(sizes.all_heads()), Pieces(scan.size, kThreads));
   Launch("mlstm states", ScanKernel, grid, dim3(kThreads), 0, sizes, scan, log_decay);
 }
 
-void MultiplyStates(const MlstmLayout& sizes, const float* c, const float* dc, const float* n,
-                    const float* dn, float* product) {
-  Launch("mlstm state product", StateProductKernel, static_cast<unsigned>(sizes.all_heads()), 1024,
-         0, c, dc, sizes.keys * sizes.values, n, dn, sizes.keys, product);
+void MultiplyRows(const MlstmLayout& sizes, const MlstmRowProducts& in) {
+  Launch("mlstm gate products", ProductsKernel, RowBlocks(sizes), kThreads, 0, sizes, in);
 }
 
-template <class T>
-void ComputeGateGradients(const MlstmLayout& sizes, const MlstmGateGradients<T>& in,
-                          const float* boundary, float* excess) {
-  WithVectors<T>(sizes.keys, {in.q, in.k, in.dq, in.dk}, [&](auto n) {
-    Launch("mlstm gate products", ProductsKernel<T, n>, RowBlocks(sizes), kThreads, 0, sizes, in,
-           excess);
-  });
-  Launch("mlstm forget gradients", ForgetGradientKernel, static_cast<unsigned>(sizes.all_heads()),
-         1024, 0, sizes, excess, boundary, in.dlog_f);
+void ComputeGateGradients(const MlstmLayout& sizes, const MlstmGateGradients& in) {
+  const dim3 grid(static_cast<unsigned>(sizes.all_heads()), static_cast<unsigned>(sizes.restarts));
+  Launch("mlstm gate gradients", GateGradientKernel, grid, dim3(kGateThreads), 0, sizes, in);
 }
-template void ComputeGateGradients<float>(const MlstmLayout&, const MlstmGateGradients<float>&,
-                                          const float*, float*);
-template void ComputeGateGradients<__nv_bfloat16>(const MlstmLayout&,
-                                                  const MlstmGateGradients<__nv_bfloat16>&,
-                                                  const float*, float*);
 
 }  // namespace eyrie

@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads)
 template <class T, int N>
 __global__ void __launch_bounds__(kThreads)
     StepKernel(const MlstmLayout sizes, const MlstmStep<T> step) {
-  __shared__ float q[kMaxMlstmWidth], k[kMaxMlstmWidth];
+  __shared__ float q[kMaxMlstmCudaWidth], k[kMaxMlstmCudaWidth];
   __shared__ float sums[kWarps][32 * N];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int head = static_cast<int>(blockIdx.x);

@@ -46,16 +46,16 @@ struct PassShape {
   static constexpr uint32_t kParts = kOutputs + kConsumers * kOutputBytes;
   static constexpr uint32_t kVectorsAt = kParts + 2 * kConsumers * (kBlocks - 1) * kPartBytes;
   // Barriers: of stages, that q and the scores, or k, v and the vectors, are there, or free again;
-  // of the buffers of parts.
+  // of the buffers of parts; that rows to multiply outputs with are there.
   static constexpr uint32_t kBarriers = kVectorsAt + kStages * kVectors * kVectorBytes;
-  static constexpr uint32_t kBytes = kBarriers + (4 * kStages + 2 * kConsumers) * sizeof(uint64_t);
+  static constexpr uint32_t kBytes = kBarriers + (4 * kStages + 3 * kConsumers) * sizeof(uint64_t);
   static constexpr uint32_t kShared = kBytes + 1024;  // wherever the memory starts
 };
 
 struct PassView {
   MlstmLayout sizes;
   MlstmPass<Bf16> pass;
-  CUtensorMap q, k, v, o, scores;
+  CUtensorMap q, k, v, o, multiplied, scores;
 };
 
 // What the threads of a block agree on.
@@ -90,6 +90,9 @@ struct PassBlock {
   __device__ uint32_t PartsFull(int i, int group) const {
     return Barrier(4 * kStages + i % 2 * kConsumers + group);
   }
+  __device__ uint32_t MultipliedFull(int group) const {
+    return Barrier(4 * kStages + 2 * kConsumers + group);
+  }
   __device__ void InitBarriers() const {
     for (int i = 0; i < kStages; ++i) {
       FillBarrier::Init(QueriesFull(i));
@@ -97,7 +100,11 @@ struct PassBlock {
       FreeBarrier::Init(QueriesFree(i), kConsumerWarps);
       FreeBarrier::Init(KeysFree(i), kConsumerWarps);
     }
-    for (int i = 0; i < 2 * kConsumers; ++i) FillBarrier::Init(PartsFull(i / 2, i % 2));
+    for (int i = 0; i < kConsumers; ++i) {
+      FillBarrier::Init(PartsFull(0, i));
+      FillBarrier::Init(PartsFull(1, i));
+      FillBarrier::Init(MultipliedFull(i));
+    }
   }
   // A thread's share of 8 tokens in the part of a warpgroup's outputs that `to` gets from `from`.
   __device__ uint32_t PartAt(int i, int group, int from, int to, int tokens, int thread) const {
@@ -160,6 +167,12 @@ __device__ __forceinline__ void Produce(const PassView& view,
   }
 }
 
+// The sum over the eight lanes that have columns of accumulators in common.
+__device__ __forceinline__ float ColumnSum(float x) {
+  for (int lane = 16; lane >= 4; lane /= 2) x += __shfl_xor_sync(0xffffffffu, x, lane);
+  return x;
+}
+
 // A warpgroup that computes.
 template <int kBlocks, bool kReverse>
 __device__ __forceinline__ void Consume(const PassView& view,
@@ -172,6 +185,9 @@ __device__ __forceinline__ void Consume(const PassView& view,
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, lane = thread % 32;
   const int warp = thread / 32, head = block.head, rank = block.rank;
   const bool outputs = pass.o != nullptr, extra = pass.extra_seen != nullptr;
+  const bool multiplies = outputs && pass.multiplied != nullptr;
+  const MlstmShare share{head, static_cast<int>(blockIdx.z) * kBlocks + rank,
+                         static_cast<int>(gridDim.z) * kBlocks, rank == 0 && lane % 4 == 0};
   const int64_t states = static_cast<int64_t>(head) * sizes.chunks + block.chunk;
   const int group_value = block.first_value + 64 * group;
   const int lane_value = group_value + 16 * warp + lane / 4;  // and the one 8 further
@@ -220,6 +236,9 @@ __device__ __forceinline__ void Consume(const PassView& view,
   for (int index = 0; index < block.tiles; ++index) {
     const int tile = block.TileAt(index);
     const uint32_t stage = block.Stage(index);
+    AtRestart(sizes, pass, kReverse ? tile + 1 : tile, share, state, extra_state);
+    // The first of the tokens that this block finishes.
+    const int own_token = tile * kTile + rank * S::kOwnTokens;
     // A lane's two tokens of 8 in a vector of the tile.
     const unsigned char* vectors =
         shared + (block.Vectors(index) - block.base) + lane % 4 * sizeof(float2);
@@ -313,6 +332,15 @@ __device__ __forceinline__ void Consume(const PassView& view,
       if constexpr (kBlocks > 1) Hold(all_sums);
       Hold(within);
       release(block.QueriesFree(index));
+      // Once the tile before is stored, what the outputs are multiplied with takes their place.
+      if (thread == 0) {
+        WaitUntilStoresRead();
+        if (multiplies) {
+          FillBarrier::Arm(block.MultipliedFull(group), S::kOutputBytes);
+          LoadBox(outputs_at, view.multiplied, block.MultipliedFull(group), group_value,
+                  head % sizes.heads, own_token, head / sizes.heads);
+        }
+      }
 
       if constexpr (kBlocks > 1) {
         // Who has all others' parts of a tile knows that they have read its own parts of the tile
@@ -381,12 +409,15 @@ __device__ __forceinline__ void Consume(const PassView& view,
           }
         }
       }
-      // The store of the tile before has read the memory.
-      if (thread == 0) WaitUntilStoresRead();
       NamedBarrier(1 + group, kWarpgroup);
+      if (multiplies) WaitForBlock(block.MultipliedFull(group), index % 2);
 #pragma unroll
       for (int j = 0; j < kGroups; j += 2) {
-        uint32_t packed[4];
+        // A lane's 8 outputs lie as those that a warp's load of four matrices gives it.
+        const uint32_t place = outputs_at + box_lane + j * 8 * 128;
+        uint32_t packed[4], factors[4];
+        float2 products[2] = {};
+        if (multiplies) LoadMatricesTransposed(factors, place);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           // Two tokens of value i % 2 * 8 further.
@@ -402,6 +433,11 @@ __device__ __forceinline__ void Consume(const PassView& view,
             first = fmaf(extra_state[i % 2], weights.x, first);
             second = fmaf(extra_state[i % 2], weights.y, second);
           }
+          if (multiplies) {
+            const float2 pair = Unpack(factors[i]);
+            products[i / 2].x = fmaf(first, pair.x, products[i / 2].x);
+            products[i / 2].y = fmaf(second, pair.y, products[i / 2].y);
+          }
           if (pass.factor != nullptr) {
             const float2 factor = pair_of(kFactor, tokens);
             first *= factor.x;
@@ -409,13 +445,24 @@ __device__ __forceinline__ void Consume(const PassView& view,
           }
           packed[i] = Pack(first, second);
         }
-        StoreMatricesTransposed(outputs_at + box_lane + j * 8 * 128, packed);
+        StoreMatricesTransposed(place, packed);
+        if (multiplies) {
+          const int part = group_value / 16 + warp;
+          const int64_t parts = pass.values / 16;
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const float2 sum = {ColumnSum(products[i].x), ColumnSum(products[i].y)};
+            if (lane >= 4 || part >= parts) continue;
+            *reinterpret_cast<float2*>(pass.products + (head * parts + part) * sizes.padded() +
+                                       own_token + (j + i) * 8 + 2 * lane) = sum;
+          }
+        }
       }
       FenceForBulkCopies();
       NamedBarrier(1 + group, kWarpgroup);
-      const int token = tile * kTile + rank * S::kOwnTokens;
-      if (thread == 0 && group_value < pass.values && token < sizes.tokens) {
-        StoreBox(view.o, outputs_at, group_value, head % sizes.heads, token, head / sizes.heads);
+      if (thread == 0 && group_value < pass.values && own_token < sizes.tokens) {
+        StoreBox(view.o, outputs_at, group_value, head % sizes.heads, own_token,
+                 head / sizes.heads);
       }
     }
 
@@ -432,6 +479,8 @@ __device__ __forceinline__ void Consume(const PassView& view,
     release(block.KeysFree(index));
   }
 
+  const int end = block.TileAt(block.tiles - 1) + (kReverse ? 0 : 1);
+  if (StateLeaves(sizes, pass, end)) AtRestart(sizes, pass, end, share, state, extra_state);
   if (pass.leaving != nullptr) {
     float* to = pass.leaving + states * pass.keys * pass.values;
     for_state([&](float element, int at) { to[at] = element; });
@@ -500,6 +549,9 @@ void LaunchPass(const MlstmLayout& sizes, const MlstmPass<Bf16>& pass) {
   if (pass.o != nullptr) {
     view.q = MapRows(sizes, pass.q, pass.keys, kTile);
     view.o = MapRows(sizes, pass.o, pass.values, kOwn);
+    if (pass.multiplied != nullptr) {
+      view.multiplied = MapRows(sizes, pass.multiplied, pass.values, kOwn);
+    }
     const uint64_t rows = static_cast<uint64_t>(sizes.all_heads()) * sizes.tiles * kTile;
     view.scores = MakeTensorMap({.data = pass.scores,
                                  .dimensions = 2,
@@ -523,7 +575,10 @@ bool MlstmFitsWgmma(const MlstmPass<Bf16>& pass) {
     EYRIE_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
     return properties.major == 9 && CompiledForClusters(MlstmWgmmaKernel<1, false>);
   }();
-  return hopper && pass.keys > 128 && pass.keys <= 2 * kBlockKeys && pass.values >= 64;
+  if (!hopper || pass.keys <= 128 || pass.keys > 2 * kBlockKeys || pass.values < 64) return false;
+  // A state's elements must be as many as others have planned for.
+  return MlstmBlockOf(true, pass.keys).count(pass.keys, pass.values) ==
+         CeilDiv(pass.keys, kBlockKeys) * CeilDiv(pass.values, kBlockValues);
 }
 
 void MlstmPassWgmma(const MlstmLayout& sizes, const MlstmPass<Bf16>& pass) {

@@ -2,6 +2,7 @@
 // vectors of kWidth elements that lie a block's width apart: one pass over every tensor.
 #include <algorithm>
 
+#include "core/early_launch.cuh"
 #include "kernels/column_sum.cuh"
 #include "kernels/norm/rms_norm_cuda.h"
 
@@ -33,6 +34,8 @@ template <class T, int kWidth, int kVectors, bool kResidual>
 __global__ void __launch_bounds__(MaxThreads(kWidth* kVectors))
     ForwardKernel(const T* x, const T* residual, const T* __restrict__ weight, T* y, float* rstd,
                   T* sum, int width, float epsilon) {
+  LetNextStart();
+  AwaitEarlier();
   __shared__ float shared[32];
   const int64_t row = int64_t{blockIdx.x} * width;
   const int first = static_cast<int>(threadIdx.x) * kWidth;
@@ -159,9 +162,9 @@ void RmsNormForwardCuda(const RmsNormForwardArgs& args) {
     T *y = args.y.data<T>(), *sum = args.sum.data<T>();
     const bool vectors = Aligned<kWidth>(x, residual, weight, y, sum) && width % kWidth == 0;
     const auto launch = [&](auto body, int each) {
-      Launch(kernel, body, static_cast<unsigned>(rows), BlockThreads(width, each), 0, x, residual,
-             weight, y, args.rstd.data<float>(), sum, static_cast<int>(width),
-             static_cast<float>(args.epsilon));
+      LaunchEarly(kernel, body, static_cast<unsigned>(rows), BlockThreads(width, each), 0, x,
+                  residual, weight, y, args.rstd.data<float>(), sum, static_cast<int>(width),
+                  static_cast<float>(args.epsilon));
     };
     if (residual != nullptr) {
       vectors ? launch(ForwardKernel<T, kWidth, kVectors, true>, kWidth * kVectors)

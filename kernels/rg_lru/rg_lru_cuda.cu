@@ -258,6 +258,7 @@ void RgLruForwardCuda(const RgLruForwardArgs& args) {
   using namespace rg_lru;
   const Plan plan(args.u.shape);
   if (plan.tiles() == 0) return;
+  if (plan.time == 1) return RgLruStepCuda(args);
   const Board board(plan, args.workspace.data<float>());
   board.Clear(plan);
   DispatchCuda("RgLruForward", args.u, [&]<class T>(T) {

@@ -1,4 +1,4 @@
-// CUDA bodies of the RG-LRU: rg_lru_cuda.cu and rg_lru_summary_cuda.cu.
+// CUDA bodies of the RG-LRU: rg_lru_cuda.cu, rg_lru_step.cu and rg_lru_summary_cuda.cu.
 #pragma once
 
 #include "kernels/rg_lru/rg_lru.h"
@@ -6,6 +6,8 @@
 namespace eyrie {
 
 void RgLruForwardCuda(const RgLruForwardArgs& args);
+// The same of one token, without a workspace.
+void RgLruStepCuda(const RgLruForwardArgs& args);
 void RgLruBackwardCuda(const RgLruBackwardArgs& args);
 void RgLruSummaryCuda(const RgLruSummaryArgs& args);
 void RgLruGradSummaryCuda(const RgLruGradSummaryArgs& args);

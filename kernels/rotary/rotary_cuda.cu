@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/early_launch.cuh"
 #include "kernels/cuda_math.cuh"
 #include "kernels/rotary/rotary_cuda.h"
 
@@ -18,6 +19,7 @@ template <class T, int kWidth>
 __global__ void __launch_bounds__(kThreads)
     RotaryKernel(T* __restrict__ x, const int32_t* __restrict__ positions, int64_t tokens,
                  int block_tokens, int heads, int angles, double log2_step, float direction) {
+  LetNextStart();
   extern __shared__ double frequencies[];
   float2* rotations = reinterpret_cast<float2*>(frequencies + angles);
   const int64_t first = int64_t{blockIdx.x} * block_tokens;
@@ -26,6 +28,7 @@ __global__ void __launch_bounds__(kThreads)
 
   constexpr double kTurn = 0.15915494309189535;  // 1 / (2 pi)
   for (int i = thread; i < angles; i += kThreads) frequencies[i] = kTurn * exp2(i * log2_step);
+  AwaitEarlier();
   __syncthreads();
   for (int pair = thread; pair < here * angles; pair += kThreads) {
     const double turns = positions[first + pair / angles] * frequencies[pair % angles];
@@ -72,10 +75,10 @@ void RotaryCuda(const RotaryArgs& args) {
   DispatchCuda(kernel, args.x, [&]<class T>(T) {
     constexpr int kWidth = kVectorWidth<T>;
     T* x = args.x.data<T>();
-    Launch(kernel, FitsVectors<T>(x, angles) ? RotaryKernel<T, kWidth> : RotaryKernel<T, 1>,
-           Pieces(tokens, block_tokens), kThreads, shared, x, args.positions.data<int32_t>(),
-           tokens, block_tokens, static_cast<int>(heads), static_cast<int>(angles), log2_step,
-           args.inverse ? -1.0f : 1.0f);
+    LaunchEarly(kernel, FitsVectors<T>(x, angles) ? RotaryKernel<T, kWidth> : RotaryKernel<T, 1>,
+                Pieces(tokens, block_tokens), kThreads, shared, x, args.positions.data<int32_t>(),
+                tokens, block_tokens, static_cast<int>(heads), static_cast<int>(angles), log2_step,
+                args.inverse ? -1.0f : 1.0f);
   });
 }
 

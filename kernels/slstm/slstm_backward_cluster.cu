@@ -7,7 +7,6 @@
 //
 // and writes it into the shared memory of the blocks whose units these are, which add up the
 // shares in the order of the blocks. Warps divide the units; r stays in registers, as operand A.
-#include "kernels/slstm/slstm_cluster.cuh"
 #include "kernels/slstm/slstm_kernels.cuh"
 #include "kernels/slstm/slstm_tiles.cuh"
 
@@ -224,29 +223,14 @@ __global__ void __launch_bounds__(kSlstmThreads, 1) BackwardKernel(const View vi
 }
 
 template <int kBlocks>
-ClusterLaunch<View> PlanOf(const View& view) {
-  const dim3 grid(static_cast<unsigned>(view.sizes.heads) * kBlocks,
-                  Pieces(view.sizes.batch, kSlstmSequences));
-  return {BackwardKernel<kBlocks>, kBlocks, grid, kSlstmThreads, BackwardShape<kBlocks>::kShared};
-}
+struct Body {
+  static constexpr auto kKernel = BackwardKernel<kBlocks>;
+  static constexpr size_t kShared = BackwardShape<kBlocks>::kShared;
+};
 
 }  // namespace
 
-bool SlstmFitsCluster(const View& view) {
-  const int64_t units = view.sizes.units;
-  if (units % 8 != 0 || !FitsVectors<Bf16>(view.dx, units)) return false;
-  return SlstmWithBlocks(units, [&]<int kBlocks>(std::integral_constant<int, kBlocks>) {
-    static const bool fits =
-        CompiledForClusters(BackwardKernel<kBlocks>) && PlanOf<kBlocks>(view).Fits();
-    return fits;
-  });
-}
-
-void SlstmBackwardCluster(const View& view) {
-  SlstmWithBlocks(view.sizes.units, [&]<int kBlocks>(std::integral_constant<int, kBlocks>) {
-    PlanOf<kBlocks>(view).Run("SlstmBackward", view);
-    return true;
-  });
-}
+bool SlstmFitsCluster(const View& view) { return SlstmFits<Body>(view, view.dx); }
+void SlstmBackwardCluster(const View& view) { SlstmRun<Body>("SlstmBackward", view); }
 
 }  // namespace eyrie

@@ -7,7 +7,6 @@
 // and after each token writes the units' y into every block's shared memory, 16 sequences by all
 // units, operand B of the next one. Warps 2 k and 2 k + 1 have units 8 k to 8 k + 7; each
 // multiplies one half of the inner index, and finishes 8 of the sequences.
-#include "kernels/slstm/slstm_cluster.cuh"
 #include "kernels/slstm/slstm_kernels.cuh"
 #include "kernels/slstm/slstm_tiles.cuh"
 
@@ -208,29 +207,14 @@ __global__ void __launch_bounds__(kSlstmThreads, 1) ForwardKernel(const View vie
 }
 
 template <int kBlocks>
-ClusterLaunch<View> PlanOf(const View& view) {
-  const dim3 grid(static_cast<unsigned>(view.sizes.heads) * kBlocks,
-                  Pieces(view.sizes.batch, kSlstmSequences));
-  return {ForwardKernel<kBlocks>, kBlocks, grid, kSlstmThreads, ForwardShape<kBlocks>::kShared};
-}
+struct Body {
+  static constexpr auto kKernel = ForwardKernel<kBlocks>;
+  static constexpr size_t kShared = ForwardShape<kBlocks>::kShared;
+};
 
 }  // namespace
 
-bool SlstmFitsCluster(const View& view) {
-  const int64_t units = view.sizes.units;
-  if (units % 8 != 0 || !FitsVectors<Bf16>(view.y, units)) return false;
-  return SlstmWithBlocks(units, [&]<int kBlocks>(std::integral_constant<int, kBlocks>) {
-    static const bool fits =
-        CompiledForClusters(ForwardKernel<kBlocks>) && PlanOf<kBlocks>(view).Fits();
-    return fits;
-  });
-}
-
-void SlstmForwardCluster(const View& view) {
-  SlstmWithBlocks(view.sizes.units, [&]<int kBlocks>(std::integral_constant<int, kBlocks>) {
-    PlanOf<kBlocks>(view).Run("SlstmForward", view);
-    return true;
-  });
-}
+bool SlstmFitsCluster(const View& view) { return SlstmFits<Body>(view, view.y); }
+void SlstmForwardCluster(const View& view) { SlstmRun<Body>("SlstmForward", view); }
 
 }  // namespace eyrie

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/cuda_math.cuh"
+#include "kernels/slstm/slstm_cluster.cuh"
 
 namespace eyrie {
 
@@ -28,6 +29,36 @@ bool SlstmWithBlocks(int64_t units, const Body& body) {
   if (units <= 256) return body(std::integral_constant<int, 8>());
   if (units <= 512) return body(std::integral_constant<int, 16>());
   return false;
+}
+
+// The launch of a body on clusters of kBlocks: a kernel Body<kBlocks>::kKernel of a view, and its
+// shared memory in bytes, kShared.
+template <template <int> class Body, int kBlocks, class View>
+ClusterLaunch<View> SlstmLaunch(const View& view) {
+  const dim3 grid(static_cast<unsigned>(view.sizes.heads) * kBlocks,
+                  Pieces(view.sizes.batch, kSlstmSequences));
+  return {Body<kBlocks>::kKernel, kBlocks, grid, kSlstmThreads, Body<kBlocks>::kShared};
+}
+
+// Whether this build and this GPU have clusters for the body, and `out`, as wide as a head, takes
+// vectors.
+template <template <int> class Body, class View>
+bool SlstmFits(const View& view, const __nv_bfloat16* out) {
+  const int64_t units = view.sizes.units;
+  if (units % 8 != 0 || !FitsVectors<__nv_bfloat16>(out, units)) return false;
+  return SlstmWithBlocks(units, [&]<int kBlocks>(std::integral_constant<int, kBlocks>) {
+    static const bool fits =
+        CompiledForClusters(Body<kBlocks>::kKernel) && SlstmLaunch<Body, kBlocks>(view).Fits();
+    return fits;
+  });
+}
+
+template <template <int> class Body, class View>
+void SlstmRun(const char* name, const View& view) {
+  SlstmWithBlocks(view.sizes.units, [&]<int kBlocks>(std::integral_constant<int, kBlocks>) {
+    SlstmLaunch<Body, kBlocks>(view).Run(name, view);
+    return true;
+  });
 }
 
 }  // namespace eyrie

@@ -123,9 +123,12 @@ void AttentionMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& 
   Communicator& sequence = run.mesh.sequence();
   const bool split = sequence.size() > 1;
 
-  // Keys and values go first: those that later ranks see travel under the queries' projection.
-  k_.Forward(run, x, stash[k_out_]);
-  v_.Forward(run, x, stash[v_out_]);
+  // Keys and values go first where those that later ranks see travel under the queries' projection.
+  if (split) {
+    ForwardTogether(run, x, {{&k_, stash[k_out_]}, {&v_, stash[v_out_]}});
+  } else {
+    ForwardTogether(run, x, {{&q_, stash[q_out_]}, {&k_, stash[k_out_]}, {&v_, stash[v_out_]}});
+  }
   Rotate(run, stash[k_out_], 1, /*inverse=*/false);
   std::optional<HaloExchange> halo_k, halo_v;
   std::optional<TailExchange> tail_k, tail_v;
@@ -139,7 +142,7 @@ void AttentionMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& 
     tail_v.emplace(sequence, run.arena, StateSlot(carry.before, kValueState), stash[v_out_],
                    (*carry.after)[kValueState]);
   }
-  q_.Forward(run, x, stash[q_out_]);
+  if (split) q_.Forward(run, x, stash[q_out_]);
   Rotate(run, stash[q_out_], heads_, /*inverse=*/false);
   if (halo_k) halo_k->Wait();
   if (halo_v) halo_v->Wait();

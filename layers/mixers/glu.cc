@@ -47,8 +47,7 @@ void GluMixer::Refill(Run&, const Tensor&, Stash& stash, const Carry&) const {
 
 void GluMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
                        const Carry& carry) {
-  gate_.Forward(run, x, stash[gate_out_]);
-  up_.Forward(run, x, stash[up_out_]);
+  ForwardTogether(run, x, {{&gate_, stash[gate_out_]}, {&up_, stash[up_out_]}});
   Refill(run, x, stash, carry);
   if (run.pass == Pass::kRecompute) return;
   down_.Forward(run, stash[product_], y);

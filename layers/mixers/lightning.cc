@@ -182,8 +182,7 @@ void LightningAttentionMixer::Forward(Run& run, const Tensor& x, const Tensor& y
   const Tensor rates = Rates(run);
 
   // What this chunk does to the state travels under the queries' projection.
-  k_.Forward(run, x, stash[k_out_]);
-  v_.Forward(run, x, stash[v_out_]);
+  ForwardTogether(run, x, {{&k_, stash[k_out_]}, {&v_, stash[v_out_]}});
   const Tensor k = Features(run, stash[k_out_]), v = Heads(stash[v_out_]);
   const Tensor workspace = run.Workspace(LightningAttentionWorkspace(k, v));
   std::optional<CarryScan> scan;

@@ -119,7 +119,8 @@ void MambaMixer::In(Run& run, Half half, const Tensor& u, const Tensor& y) const
         .b = run.params.value(in_w_).Rows(half, half + 1),
         .ldb = model_width_,
         .c = y,
-        .ldc = width_});
+        .ldc = width_,
+        .b_is_settled = true});
   run.mesh.world().Progress();
 }
 
@@ -172,7 +173,8 @@ void MambaMixer::Dt(Run& run, const Tensor& projected, const Tensor& dt) const {
         .b = run.params.value(dt_w_),
         .ldb = rank_,
         .c = dt,
-        .ldc = width_});
+        .ldc = width_,
+        .b_is_settled = true});
 }
 
 void MambaMixer::DtBackwardInput(Run& run, const Tensor& ddt, const Tensor& dprojected) const {
@@ -188,6 +190,7 @@ void MambaMixer::DtBackwardInput(Run& run, const Tensor& ddt, const Tensor& dpro
 }
 
 void MambaMixer::DtBackwardWeight(Run& run, const Tensor& projected, const Tensor& ddt) const {
+  const ParamStore::GradientSum sum = run.params.AddTo(dt_w_);
   Gemm({.trans_a = Trans::kYes,
         .m = width_,
         .n = rank_,
@@ -196,9 +199,9 @@ void MambaMixer::DtBackwardWeight(Run& run, const Tensor& projected, const Tenso
         .lda = width_,
         .b = projected,
         .ldb = projected.dim(-1),
-        .c = run.params.grad(dt_w_),
+        .c = sum.tensor,
         .ldc = rank_,
-        .accumulate = true});
+        .accumulate = sum.started});
 }
 
 void MambaMixer::Refill(Run& run, const Tensor&, Stash& stash, const Carry& carry) const {

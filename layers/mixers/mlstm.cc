@@ -42,6 +42,21 @@ void ValidateMlstm(const config::ModelConfig& model, int64_t tensor, ConfigError
   if (!(own.epsilon() > 0)) errors.Add("model.mlstm.epsilon must be positive");
 }
 
+void ValidateMlstmOnGpu(const config::ModelConfig& model, const char* field, int64_t width,
+                        DType activations, ConfigErrors& errors) {
+  const int64_t heads = model.mlstm().heads();
+  if (heads <= 0 || width <= 0 || width % heads != 0) return;
+  const int64_t of_head = width / heads;
+  if (of_head > kMaxMlstmCudaWidth) {
+    errors.Add(field, " = ", width, " gives each of ", heads, " heads ", of_head,
+               " channels; GPUs take at most ", kMaxMlstmCudaWidth);
+  }
+  if (activations == DType::kBF16 && of_head % kMlstmBf16Multiple != 0) {
+    errors.Add(field, " = ", width, " gives each of ", heads, " heads ", of_head,
+               " channels; in MIXED precision GPUs take multiples of ", kMlstmBf16Multiple);
+  }
+}
+
 MlstmMixer::MlstmMixer(const config::ModelConfig& model)
     : global_width_(model.mlstm().width()),
       global_heads_(model.mlstm().heads()),
@@ -123,7 +138,8 @@ void MlstmMixer::Gates(Run& run, GatePart part, const Tensor& channels, const Te
         .ldb = width_,
         .c = gates,
         .ldc = 2 * global_heads_,
-        .accumulate = part != kQ});
+        .accumulate = part != kQ,
+        .b_is_settled = true});
 }
 
 void MlstmMixer::GatesBackward(Run& run, GatePart part, const Tensor& channels,
@@ -274,7 +290,11 @@ MixerEntry MlstmMixerEntry() {
           [](const config::ModelConfig& model, int64_t) -> std::unique_ptr<Mixer> {
             return std::make_unique<MlstmMixer>(model);
           },
-          /*min_chunk=*/CausalConvolution::kHalo};
+          /*min_chunk=*/CausalConvolution::kHalo,
+          [](const config::ModelConfig& model, DType activations, ConfigErrors& errors) {
+            ValidateMlstmOnGpu(model, "model.mlstm.width", model.mlstm().width(), activations,
+                               errors);
+          }};
 }
 
 }  // namespace eyrie

@@ -58,5 +58,8 @@ MixerEntry MlstmMixerEntry();
 MlstmGate GateKind(config::MlstmConfig::Gate gate);
 // Reports what both blocks cannot be built from on `tensor` ranks.
 void ValidateMlstm(const config::ModelConfig& model, int64_t tensor, ConfigErrors& errors);
+// Of `width` channels of all heads, which `field` gives.
+void ValidateMlstmOnGpu(const config::ModelConfig& model, const char* field, int64_t width,
+                        DType activations, ConfigErrors& errors);
 
 }  // namespace eyrie

@@ -72,14 +72,14 @@ void MlstmLargeMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash&
                               const Carry& carry) {
   ArenaScope scope(run.arena);
   const MlstmCell::Inputs inputs = CellInputs(run, stash);
-  k_.Forward(run, x, inputs.k);
-  v_.Forward(run, x, inputs.v);
-  gate_i_.Forward(run, x, inputs.gates.Rows(0, 1));
-  gate_f_.Forward(run, x, inputs.gates.Rows(1, 2));
+  ForwardTogether(run, x,
+                  {{&k_, inputs.k},
+                   {&v_, inputs.v},
+                   {&gate_i_, inputs.gates.Rows(0, 1)},
+                   {&gate_f_, inputs.gates.Rows(1, 2)}});
   // What this chunk does to the state travels under the other projections.
   MlstmCell::Forward cell(cell_, run, inputs, stash, carry);
-  q_.Forward(run, x, inputs.q);
-  out_gate_.Forward(run, x, stash[gate_out_]);
+  ForwardTogether(run, x, {{&q_, inputs.q}, {&out_gate_, stash[gate_out_]}});
   cell.Finish(stash[value_]);
   GluForward({.activation = Activation::kSigmoid,
               .gate = stash[gate_out_],
@@ -136,6 +136,13 @@ MixerEntry MlstmLargeMixerEntry() {
           },
           [](const config::ModelConfig& model, int64_t) -> std::unique_ptr<Mixer> {
             return std::make_unique<MlstmLargeMixer>(model);
+          },
+          /*min_chunk=*/1,
+          [](const config::ModelConfig& model, DType activations, ConfigErrors& errors) {
+            const auto& own = model.mlstm();
+            ValidateMlstmOnGpu(model, "model.mlstm.width", own.width(), activations, errors);
+            ValidateMlstmOnGpu(model, "model.mlstm.key_width", own.key_width(), activations,
+                               errors);
           }};
 }
 

@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <optional>
+#include <vector>
 
 #include "kernels/glu/glu.h"
 #include "kernels/rg_lru/rg_lru.h"
@@ -103,12 +104,17 @@ void RecurrentMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& 
   const bool split = sequence.size() > 1;
   const bool exchanges = split && run.pass != Pass::kRecompute;
 
+  // Where nothing travels under the gate branch's projection, it goes with the other one.
   const auto project = [&](const Tensor& rows, const Tensor& inputs) {
-    in_x_.Forward(run, rows, inputs);
+    if (exchanges) {
+      in_x_.Forward(run, rows, inputs);
+    } else {
+      ForwardTogether(run, rows, {{&in_x_, inputs}, {&in_y_, stash[gate_]}});
+    }
   };
   Event handed_on = conv_.Forward(run, x, project, stash[u_], stash, carry);
-  gate_i_.Forward(run, stash[u_], stash[zi_]);
-  gate_r_.Forward(run, stash[u_], stash[zr_]);
+  Gemm(std::vector{gate_i_.Product(run, stash[u_], stash[zi_]),
+                   gate_r_.Product(run, stash[u_], stash[zr_])});
 
   // What this chunk does to the state travels under the gate branch's projection.
   const Shape state{run.batch(), width_};
@@ -132,7 +138,7 @@ void RecurrentMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& 
                                  .leaving = StateSlot(carry.after, kHiddenState)},
                  CarryScan::Direction::kForward);
   }
-  in_y_.Forward(run, x, stash[gate_]);
+  if (exchanges) in_y_.Forward(run, x, stash[gate_]);
   if (scan) scan->Wait();
   // With other ranks, the state after all of their chunks is the scan's.
   Tensor h_last;

@@ -94,6 +94,17 @@ TEST(PlanCommand, RefusesInOneLineThatNamesTheField) {
   refused(tiny, {"--ranks", "4"}, {"model.wdith=1"}, "wdith");
   refused(tiny, {"--ranks", "4"}, {"run.device=cpu"}, "run.device");
   refused(tiny, {"--ranks", "4", "--hardware", kLaptop}, {"run.device=cuda"}, "run.device");
+  // Heads that GPUs do not take; the CPU does.
+  const std::string xlstm = kConfigs + "xlstm/tiny.textproto";
+  const std::string large = kConfigs + "xlstm/large-tiny.textproto";
+  for (const auto& [config, field, width] : {std::tuple{xlstm, "model.mlstm.width", "5376"},
+                                             {large, "model.mlstm.width", "5376"},
+                                             {large, "model.mlstm.key_width", "5376"},
+                                             {large, "model.mlstm.key_width", "40"}}) {
+    const std::vector<std::string> settings = {std::string(field) + "=" + width};
+    refused(config, {"--ranks", "1"}, settings, field);
+    EXPECT_EQ(RunPlan(config, {"--ranks", "1", "--hardware", kLaptop}, settings).code, 0);
+  }
 }
 
 // A rank's own account, the last line of its log that begins with "memory: ".

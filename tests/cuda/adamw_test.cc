@@ -8,7 +8,7 @@ namespace {
 
 // What a step reads and writes, on one device.
 struct State {
-  OwnedTensor param, grad, m, v, copy;
+  OwnedTensor param, grad, m, v, copy, decays;
 
   // From element `begin` on.
   void Step(AdamWArgs args, int64_t begin, bool with_copy) const {
@@ -18,6 +18,7 @@ struct State {
     args.m = part(m);
     args.v = part(v);
     args.copy = with_copy ? part(copy) : Tensor{};
+    args.decays = decays.tensor.Rows(0, DecayWords(args.param.size()));
     AdamW(args);
   }
 };
@@ -38,11 +39,16 @@ void Compare(int64_t size, int64_t begin, DType moments, DType copies, bool with
   const OwnedTensor m = RandomTensor(DType::kF32, {size}, random);
   const OwnedTensor v = RandomTensor(DType::kF32, {size}, random);
   for (int64_t i = 0; i < size; ++i) Set(v.tensor, i, 0.5 + std::abs(Get(v.tensor, i)));
-  const State here{Cast(param.tensor, DType::kF64), Cast(grad.tensor, DType::kF64),
-                   Rounded(m.tensor, moments), Rounded(v.tensor, moments),
-                   PoisonedTensor(DType::kF64, {size})};
-  const State there{ToCuda(param.tensor), ToCuda(grad.tensor), ToCuda(m.tensor, moments),
-                    ToCuda(v.tensor, moments), PoisonedCuda(copies, {size})};
+  const OwnedTensor decays(DType::kI32, {DecayWords(size)});
+  for (int64_t word = 0; word < DecayWords(size); ++word) {
+    decays.tensor.data<int32_t>()[word] = static_cast<int32_t>(random.Int(-1 << 30, 1 << 30));
+  }
+  const State here{Cast(param.tensor, DType::kF64),     Cast(grad.tensor, DType::kF64),
+                   Rounded(m.tensor, moments),          Rounded(v.tensor, moments),
+                   PoisonedTensor(DType::kF64, {size}), Clone(decays.tensor)};
+  const State there{ToCuda(param.tensor),         ToCuda(grad.tensor),
+                    ToCuda(m.tensor, moments),    ToCuda(v.tensor, moments),
+                    PoisonedCuda(copies, {size}), ToCuda(decays.tensor)};
   here.Step(args, begin, with_copy);
   there.Step(args, begin, with_copy);
   // The moments are rounded where they are stored, after the parameter has moved by them.

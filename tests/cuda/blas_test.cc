@@ -1,5 +1,7 @@
 #include "core/blas.h"
 
+#include <vector>
+
 #include "core/tensor_math.h"
 #include "tests/cuda/cuda_test_util.h"
 
@@ -64,6 +66,191 @@ TEST(CudaGemm, AgreesWithTheCpu) {
           ExpectAgrees(size, dtype, dtype, trans_a, trans_b, false, true, random);
           ExpectAgrees(size, dtype, DType::kF32, trans_a, trans_b, true, false, random);
         }
+      }
+    }
+  }
+}
+
+// What the kernel for few rows takes, all sizes odd where it allows, and what it must leave alone:
+// 17 rows, columns that are no whole vectors, products that differ in k or in C's type.
+struct Few {
+  int64_t m, k;
+  std::vector<int64_t> n;
+  int64_t batch = 1;
+  int64_t gap = 0;  // elements between the rows of A and B
+  bool unlike = false;
+};
+
+void ExpectTogetherAgree(const Few& few, DType out, bool accumulate, bool bias, bool settled,
+                         TestRandom& random) {
+  SCOPED_TRACE(StrCat(few.m, " x ", few.n.front(), " (of ", few.n.size(), ") x ", few.k, " x ",
+                      few.batch, " -> ", Name(out), accumulate, bias, settled));
+  constexpr DType kType = DType::kBF16;
+  const auto draw = [&](Shape shape, DType type) {
+    return Rounded(RandomTensor(DType::kF32, shape, random).tensor, type);
+  };
+  // Blocks lie side by side in the rows of A and C.
+  const int64_t lda = few.batch * few.k + few.gap, ldb = few.k + few.gap;
+  const OwnedTensor a = draw({few.m, lda}, kType), there_a = ToCuda(a.tensor, kType);
+  std::vector<OwnedTensor> host, there;  // what the products view
+  std::vector<GemmArgs> on_host, on_gpu;
+  for (size_t i = 0; i < few.n.size(); ++i) {
+    const int64_t n = few.n[i], k = few.unlike && i == 1 ? few.k / 2 : few.k;
+    GemmArgs args{.trans_b = Trans::kYes,
+                  .m = few.m,
+                  .n = n,
+                  .k = k,
+                  .a = a.tensor,
+                  .lda = lda,
+                  .ldb = ldb,
+                  .ldc = few.batch * n,
+                  .accumulate = accumulate,
+                  .batch = few.batch,
+                  .stride_a = few.k,
+                  .stride_b = n * ldb,
+                  .stride_c = n,
+                  .b_is_settled = settled};
+    GemmArgs gpu = args;
+    gpu.a = there_a.tensor;
+    const auto both = [&](OwnedTensor tensor, DType type, Tensor GemmArgs::*member) {
+      host.push_back(std::move(tensor));
+      there.push_back(ToCuda(host.back().tensor, type));
+      args.*member = host.back().tensor;
+      gpu.*member = there.back().tensor;
+    };
+    both(draw({few.batch, n, ldb}, kType), kType, &GemmArgs::b);
+    both(draw({few.m, few.batch * n}, out), out, &GemmArgs::c);
+    if (bias) both(draw({few.batch, n}, out), out, &GemmArgs::bias);
+    on_host.push_back(args);
+    on_gpu.push_back(gpu);
+  }
+  std::vector<OwnedTensor> before;
+  for (const GemmArgs& args : on_gpu) {
+    before.push_back(OwnedTensor(args.c.dtype, args.c.shape, Device::kCuda));
+    Copy(args.c, before.back().tensor);
+  }
+  Gemm(on_host);
+  Gemm(on_gpu);
+  for (size_t i = 0; i < few.n.size(); ++i) {
+    const OwnedTensor first = ToHost(on_gpu[i].c);
+    EXPECT_LT(RelativeError(first.tensor, on_host[i].c), out == DType::kBF16 ? 4e-3 : 1e-5) << i;
+    Copy(before[i].tensor, on_gpu[i].c);
+    Gemm(on_gpu[i]);
+    // Alone as together; a kernel of cuBLASLt may be another one.
+    EXPECT_LT(RelativeError(ToHost(on_gpu[i].c).tensor, first.tensor),
+              out == DType::kBF16 ? 4e-3 : 1e-5);
+  }
+}
+
+TEST(CudaGemm, FewRowsAgreeWithTheCpu) {
+  TestRandom random;
+  for (const Few& few :
+       {Few{1, 8, {1}}, Few{1, 2048, {128, 128, 130}}, Few{3, 40, {7, 33}}, Few{8, 1032, {17}},
+        Few{9, 2560, {64, 100, 3, 5}}, Few{16, 160, {160, 160}, 4}, Few{2, 160, {161, 20}, 3, 24},
+        Few{5, 6144, {2048}}, Few{1, 2048, {6144, 6144}}, Few{2, 256, {5001}},
+        Few{17, 64, {33, 20}}, Few{4, 33, {20, 20}}, Few{4, 64, {24, 32}, 2, 3},
+        Few{3, 64, {32, 48}, 1, 0, true}}) {
+    for (const bool settled : {false, true}) {
+      ExpectTogetherAgree(few, DType::kBF16, false, true, settled, random);
+      ExpectTogetherAgree(few, DType::kF32, false, false, settled, random);
+      ExpectTogetherAgree(few, DType::kF32, true, false, settled, random);
+    }
+  }
+}
+
+TEST(CudaGemm, FewRowsRepeatBitByBit) {
+  TestRandom random;
+  const OwnedTensor a = ToCuda(RandomTensor(DType::kF32, {3, 2560}, random).tensor, DType::kBF16);
+  const OwnedTensor b =
+      ToCuda(RandomTensor(DType::kF32, {2048, 2560}, random).tensor, DType::kBF16);
+  OwnedTensor c[2] = {PoisonedCuda(DType::kF32, {3, 2048}), PoisonedCuda(DType::kF32, {3, 2048})};
+  for (const OwnedTensor& to : c) {
+    Gemm({.trans_b = Trans::kYes,
+          .m = 3,
+          .n = 2048,
+          .k = 2560,
+          .a = a.tensor,
+          .lda = 2560,
+          .b = b.tensor,
+          .ldb = 2560,
+          .c = to.tensor,
+          .ldc = 2048});
+  }
+  EXPECT_TRUE(BitwiseEqual(ToHost(c[0].tensor).tensor, ToHost(c[1].tensor).tensor));
+}
+
+TEST(CudaTensorMath, KeepsTheTail) {
+  TestRandom random;
+  for (const DType dtype : kCudaTypes) {
+    for (const int64_t width : {5, 128}) {
+      for (const int64_t tokens : {1, 3, 40, 41, 90}) {
+        const OwnedTensor before = RandomTensor(DType::kF32, {3, 40, width}, random);
+        const OwnedTensor now = RandomTensor(DType::kF32, {3, tokens, width}, random);
+        const OwnedTensor there_now = ToCuda(now.tensor, dtype);
+        const OwnedTensor there_before = ToCuda(before.tensor, dtype);
+        const OwnedTensor there = PoisonedCuda(dtype, {3, 40, width});
+        for (const bool first : {false, true}) {
+          KeepTail(first ? Tensor{} : there_before.tensor, there_now.tensor, there.tensor);
+          // Row by row.
+          const OwnedTensor expected(DType::kF32, {3, 40, width});
+          for (int64_t row = 0; row < 40; ++row) {
+            const int64_t from = row + tokens;
+            if (from >= 40) {
+              CopyRows(now.tensor, from - 40, expected.tensor, row, 1);
+            } else if (!first) {
+              CopyRows(before.tensor, from, expected.tensor, row, 1);
+            }
+          }
+          EXPECT_TRUE(
+              BitwiseEqual(ToHost(there.tensor).tensor, Rounded(expected.tensor, dtype).tensor));
+        }
+      }
+    }
+  }
+}
+
+// The gradients of a weight and of its bias from one product, where cuBLASLt has it: C = A^T B and
+// the sums of A's columns. It must have it for gradients in float32 of bfloat16 activations.
+TEST(CudaGemm, SumsRows) {
+  TestRandom random;
+  for (const Sizes& size : {Sizes{256, 128, 1024, 1}, Sizes{2048, 2560, 4096, 1},
+                            Sizes{6144, 2048, 512, 1}, Sizes{40, 24, 77, 1}, Sizes{5, 7, 3, 1}}) {
+    for (const DType dtype : kCudaTypes) {
+      for (const bool accumulate : {false, true}) {
+        SCOPED_TRACE(StrCat(size.m, " x ", size.n, " x ", size.k, " ", Name(dtype), accumulate));
+        const OwnedTensor a = RandomTensor(DType::kF32, {size.k, size.m}, random);
+        const OwnedTensor b = RandomTensor(DType::kF32, {size.k, size.n}, random);
+        const OwnedTensor ga = ToCuda(a.tensor, dtype), gb = ToCuda(b.tensor, dtype);
+        const auto start = [&] {
+          return accumulate ? ZeroCuda(DType::kF32, {size.m, size.n})
+                            : PoisonedCuda(DType::kF32, {size.m, size.n});
+        };
+        const OwnedTensor plain = start(), c = start();
+        const OwnedTensor sums = PoisonedCuda(DType::kF32, {size.m});
+        GemmArgs args{.trans_a = Trans::kYes,
+                      .m = size.m,
+                      .n = size.n,
+                      .k = size.k,
+                      .a = ga.tensor,
+                      .lda = size.m,
+                      .b = gb.tensor,
+                      .ldb = size.n,
+                      .c = plain.tensor,
+                      .ldc = size.n,
+                      .accumulate = accumulate};
+        Gemm(args);
+        args.c = c.tensor;
+        args.row_sums = sums.tensor;
+        const bool able = GemmSumsRows(args);
+        EXPECT_TRUE(able || dtype != DType::kBF16 || size.m < 256);
+        if (!able) continue;
+        Gemm(args);
+        EXPECT_LT(RelativeError(ToHost(c.tensor).tensor, ToHost(plain.tensor).tensor), 1e-5);
+        const OwnedTensor rounded = Rounded(a.tensor, dtype), expected(DType::kF64, {size.m});
+        for (int64_t i = 0; i < size.k * size.m; ++i) {
+          expected.tensor.data<double>()[i % size.m] += rounded.tensor.data<double>()[i];
+        }
+        EXPECT_LT(RelativeError(ToHost(sums.tensor).tensor, expected.tensor), 1e-5);
       }
     }
   }

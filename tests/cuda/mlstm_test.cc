@@ -157,21 +157,53 @@ TEST(CudaMlstm, AnyWidths) {
   }
 }
 
-// Where passes run over more than 128 keys and 64 values or more, Hopper has a kernel of its own,
-// for one block of keys or two; in bfloat16.
-TEST(CudaMlstm, WideHeads) {
+// In bfloat16, Hopper has a kernel of its own for passes over more than 128 keys, which are one
+// block of a cluster or two.
+TEST(CudaMlstm, WarpgroupProducts) {
   TestRandom random;
   for (const auto& [keys, values] : {std::pair<int64_t, int64_t>{256, 256},
                                      {512, 512},
                                      {256, 512},
                                      {144, 208},
                                      {272, 464},
-                                     {512, 64}}) {
+                                     {512, 64},
+                                     {480, 240}}) {
     for (MlstmOptions options : kKinds) {
       options.chunk = random.Int(0, 1) * 128;
       options.normaliser_gradient = random.Int(0, 1) == 0;
       const int64_t batch = random.Int(1, 2), time = random.Int(65, 400);
       ExpectMatchesTheCpu({batch, time, 2, keys, values}, options, DType::kBF16, random);
+    }
+  }
+}
+
+// Wider ones than a block has keys of.
+TEST(CudaMlstm, WideHeads) {
+  TestRandom random;
+  int kind = 0;
+  for (const auto& [keys, values] : {std::pair<int64_t, int64_t>{528, 32},
+                                     {16, 784},
+                                     {768, 768},
+                                     {1024, 1024},
+                                     {640, 1280},
+                                     {1280, 560}}) {
+    for (const DType dtype : kCudaTypes) {
+      MlstmOptions options = kKinds[kind++ % 3];
+      options.chunk = random.Int(0, 1) * 64;
+      ExpectMatchesTheCpu({1, random.Int(65, 140), 2, keys, values}, options, dtype, random);
+    }
+  }
+}
+
+// The forget gates' gradient starts again several times, at distances that depend on the size.
+TEST(CudaMlstm, LongSequences) {
+  TestRandom random;
+  for (const DType dtype : kCudaTypes) {
+    int kind = 0;
+    for (const auto& [time, keys, values] : {std::tuple<int64_t, int64_t, int64_t>{2100, 256, 512},
+                                             {1100, 128, 176},
+                                             {4200, 16, 32}}) {
+      ExpectMatchesTheCpu({1, time, 2, keys, values}, kKinds[kind++ % 3], dtype, random);
     }
   }
 }
@@ -315,8 +347,9 @@ TEST(CudaMlstm, RefusesWhatItCannotCompute) {
   EXPECT_THROW(forward(DType::kBF16, 16, 32, false), Error);
   EXPECT_THROW(forward(DType::kBF16, 24, 32, true), Error);
   EXPECT_THROW(forward(DType::kBF16, 16, 40, true), Error);
-  EXPECT_THROW(forward(DType::kF32, 520, 32, true), Error);
-  EXPECT_THROW(forward(DType::kF32, 32, 513, true), Error);
+  EXPECT_THROW(forward(DType::kBF16, 1296, 32, true), Error);
+  EXPECT_THROW(forward(DType::kF32, 1281, 32, true), Error);
+  EXPECT_THROW(forward(DType::kF32, 32, 1281, true), Error);
 }
 
 }  // namespace

@@ -162,6 +162,64 @@ TEST(CudaModel, TwentyStepsAgreeWithTheCpu) {
   EXPECT_NEAR(last_mixed, last, 0.01 * first);
 }
 
+// Prefill in one piece, then a token at a time through recorded graphs, as a decoder does it,
+// against the logits of the whole sequence in float64 on the CPU.
+TEST(CudaModel, DecodingGivesTheLogitsOfTheWholeSequence) {
+  constexpr int64_t kPrompt = 40;
+  TestRandom random;
+  const OwnedTensor positions(DType::kI32, {kBatch, kTokens});
+  for (int64_t i = 0; i < kBatch * kTokens; ++i) {
+    positions.tensor.data<int32_t>()[i] = static_cast<int32_t>(i % kTokens);
+  }
+  for (const auto& config : Models()) {
+    const int64_t vocab = config.vocab_size();
+    const OwnedTensor tokens = RandomTokens(kBatch, kTokens, vocab, random);
+    const Mesh mesh;
+    const Model model(config, 1);
+    const auto parameters = [&](const Precision& precision, Device device) {
+      ParamStore store(model.params(), mesh, precision, /*with_gradients=*/false, {}, device);
+      store.Initialise(3);
+      return store;
+    };
+    ParamStore cpu_store = parameters(DType::kF64, Device::kCpu);
+    Arena cpu_arena;
+    eyrie::Run cpu{mesh, cpu_store, cpu_arena};
+    cpu.positions = positions.tensor;
+    const OwnedTensor whole = PoisonedTensor(DType::kF64, {kBatch, kTokens, vocab});
+    model.Logits(cpu, tokens.tensor, nullptr, nullptr, whole.tensor);
+
+    for (const Precision& precision : {Precision(DType::kF32), Precision::Mixed()}) {
+      SCOPED_TRACE(StrCat(config.pattern(0), " ", Name(precision.values)));
+      ParamStore store = parameters(precision, Device::kCuda);
+      Arena arena(Device::kCuda);
+      eyrie::Run run{mesh, store, arena};
+      ModelState states[2] = {model.MakeState(store, kBatch, kTokens),
+                              model.MakeState(store, kBatch, kTokens)};
+      Replay steps[2];
+      const OwnedTensor token = ZeroCuda(DType::kI32, {kBatch, 1});
+      const OwnedTensor position = ZeroCuda(DType::kI32, {kBatch, 1});
+      const OwnedTensor step_logits = PoisonedCuda(DType::kF32, {kBatch, 1, vocab});
+      const OwnedTensor stepped(DType::kF64, whole.tensor.shape);
+      const OwnedTensor prompt = ToCuda(TimeSlice(tokens.tensor, 0, kPrompt).tensor);
+      const OwnedTensor places = ToCuda(TimeSlice(positions.tensor, 0, kPrompt).tensor);
+      const OwnedTensor prompt_logits = PoisonedCuda(DType::kF32, {kBatch, kPrompt, vocab});
+      run.positions = places.tensor;
+      model.Logits(run, prompt.tensor, nullptr, &states[0], prompt_logits.tensor);
+      PasteTime(ToHost(prompt_logits.tensor).tensor, stepped.tensor, 0);
+      run.positions = position.tensor;
+      for (int64_t t = kPrompt, turn = 0; t < kTokens; ++t, turn = 1 - turn) {
+        Copy(TimeSlice(tokens.tensor, t, t + 1).tensor, token.tensor);
+        Copy(TimeSlice(positions.tensor, t, t + 1).tensor, position.tensor);
+        steps[turn].Run(Device::kCuda, [&] {
+          model.Logits(run, token.tensor, &states[turn], &states[1 - turn], step_logits.tensor);
+        });
+        PasteTime(ToHost(step_logits.tensor).tensor, stepped.tensor, t);
+      }
+      EXPECT_LT(RelativeError(stepped.tensor, whole.tensor), precision.has_masters() ? 5e-2 : 1e-4);
+    }
+  }
+}
+
 TEST(CudaModel, StepsRepeatBitByBit) {
   TestRandom random;
   const config::OptimizerConfig recipe;

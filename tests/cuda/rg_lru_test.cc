@@ -193,8 +193,9 @@ void Compare(DType dtype, const Shape& full, int64_t length, bool states) {
 
 TEST(CudaRgLru, MatchesTheCpuBody) {
   for (DType dtype : kCudaTypes) {
-    for (const Shape& full : {Shape{1, 1, 1}, Shape{2, 1, 64}, Shape{3, 33, 5}, Shape{2, 63, 130},
-                              Shape{1, 64, 72}, Shape{2, 65, 8}, Shape{1, 200, 1100}}) {
+    for (const Shape& full :
+         {Shape{1, 1, 1}, Shape{2, 1, 64}, Shape{3, 1, 5}, Shape{7, 1, 2562}, Shape{3, 33, 5},
+          Shape{2, 63, 130}, Shape{1, 64, 72}, Shape{2, 65, 8}, Shape{1, 200, 1100}}) {
       for (bool states : {true, false}) Compare(dtype, full, 40, states);
     }
   }

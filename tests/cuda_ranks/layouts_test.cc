@@ -17,22 +17,26 @@ class CudaRanksTest : public LayoutsTest {
   void SetUp() override { ASSERT_GE(cuda::DeviceCount(), 2) << "these tests take two GPUs"; }
 };
 
-TEST_F(CudaRanksTest, TwoGpusEqualOneInFloat32) {
-  for (const char* pattern : {"recurrent+geglu", "mamba", "lightning_attention+swiglu", "mlstm",
-                              "mlstm_large+swiglu", "slstm+geglu_erf", "local_attention+geglu"}) {
-    const auto train = [&](const Layout& layout) {
-      return Train(StrCat(pattern, layout.name), layout,
-                   {"run.device=cuda", "train.precision=FLOAT32", StrCat("model.pattern=", pattern),
-                    "model.mlstm.key_width=64", "model.mlstm.width=512"});
-    };
-    const auto one = train(kOne);
-    ASSERT_EQ(one.size(), 20u) << pattern;
-    EXPECT_LT(one.back()["loss"].get<double>(), 0.9 * one.front()["loss"].get<double>()) << pattern;
-    for (const Layout& layout : kPairs) {
-      ExpectSame(train(layout), one, 1e-4, StrCat(pattern, " ", layout.name));
-    }
-  }
+// By mixer.
+class CudaRanksMixerTest : public CudaRanksTest, public testing::WithParamInterface<const char*> {};
+
+TEST_P(CudaRanksMixerTest, TwoGpusEqualOneInFloat32) {
+  const auto train = [&](const Layout& layout) {
+    return Train(
+        layout.name, layout,
+        {"run.device=cuda", "train.precision=FLOAT32", StrCat("model.pattern=", GetParam()),
+         "model.mlstm.key_width=64", "model.mlstm.width=512"});
+  };
+  const auto one = train(kOne);
+  ASSERT_EQ(one.size(), 20u);
+  EXPECT_LT(one.back()["loss"].get<double>(), 0.9 * one.front()["loss"].get<double>());
+  for (const Layout& layout : kPairs) ExpectSame(train(layout), one, 1e-4, layout.name);
 }
+
+INSTANTIATE_TEST_SUITE_P(Mixers, CudaRanksMixerTest,
+                         testing::Values("recurrent+geglu", "mamba", "lightning_attention+swiglu",
+                                         "mlstm", "mlstm_large+swiglu", "slstm+geglu_erf",
+                                         "local_attention+geglu"));
 
 TEST_F(CudaRanksTest, TwoGpusEqualOneInMixedPrecisionButForRounding) {
   const auto train = [&](const Layout& layout) {

@@ -69,6 +69,38 @@ TEST(AdamW, MatchesTheDefinitionOverSteps) {
   }
 }
 
+// One step of all groups is a step of each, with decay or without.
+TEST(AdamW, DecaysByGroup) {
+  TestRandom random;
+  for (DType dtype : {DType::kF32, DType::kF64}) {
+    for (int64_t n : {5, 16, 700, 20011}) {
+      const OwnedTensor param = RandomTensor(dtype, {n}, random), once = Clone(param.tensor);
+      const OwnedTensor grad = RandomTensor(dtype, {n}, random);
+      const OwnedTensor m(dtype, {n}), v(dtype, {n}), m2(dtype, {n}), v2(dtype, {n});
+      const OwnedTensor decays(DType::kI32, {DecayWords(n)});
+      for (int64_t word = 0; word < DecayWords(n); ++word) {
+        decays.tensor.data<int32_t>()[word] = static_cast<int32_t>(random.Int(-1 << 30, 1 << 30));
+      }
+      const AdamWArgs args{.rate = 0.1, .weight_decay = 0.5};
+      AdamWArgs all = args;
+      all.param = once.tensor, all.grad = grad.tensor, all.m = m.tensor, all.v = v.tensor;
+      all.decays = decays.tensor;
+      AdamW(all);
+      for (int64_t begin = 0; begin < n; begin += kDecayGroup) {
+        const int64_t end = std::min(n, begin + kDecayGroup), group = begin / kDecayGroup;
+        AdamWArgs one = args;
+        one.param = param.tensor.Rows(begin, end), one.grad = grad.tensor.Rows(begin, end);
+        one.m = m2.tensor.Rows(begin, end), one.v = v2.tensor.Rows(begin, end);
+        if ((decays.tensor.data<int32_t>()[group / 32] >> group % 32 & 1) == 0) {
+          one.weight_decay = 0;
+        }
+        AdamW(one);
+      }
+      EXPECT_LT(RelativeError(once.tensor, param.tensor), dtype == DType::kF32 ? 1e-6 : 1e-14);
+    }
+  }
+}
+
 TEST(AdamW, FirstStepMovesByTheRate) {
   // m / (1 - beta1) = g and sqrt(v / (1 - beta2)) = |g|: whatever its size, the sign remains.
   for (double g : {3.0, -0.02}) {
@@ -110,6 +142,16 @@ TEST(AdamW, RefusesWrongArguments) {
   EXPECT_NO_THROW(copied(OwnedTensor(DType::kF32, {4})));
   EXPECT_THROW(copied(five), Error);
   EXPECT_THROW(copied(wide), Error);
+  const auto decayed = [&](const OwnedTensor& decays) {
+    AdamW({.param = four.tensor,
+           .grad = four.tensor,
+           .m = four.tensor,
+           .v = four.tensor,
+           .decays = decays.tensor});
+  };
+  EXPECT_NO_THROW(decayed(OwnedTensor(DType::kI32, {1})));
+  EXPECT_THROW(decayed(OwnedTensor(DType::kI32, {2})), Error);
+  EXPECT_THROW(decayed(OwnedTensor(DType::kF32, {1})), Error);
 }
 
 TEST(SumOfSquares, MatchesTheDefinitionInFloat64) {

@@ -1,8 +1,11 @@
 // Whole models in float64: gradients, chunks, recomputation, decoding.
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <memory>
 
+#include "core/tensor_math.h"
+#include "kernels/elementwise/elementwise.h"
 #include "tests/layers/layer_test_util.h"
 #include "tests/support/fake_communicator.h"
 
@@ -19,8 +22,12 @@ struct Fixture {
 
   // The loss of the whole batch, with gradients.
   double Train(const Model::Batch& batch, const Tensor& positions) {
-    ArenaScope scope(arena);
     store.ZeroGrads();
+    return Backpropagate(batch, positions);
+  }
+  // Adds to the gradients.
+  double Backpropagate(const Model::Batch& batch, const Tensor& positions) {
+    ArenaScope scope(arena);
     run.positions = positions;
     Model::Activations saved;
     FillZero(batch.loss);
@@ -77,6 +84,28 @@ TEST(ModelTest, GradientsMatchFiniteDifferences) {
       EXPECT_LT(NumericGradientCheck(loss, f.store.value(id), gradient, random, 3e-4, 12), 1e-6)
           << f.model.params().spec(id).name;
     }
+  }
+}
+
+// The first contribution of a step to a gradient may overwrite what is there; all others add.
+TEST(ModelTest, GradientsAreThoseAddedToZeros) {
+  TestRandom random;
+  config::ModelConfig untied = SmallGriffin();
+  untied.set_tied_embedding(false);
+  for (const auto& config : {SmallGriffin(), untied, SmallModel({"mamba"}, 3), SmallXlstm()}) {
+    Fixture f(config, Recompute::kNothing, random);
+    const Data data(config.vocab_size(), random);
+    for (ParamId id = 0; id < static_cast<ParamId>(f.model.params().specs().size()); ++id) {
+      Fill(f.store.grad(id), std::numeric_limits<double>::quiet_NaN());
+    }
+    f.Train(data.batch(), data.positions.tensor);
+    const OwnedTensor written = Clone(f.store.flat_grads());
+    FillZero(f.store.flat_grads());
+    f.Backpropagate(data.batch(), data.positions.tensor);
+    EXPECT_LT(RelativeError(written.tensor, f.store.flat_grads()), 1e-15);
+    f.Backpropagate(data.batch(), data.positions.tensor);
+    Add(written.tensor, written.tensor, written.tensor);
+    EXPECT_LT(RelativeError(written.tensor, f.store.flat_grads()), 1e-13);
   }
 }
 

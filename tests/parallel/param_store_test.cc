@@ -2,11 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "core/tensor_math.h"
 #include "tests/support/fake_communicator.h"
 
 namespace eyrie {
@@ -153,6 +155,39 @@ TYPED_TEST(ParamStoreTest, ReducesGradients) {
       }
     }
   });
+}
+
+// Whatever lies in memory from before, a sum starts with its first contribution, which is written
+// where it is asked for and added to zeros where it is not, and is zero without any.
+TEST(ParamStore, GradientsStartAnew) {
+  const ParamTable table = MakeTable();
+  const Mesh mesh;
+  ParamStore store(table, mesh, DType::kF32, /*with_gradients=*/true);
+  const auto expect = [&](ParamId id, float value) {
+    const Tensor gradient = store.grad(id);
+    for (int64_t i = 0; i < gradient.size(); ++i) EXPECT_EQ(gradient.data<float>()[i], value);
+  };
+  for (int step = 0; step < 2; ++step) {
+    Fill(store.flat_grads(), std::numeric_limits<double>::quiet_NaN());
+    store.ZeroGrads();
+    const ParamStore::GradientSum first = store.AddTo(0);
+    EXPECT_FALSE(first.started);
+    Fill(first.tensor, 2.0);
+    expect(0, 2.0f);
+    const ParamStore::GradientSum second = store.AddTo(0);
+    EXPECT_TRUE(second.started);
+    EXPECT_EQ(second.tensor.raw, first.tensor.raw);
+    expect(1, 0.0f);
+    EXPECT_TRUE(store.AddTo(1).started);
+    store.ReduceGrads();
+    expect(0, 2.0f);
+    for (const BucketPlan::Part& part : store.owned()) {
+      const Tensor gradient = store.owned_grad(part);
+      for (int64_t i = 0; i < gradient.size(); ++i) {
+        EXPECT_EQ(gradient.data<float>()[i], part.param == 0 ? 2.0f : 0.0f);
+      }
+    }
+  }
 }
 
 // In mixed precision, values of full precision are their masters and the others rounded from them,
