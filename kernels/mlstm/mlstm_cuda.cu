@@ -274,7 +274,10 @@ void RunBackward(const MlstmBackwardArgs& args) {
   values.leaving = args.dbefore.c.data<float>();
   RunPass(sizes, scratch, values);
 
-  if constexpr (!kTensorCores<T>) {
+  int product_slices = 1;
+  if constexpr (kTensorCores<T>) {
+    product_slices = MlstmProductSlices(queries);
+  } else {
     MultiplyRows(sizes, {.q = q,
                          .k = k,
                          .dq = args.dq.data<T>(),
@@ -284,7 +287,7 @@ void RunBackward(const MlstmBackwardArgs& args) {
   }
   ComputeGateGradients(sizes, {.query_products = scratch.query_products,
                                .key_products = scratch.key_products,
-                               .slices = scratch.product_slices,
+                               .slices = product_slices,
                                .restart_products = scratch.restart_products,
                                .restart_parts = scratch.restart_parts,
                                .first = restarts.first,

@@ -72,7 +72,7 @@ struct MlstmPass {
   // values] what each slice gives to o before it is multiplied.
   float* partial;
   // On the tensor cores: like v, multiplied with o before it is rounded, into products [B, H,
-  // slices of 16 values, padded], or [B, H, padded] where keys come in slices; or null.
+  // MlstmProductSlices(), padded]; or null.
   const T* multiplied;
   float* products;
   const float *sees, *seen, *factor;  // per token; factor multiplies o, or null
@@ -152,10 +152,14 @@ __device__ __forceinline__ bool StateLeaves(const MlstmLayout& sizes, const Mlst
 
 // On the tensor cores: keys and values divide by 16, rows are aligned to 16 bytes.
 void MlstmPassMma(const MlstmLayout& sizes, const MlstmPass<__nv_bfloat16>& pass);
-// The same on GPUs and in shapes that warpgroup products are for.
+// The same on GPUs and in shapes that warpgroup products are for; `partial` stays as it is.
 bool MlstmFitsWgmma(const MlstmPass<__nv_bfloat16>& pass);
 void MlstmPassWgmma(const MlstmLayout& sizes, const MlstmPass<__nv_bfloat16>& pass);
 void MlstmPassPlain(const MlstmLayout& sizes, const MlstmPass<float>& pass);
+
+// In how many parts the products of a token's outputs come: a part for 16 values, or one where the
+// outputs of slices of keys are added up afterwards.
+int MlstmProductSlices(const MlstmPass<__nv_bfloat16>& pass);
 
 // The second step of such a pass: o, and the products, from what the slices gave.
 void SumSlices(const MlstmLayout& sizes, const MlstmPass<__nv_bfloat16>& pass, int slices);

@@ -392,6 +392,10 @@ void LaunchPass(const MlstmLayout& sizes, const MlstmPass<Bf16>& pass) {
 
 }  // namespace
 
+int MlstmProductSlices(const MlstmPass<Bf16>& pass) {
+  return pass.keys <= kMaxMlstmBlockKeys || MlstmFitsWgmma(pass) ? pass.values / 16 : 1;
+}
+
 void MlstmPassMma(const MlstmLayout& sizes, const MlstmPass<Bf16>& pass) {
   if (pass.keys <= 64) {
     LaunchPass<PassShape<64>>(sizes, pass);

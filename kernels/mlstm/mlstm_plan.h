@@ -137,9 +137,7 @@ struct MlstmScratch {
                      std::max(key_slices > 1 ? key_slices * sizes.values : 0,
                               value_slices > 1 ? value_slices * sizes.keys : 0));
     }
-    // Where a warp of the tensor cores has whole outputs, it has 16 columns of them.
-    const bool by_warps = tensor_cores && value_slices == 1;
-    product_slices = by_warps ? static_cast<int>(CeilDiv(width, 16)) : 1;
+    const int64_t product_slices = tensor_cores ? CeilDiv(width, 16) : 1;  // at most
     query_products = Take(tokens * product_slices);
     key_products = Take(tokens * product_slices);
     // Of the passes over values, whose values are dk.
@@ -163,8 +161,7 @@ struct MlstmScratch {
   MlstmVectors vectors{};
   float* step;                               // of a single token
   float* partial = nullptr;                  // [slices, B, T, H, dv or dk]
-  float *query_products, *key_products;      // [B, H, product_slices, padded]
-  int product_slices;                        // in how many parts a token's products come
+  float *query_products, *key_products;      // [B, H, slices, padded]
   float *restart_states, *restart_products;  // [B, H, restarts + 1, blocks, ...]
   int restart_parts;                         // of a product
   void *w = nullptr, *p = nullptr;           // bfloat16 [B, H, tiles, kMlstmTile, kMlstmTile]

@@ -565,6 +565,11 @@ void LaunchPass(const MlstmLayout& sizes, const MlstmPass<Bf16>& pass) {
       .Run("mlstm pass", view);
 }
 
+// Blocks of a cluster that has so many keys.
+constexpr int BlocksFor(int keys) {
+  return keys <= kBlockKeys ? 1 : keys <= 2 * kBlockKeys ? 2 : 4;
+}
+
 }  // namespace
 
 bool MlstmFitsWgmma(const MlstmPass<Bf16>& pass) {
@@ -575,20 +580,20 @@ bool MlstmFitsWgmma(const MlstmPass<Bf16>& pass) {
     EYRIE_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
     return properties.major == 9 && CompiledForClusters(MlstmWgmmaKernel<1, false>);
   }();
-  if (!hopper || pass.keys <= 128 || pass.keys > 2 * kBlockKeys || pass.values < 64) return false;
   // A state's elements must be as many as others have planned for.
-  return MlstmBlockOf(true, pass.keys).count(pass.keys, pass.values) ==
-         CeilDiv(pass.keys, kBlockKeys) * CeilDiv(pass.values, kBlockValues);
+  return hopper && pass.keys > 128 && pass.keys <= 4 * kBlockKeys && pass.values >= 64 &&
+         MlstmBlockOf(true, pass.keys).count(pass.keys, pass.values) ==
+             BlocksFor(pass.keys) * CeilDiv(pass.values, kBlockValues);
 }
 
 void MlstmPassWgmma(const MlstmLayout& sizes, const MlstmPass<Bf16>& pass) {
   const auto launch = [&]<int kBlocks>(std::integral_constant<int, kBlocks>) {
     pass.reverse ? LaunchPass<kBlocks, true>(sizes, pass) : LaunchPass<kBlocks, false>(sizes, pass);
   };
-  if (pass.keys <= kBlockKeys) {
-    launch(std::integral_constant<int, 1>{});
-  } else {
-    launch(std::integral_constant<int, 2>{});
+  switch (BlocksFor(pass.keys)) {
+    case 1: return launch(std::integral_constant<int, 1>{});
+    case 2: return launch(std::integral_constant<int, 2>{});
+    default: return launch(std::integral_constant<int, 4>{});
   }
 }
 
