@@ -580,7 +580,7 @@ bool MlstmFitsWgmma(const MlstmPass<Bf16>& pass) {
     EYRIE_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
     return properties.major == 9 && CompiledForClusters(MlstmWgmmaKernel<1, false>);
   }();
-  // A state's elements must be as many as others have planned for.
+  // Blocks must be as many as is planned for.
   return hopper && pass.keys > 128 && pass.keys <= 4 * kBlockKeys && pass.values >= 64 &&
          MlstmBlockOf(true, pass.keys).count(pass.keys, pass.values) ==
              BlocksFor(pass.keys) * CeilDiv(pass.values, kBlockValues);
