@@ -104,6 +104,12 @@ __device__ __forceinline__ void StoreMatricesTransposed(uint32_t address,
       : "memory");
 }
 
+// The sum over the eight lanes that have columns of accumulators in common.
+__device__ __forceinline__ float ColumnSum(float x) {
+  for (int lane = 16; lane >= 4; lane /= 2) x += __shfl_xor_sync(0xffffffffu, x, lane);
+  return x;
+}
+
 // Takes registers from, or leaves them to, the other warpgroups of the block.
 template <int kRegisters>
 __device__ __forceinline__ void RaiseRegisters() {

@@ -10,8 +10,8 @@ namespace eyrie {
 inline constexpr int kMlstmTile = 64;
 
 // The part of a state that a block of a pass has in registers; on the tensor cores with all keys of
-// heads up to kMaxMlstmBlockKeys, else with a slice of them. Its threads have equal shares. Hopper's
-// own kernel takes the passes that it would cut into as many blocks of as many elements.
+// heads up to kMaxMlstmBlockKeys, else with a slice of them. Its threads have equal shares.
+// Hopper's own kernel takes the passes that it would cut into as many blocks of as many elements.
 inline constexpr int kMaxMlstmBlockKeys = 512;
 inline constexpr int kMlstmPassWarps = 8, kMlstmPassThreads = 32 * kMlstmPassWarps;
 struct MlstmBlock {
