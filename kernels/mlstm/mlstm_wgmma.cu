@@ -354,14 +354,16 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   // All blocks of the cluster are there, with their barriers.
   ClusterBarrier();
+  // Registers: three threads, one of each warpgroup, start with 504.
+  constexpr int kOfProducer = kBlocks == 1 ? 24 : 40, kOfConsumer = (504 - kOfProducer) / 2;
   // The same in all lanes, as the compiler should know.
   const int group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
   if (group == kConsumers) {
-    LowerRegisters<24>();
+    LowerRegisters<kOfProducer>();
     if (threadIdx.x == kConsumers * kWarpgroup) Produce(view, block);
     __syncwarp();
   } else {
-    RaiseRegisters<240>();
+    RaiseRegisters<kOfConsumer>();
     Consume(view, block, shared + (block.base - SharedAddress(shared)), group);
   }
   ClusterBarrier();  // until then others may reach this block's memory
