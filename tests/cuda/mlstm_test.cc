@@ -171,8 +171,7 @@ TEST(CudaMlstm, WarpgroupProducts) {
     for (MlstmOptions options : kKinds) {
       options.chunk = random.Int(0, 1) * 128;
       options.normaliser_gradient = random.Int(0, 1) == 0;
-      const int64_t batch = random.Int(1, 2), time = random.Int(65, 400);
-      ExpectMatchesTheCpu({batch, time, 2, keys, values}, options, DType::kBF16, random);
+      ExpectMatchesTheCpu({1, random.Int(65, 260), 2, keys, values}, options, DType::kBF16, random);
     }
   }
 }
