@@ -81,37 +81,29 @@ void Linear::BackwardInput(Run& run, const Tensor& dy, const Tensor& dx, bool ac
 }
 
 void Linear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const {
-  const ParamStore::GradientSum sum = run.params.AddTo(weight_);
-  GemmArgs product{.trans_a = Trans::kYes,
-                   .m = local_out_,
-                   .n = local_in_,
-                   .k = x.size() / local_in_,
-                   .a = dy,
-                   .lda = local_out_,
-                   .b = x,
-                   .ldb = local_in_,
-                   .c = sum.tensor,
-                   .ldc = local_in_,
-                   .accumulate = sum.started};
-  if (!options_.bias) {
-    Gemm(product);
-    run.mesh.world().Progress();
-    return;
-  }
-
-  // The gradient of the bias comes from the product's pass over dy, or else from one of its own.
+  BackwardWeightAlone(run, x, dy);
+  if (!options_.bias) return;
   ArenaScope scope(run.arena);
-  const ParamStore::GradientSum bias = run.params.AddTo(bias_);
-  product.row_sums =
-      bias.started ? run.arena.Allocate(bias.tensor.dtype, {1, local_out_}) : bias.tensor;
-  const bool sums = GemmSumsRows(product);
-  if (!sums) product.row_sums = {};
-  Gemm(product);
-  if (!sums || bias.started) {
-    const Tensor rows = sums ? product.row_sums : dy;
-    if (!bias.started) FillZero(bias.tensor);
-    SumRows(rows, bias.tensor, run.Workspace(SumRowsWorkspace(rows)));
-  }
+  SumRows(dy, BiasGradient(run), run.Workspace(SumRowsWorkspace(dy)));
+}
+
+Tensor Linear::BiasGradient(Run& run) const {
+  return options_.bias ? run.params.grad(bias_) : Tensor{};
+}
+
+void Linear::BackwardWeightAlone(Run& run, const Tensor& x, const Tensor& dy) const {
+  const ParamStore::GradientSum sum = run.params.AddTo(weight_);
+  Gemm({.trans_a = Trans::kYes,
+        .m = local_out_,
+        .n = local_in_,
+        .k = x.size() / local_in_,
+        .a = dy,
+        .lda = local_out_,
+        .b = x,
+        .ldb = local_in_,
+        .c = sum.tensor,
+        .ldc = local_in_,
+        .accumulate = sum.started});
   run.mesh.world().Progress();
 }
 
