@@ -67,11 +67,21 @@ template <class Act, class T, int N>
 __device__ __forceinline__ void Differentiate(const Vector<T, N>& gate, const Vector<T, N>& value,
                                               const Vector<T, N>& dout, Vector<T, N>& dgate,
                                               Vector<T, N>& dvalue) {
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
+  const auto at = [&](int i) {
     const Act act(gate[i]);
-    dgate.Set(i, dout[i] * value[i] * act.slope);
-    dvalue.Set(i, dout[i] * act.value);
+    return float2{dout[i] * value[i] * act.slope, dout[i] * act.value};
+  };
+  if constexpr (N == 1) {
+    const float2 both = at(0);
+    dgate.Set(0, both.x);
+    dvalue.Set(0, both.y);
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; i += 2) {
+      const float2 even = at(i), odd = at(i + 1);
+      dgate.SetPair(i, even.x, odd.x);
+      dvalue.SetPair(i, even.y, odd.y);
+    }
   }
 }
 
@@ -91,6 +101,21 @@ struct BackwardOperation {
   }
 };
 
+// Stores to global memory by one instruction, also a vector that is read again, which StoreVector
+// may store element by element.
+template <class T, int N>
+__device__ __forceinline__ void StoreWhole(T* to, const Vector<T, N>& vector) {
+  if constexpr (sizeof(vector) == sizeof(uint4)) {
+    uint4 word;
+    memcpy(&word, &vector, sizeof(word));
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
+                 "r"(word.x), "r"(word.y), "r"(word.z), "r"(word.w)
+                 : "memory");
+  } else {
+    StoreVector(to, vector);
+  }
+}
+
 // With the sums of each chunk's rows, as in ColumnSumKernel: where the pointers are not null,
 // dgate_sums and dvalue_sums [gridDim.x, width] := the sums of what is stored. Loads of kUnroll
 // rows are in flight before the first of them is stored to: dvalue may be dout.
@@ -105,33 +130,34 @@ __global__ void __launch_bounds__(32 * kSumWarps, 32 / kSumWarps)
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int64_t first_column = int64_t{blockIdx.y} * kColumns;
   const int64_t column = first_column + lane * kWidth;
-  const int64_t begin = int64_t{blockIdx.x} * chunk, end = min(rows, begin + chunk);
+  const int64_t begin = int64_t{blockIdx.x} * chunk, origin = begin * width + column;
+  const int count = static_cast<int>(min(rows - begin, chunk)), pitch = static_cast<int>(width);
 
   float dgate_sum[kWidth] = {}, dvalue_sum[kWidth] = {};
   if (column < width) {
-    for (int64_t row = begin + warp; row < end; row += kSumWarps * kUnroll) {
+    for (int row = warp; row < count; row += kSumWarps * kUnroll) {
       Vector<T, kWidth> gate[kUnroll], value[kUnroll], dout[kUnroll];
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
-        if (row + u * kSumWarps >= end) continue;
-        const int64_t at = (row + u * kSumWarps) * width + column;
+        if (row + u * kSumWarps >= count) continue;
+        const int64_t at = origin + int64_t{row + u * kSumWarps} * pitch;
         gate[u] = LoadVector<kWidth>(tensors.gate + at);
         value[u] = LoadVector<kWidth>(tensors.value + at);
         dout[u] = LoadVector<kWidth>(tensors.dout + at);
       }
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
-        if (row + u * kSumWarps >= end) continue;
-        const int64_t at = (row + u * kSumWarps) * width + column;
+        if (row + u * kSumWarps >= count) continue;
+        const int64_t at = origin + int64_t{row + u * kSumWarps} * pitch;
         Vector<T, kWidth> dgate, dvalue;
         Differentiate<Act>(gate[u], value[u], dout[u], dgate, dvalue);
-        StoreVector(tensors.dgate + at, dgate);
-        StoreVector(tensors.dvalue + at, dvalue);
 #pragma unroll
         for (int i = 0; i < kWidth; ++i) {
           dgate_sum[i] += dgate[i];
           dvalue_sum[i] += dvalue[i];
         }
+        StoreWhole(tensors.dgate + at, dgate);
+        StoreWhole(tensors.dvalue + at, dvalue);
       }
     }
   }
