@@ -55,10 +55,6 @@ void Check(const GemmArgs& args) {
   check("C", args.c, Trans::kNo, args.m, args.n, args.ldc, args.stride_c);
   EYRIE_CHECK(!args.bias.defined() || (!args.accumulate && args.bias.size() == args.batch * args.n),
               "Gemm: bias");
-  EYRIE_CHECK(!args.row_sums.defined() ||
-                  (args.trans_a == Trans::kYes && args.batch == 1 &&
-                   args.row_sums.size() == args.m && args.row_sums.dtype == args.c.dtype),
-              "Gemm: row_sums");
   EYRIE_CHECK(args.a.dtype == args.b.dtype && args.a.device == args.b.device &&
                   args.a.device == args.c.device,
               "Gemm: A, B and C do not go together");
@@ -92,22 +88,13 @@ void Gemm(std::span<const GemmArgs> products) {
   }
   for (const GemmArgs& args : products) {
     if (args.m == 0 || args.n == 0) continue;
-    EYRIE_CHECK(
-        args.a.device == Device::kCpu && args.c.dtype == args.a.dtype && !args.row_sums.defined(),
-        "Gemm on the CPU");
+    EYRIE_CHECK(args.a.device == Device::kCpu && args.c.dtype == args.a.dtype, "Gemm on the CPU");
     if (args.a.dtype == DType::kF64) {
       GemmCpu<double>(args);
     } else {
       GemmCpu<float>(args);
     }
   }
-}
-
-bool GemmSumsRows(const GemmArgs& args) {
-  if constexpr (kCudaBuild) {
-    if (args.a.device == Device::kCuda) return GemmSumsRowsCuda(args);
-  }
-  return false;
 }
 
 }  // namespace eyrie

@@ -26,9 +26,6 @@ struct GemmArgs {
   int64_t ldc = 0;
   bool accumulate = false;
   Tensor bias;  // [batch, n] like C, added to every row of C; optional, not with accumulate
-  // Out, optional, with trans_a: the sum of each row of op(A), [m] like C, from the same pass over
-  // A: where A holds the gradients of outputs, that of their bias. Only where GemmSumsRows says so.
-  Tensor row_sums;
   // So many products at once, whose matrices start `stride` elements apart.
   int64_t batch = 1;
   int64_t stride_a = 0, stride_b = 0, stride_c = 0;
@@ -39,9 +36,6 @@ struct GemmArgs {
 void Gemm(const GemmArgs& args);
 // Products none of which reads or writes what another one writes. A GPU may run them together.
 void Gemm(std::span<const GemmArgs> products);
-// Whether this product, with row_sums, can be computed: never on the CPU, and on a GPU where
-// cuBLASLt has an algorithm for it.
-bool GemmSumsRows(const GemmArgs& args);
 
 // The same for kernels' CPU bodies, on host memory and with a factor each:
 // C = alpha op(A) op(B) + beta C. With beta = 0, C need not be initialised.
@@ -54,7 +48,6 @@ void Gemm(Trans trans_a, Trans trans_b, int64_t m, int64_t n, int64_t k, double 
 
 // The body of a CUDA build: products of few rows by core/few_rows.cu, others by cuBLASLt.
 void GemmCuda(std::span<const GemmArgs> products);
-bool GemmSumsRowsCuda(const GemmArgs& args);
 // Scratch that all products of a process share, in bytes.
 inline constexpr size_t kGemmWorkspaceCuda = size_t{32} << 20;
 inline size_t GemmWorkspaceBytes(Device device) { return IsGpu(device) ? kGemmWorkspaceCuda : 0; }

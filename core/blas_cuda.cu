@@ -65,12 +65,7 @@ class Plan {
       Set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
       Set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, static_cast<int32_t>(Convert(args.bias.dtype)));
       if (args.batch > 1) Set(CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE, args.n);
-      SetBias(args.bias);
-    }
-    if (args.row_sums.defined()) {
-      // The rows of op(A) are the columns of cuBLASLt's second operand.
-      Set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BGRADB);
-      SetBias(args.row_sums);
+      SetBias(args);
     }
 
     cublasLtMatmulPreference_t preference = nullptr;
@@ -90,23 +85,18 @@ class Plan {
         cublasLtMatmulAlgoGetHeuristic(handle, description_, b_.get(), a_.get(), c_.get(), c_.get(),
                                        preference, 1, &result, &found);
     cublasLtMatmulPreferenceDestroy(preference);
-    found_ = status == CUBLAS_STATUS_SUCCESS && found > 0;
+    if (status != CUBLAS_STATUS_SUCCESS || found == 0) {
+      ThrowFailure("cuBLASLt has no algorithm for a product of ", args.m, " x ", args.n, " x ",
+                   args.k, " in ", Name(args.a.dtype));
+    }
     algorithm_ = result.algo;
   }
   ~Plan() { cublasLtMatmulDescDestroy(description_); }
   Plan(const Plan&) = delete;
   Plan& operator=(const Plan&) = delete;
 
-  // cuBLASLt has an algorithm for it.
-  bool found() const { return found_; }
-
   void Run(cublasLtHandle_t handle, const GemmArgs& args, void* workspace) {
-    if (!found_) {
-      ThrowFailure("cuBLASLt has no algorithm for a product of ", args.m, " x ", args.n, " x ",
-                   args.k, " in ", Name(args.a.dtype));
-    }
-    if (args.bias.defined()) SetBias(args.bias);
-    if (args.row_sums.defined()) SetBias(args.row_sums);
+    if (args.bias.defined()) SetBias(args);
     const float alpha = 1.0f, beta = args.accumulate ? 1.0f : 0.0f;
     EYRIE_CUBLAS_CHECK(cublasLtMatmul(handle, description_, &alpha, args.b.raw, b_.get(),
                                       args.a.raw, a_.get(), &beta, args.c.raw, c_.get(), args.c.raw,
@@ -120,14 +110,13 @@ class Plan {
     EYRIE_CUBLAS_CHECK(
         cublasLtMatmulDescSetAttribute(description_, attribute, &value, sizeof(value)));
   }
-  void SetBias(const Tensor& bias) {
-    Set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, static_cast<const void*>(bias.raw));
+  void SetBias(const GemmArgs& args) {
+    Set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, static_cast<const void*>(args.bias.raw));
   }
 
   Layout a_, b_, c_;
   cublasLtMatmulDesc_t description_ = nullptr;
   cublasLtMatmulAlgo_t algorithm_{};
-  bool found_ = false;
 };
 
 // The bytes, up to 256, that every operand's address is a multiple of.
@@ -136,7 +125,6 @@ uint32_t Alignment(const GemmArgs& args) {
                    reinterpret_cast<uintptr_t>(args.b.raw) |
                    reinterpret_cast<uintptr_t>(args.c.raw) | 256;
   if (args.bias.defined()) bits |= reinterpret_cast<uintptr_t>(args.bias.raw);
-  if (args.row_sums.defined()) bits |= reinterpret_cast<uintptr_t>(args.row_sums.raw);
   return static_cast<uint32_t>(bits & (~bits + 1));
 }
 
@@ -147,21 +135,17 @@ class Plans {
     EYRIE_CUDA_CHECK(cudaMalloc(&workspace_, kGemmWorkspaceCuda));
   }
 
-  void Run(const GemmArgs& args) { Find(args).Run(handle_, args, workspace_); }
-
-  // The plan for products of this kind, made when the first is asked for.
-  Plan& Find(const GemmArgs& args) {
+  void Run(const GemmArgs& args) {
     const uint32_t alignment = Alignment(args);
     const int64_t flags =
         (args.trans_a == Trans::kYes) | (args.trans_b == Trans::kYes) << 1 | args.accumulate << 2 |
         args.bias.defined() << 3 | static_cast<int64_t>(args.a.dtype) << 4 |
-        static_cast<int64_t>(args.c.dtype) << 8 | static_cast<int64_t>(alignment) << 12 |
-        static_cast<int64_t>(args.row_sums.defined()) << 24;
+        static_cast<int64_t>(args.c.dtype) << 8 | static_cast<int64_t>(alignment) << 12;
     const Key key{flags,    args.m,     args.n,        args.k,        args.lda,     args.ldb,
                   args.ldc, args.batch, args.stride_a, args.stride_b, args.stride_c};
     auto& plan = plans_[key];
     if (plan == nullptr) plan = std::make_unique<Plan>(handle_, args, alignment);
-    return *plan;
+    plan->Run(handle_, args, workspace_);
   }
 
  private:
@@ -171,22 +155,16 @@ class Plans {
   std::map<Key, std::unique_ptr<Plan>> plans_;
 };
 
-// One for the process, like its GPU; it lives until the process ends.
-Plans& AllPlans() {
-  static auto* plans = new Plans;
-  return *plans;
-}
-
 }  // namespace
 
 void GemmCuda(std::span<const GemmArgs> products) {
   if (IsFewRows(products)) return FewRowsCuda(products);
+  // One for the process, like its GPU; it lives until the process ends.
+  static auto* plans = new Plans;
   for (const GemmArgs& args : products) {
     if (args.m == 0 || args.n == 0) continue;
-    AllPlans().Run(args);
+    plans->Run(args);
   }
 }
-
-bool GemmSumsRowsCuda(const GemmArgs& args) { return AllPlans().Find(args).found(); }
 
 }  // namespace eyrie

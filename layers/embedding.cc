@@ -13,7 +13,7 @@ namespace eyrie {
 namespace {
 
 // Tokens whose logits exist at once.
-constexpr int64_t kPieceTokens = 1024;
+constexpr int64_t kPieceTokens = 4096;
 
 }  // namespace
 

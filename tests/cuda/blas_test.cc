@@ -209,53 +209,6 @@ TEST(CudaTensorMath, KeepsTheTail) {
   }
 }
 
-// The gradients of a weight and of its bias from one product, where cuBLASLt has it: C = A^T B and
-// the sums of A's columns. It must have it for gradients in float32 of bfloat16 activations.
-TEST(CudaGemm, SumsRows) {
-  TestRandom random;
-  for (const Sizes& size : {Sizes{256, 128, 1024, 1}, Sizes{2048, 2560, 4096, 1},
-                            Sizes{6144, 2048, 512, 1}, Sizes{40, 24, 77, 1}, Sizes{5, 7, 3, 1}}) {
-    for (const DType dtype : kCudaTypes) {
-      for (const bool accumulate : {false, true}) {
-        SCOPED_TRACE(StrCat(size.m, " x ", size.n, " x ", size.k, " ", Name(dtype), accumulate));
-        const OwnedTensor a = RandomTensor(DType::kF32, {size.k, size.m}, random);
-        const OwnedTensor b = RandomTensor(DType::kF32, {size.k, size.n}, random);
-        const OwnedTensor ga = ToCuda(a.tensor, dtype), gb = ToCuda(b.tensor, dtype);
-        const auto start = [&] {
-          return accumulate ? ZeroCuda(DType::kF32, {size.m, size.n})
-                            : PoisonedCuda(DType::kF32, {size.m, size.n});
-        };
-        const OwnedTensor plain = start(), c = start();
-        const OwnedTensor sums = PoisonedCuda(DType::kF32, {size.m});
-        GemmArgs args{.trans_a = Trans::kYes,
-                      .m = size.m,
-                      .n = size.n,
-                      .k = size.k,
-                      .a = ga.tensor,
-                      .lda = size.m,
-                      .b = gb.tensor,
-                      .ldb = size.n,
-                      .c = plain.tensor,
-                      .ldc = size.n,
-                      .accumulate = accumulate};
-        Gemm(args);
-        args.c = c.tensor;
-        args.row_sums = sums.tensor;
-        const bool able = GemmSumsRows(args);
-        EXPECT_TRUE(able || dtype != DType::kBF16 || size.m < 256);
-        if (!able) continue;
-        Gemm(args);
-        EXPECT_LT(RelativeError(ToHost(c.tensor).tensor, ToHost(plain.tensor).tensor), 1e-5);
-        const OwnedTensor rounded = Rounded(a.tensor, dtype), expected(DType::kF64, {size.m});
-        for (int64_t i = 0; i < size.k * size.m; ++i) {
-          expected.tensor.data<double>()[i % size.m] += rounded.tensor.data<double>()[i];
-        }
-        EXPECT_LT(RelativeError(ToHost(sums.tensor).tensor, expected.tensor), 1e-5);
-      }
-    }
-  }
-}
-
 TEST(CudaTensorMath, AgreesWithTheCpu) {
   TestRandom random;
   for (const DType dtype : kCudaTypes) {

@@ -39,12 +39,18 @@ std::vector<config::ModelConfig> Models() {
   config::ModelConfig xlstm = MediumModel({"mlstm", "slstm+geglu_erf"}, 2);
   xlstm.set_norm(config::ModelConfig::LAYER_NORM);
   xlstm.set_tied_embedding(false);
+  // A head whose output nearly vanishes, as at a document's start where q and k are at right
+  // angles, has a gradient through its norm that no rounding leaves alone, in float64 either:
+  // rounding the parameters to bfloat16 moves gradients of this model by 5 to 50 %. This epsilon
+  // bounds it.
+  config::ModelConfig large = MediumModel({"mlstm_large+swiglu"}, 2);
+  large.set_norm_epsilon(1e-3);
   return {MediumModel({"recurrent+geglu", "recurrent+geglu", "local_attention+geglu"}, 3),
           MediumModel({"attention+geglu"}, 2),
           MediumModel({"mamba"}, 2),
           transnormer,
           xlstm,
-          MediumModel({"mlstm_large+swiglu"}, 2)};
+          large};
 }
 
 struct Data {
@@ -73,6 +79,14 @@ class Place {
         positions_(On(data.positions)),
         loss_(DType::kF64, {2}, device) {
     store_.Initialise(3);
+  }
+
+  // Parameters, of a place in float64, become what mixed precision computes with.
+  void RoundParameters() {
+    for (ParamId id = 0; id < static_cast<ParamId>(store_.table().specs().size()); ++id) {
+      if (store_.table().spec(id).full_precision) continue;
+      Copy(Rounded(store_.value(id), DType::kBF16).tensor, store_.value(id));
+    }
   }
 
   // The mean loss; gradients stay in the store.
@@ -119,10 +133,11 @@ TEST(CudaModel, GradientsAgreeWithTheCpu) {
   const config::OptimizerConfig recipe;
   for (const auto& config : Models()) {
     const Data data(config.vocab_size(), random);
-    Place cpu(config, recipe, DType::kF64, Device::kCpu, data);
-    const double loss = cpu.ForwardBackward();
     for (const Precision& precision : {Precision(DType::kF32), Precision::Mixed()}) {
       const bool mixed = precision.has_masters();
+      Place cpu(config, recipe, DType::kF64, Device::kCpu, data);
+      if (mixed) cpu.RoundParameters();
+      const double loss = cpu.ForwardBackward();
       for (const Recompute recompute : kRecomputeModes) {
         for (const int64_t chunk : {0, 40}) {
           SCOPED_TRACE(StrCat(config.pattern(0), mixed ? " mixed" : " float32", " recompute ",
