@@ -7,6 +7,26 @@
 
 namespace eyrie {
 
+// The end of a sum over rows that the warps of a block share, whose lanes have kWidth columns each:
+// take(c, total) for each of the block's columns c < columns, summed over the warps in their order.
+// `shared` may be written again after the next barrier.
+template <int kWidth, int kWarps, class Take>
+__device__ __forceinline__ void AddWarps(const float (&sum)[kWidth],
+                                         float (&shared)[kWarps][32 * kWidth], int64_t columns,
+                                         const Take& take) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) shared[warp][lane * kWidth + i] = sum[i];
+  __syncthreads();
+  for (int c = static_cast<int>(threadIdx.x); c < 32 * kWidth; c += 32 * kWarps) {
+    if (c >= columns) break;
+    float total = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) total += shared[w][c];
+    take(c, total);
+  }
+}
+
 // A block takes rows [chunk * blockIdx.x, ...) of 32 vectors of columns, its warps row by row in
 // turn, and then adds up what its warps have. out [gridDim.x, width] := the sums of the chunks, or,
 // with kAdd and one chunk, out [width] += the sums.
@@ -39,21 +59,14 @@ __global__ void __launch_bounds__(32 * kWarps, 32 / kWarps)
       }
     }
   }
-#pragma unroll
-  for (int i = 0; i < kWidth; ++i) sums[warp][lane * kWidth + i] = sum[i];
-  __syncthreads();
 
-  for (int c = static_cast<int>(threadIdx.x); c < kColumns; c += 32 * kWarps) {
-    if (first_column + c >= width) break;
-    float total = 0;
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) total += sums[w][c];
+  AddWarps(sum, sums, width - first_column, [&](int c, float total) {
     if constexpr (kAdd) {
       out[first_column + c] += total;
     } else {
       out[int64_t{blockIdx.x} * width + first_column + c] = total;
     }
-  }
+  });
 }
 
 // out[c] += sum over rows of x[row, c], for few rows: the second stage.

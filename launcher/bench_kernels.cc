@@ -175,11 +175,16 @@ std::vector<Case> GluCases(const Problem& p) {
                                  .dout = p.Activations(),
                                  .dgate = p.Output(),
                                  .dvalue = p.Output()};
-  return {
-      {"forward", p.full(), [forward] { GluForward(forward); },
-       BytesOf({forward.gate, forward.value, forward.out})},
-      {"backward", p.full(), [backward] { GluBackward(backward); },
-       BytesOf({backward.gate, backward.value, backward.dout, backward.dgate, backward.dvalue})}};
+  GluBackwardArgs sums = backward;
+  sums.dgate_sum = p.Full({p.channels});
+  sums.dvalue_sum = p.Full({p.channels});
+  sums.workspace = p.Workspace(GluBackwardWorkspace(sums));
+  const double bytes =
+      BytesOf({backward.gate, backward.value, backward.dout, backward.dgate, backward.dvalue});
+  return {{"forward", p.full(), [forward] { GluForward(forward); },
+           BytesOf({forward.gate, forward.value, forward.out})},
+          {"backward", p.full(), [backward] { GluBackward(backward); }, bytes},
+          {"backward_sums", p.full(), [sums] { GluBackward(sums); }, bytes}};
 }
 
 std::vector<Case> GatedNormCases(const Problem& p) {

@@ -81,6 +81,17 @@ void Linear::BackwardInput(Run& run, const Tensor& dy, const Tensor& dx, bool ac
 }
 
 void Linear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const {
+  BackwardWeightAlone(run, x, dy);
+  if (!options_.bias) return;
+  ArenaScope scope(run.arena);
+  SumRows(dy, BiasGradient(run), run.Workspace(SumRowsWorkspace(dy)));
+}
+
+Tensor Linear::BiasGradient(Run& run) const {
+  return options_.bias ? run.params.grad(bias_) : Tensor{};
+}
+
+void Linear::BackwardWeightAlone(Run& run, const Tensor& x, const Tensor& dy) const {
   const ParamStore::GradientSum sum = run.params.AddTo(weight_);
   Gemm({.trans_a = Trans::kYes,
         .m = local_out_,
@@ -94,9 +105,6 @@ void Linear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const {
         .ldc = local_in_,
         .accumulate = sum.started});
   run.mesh.world().Progress();
-  if (!options_.bias) return;
-  ArenaScope scope(run.arena);
-  SumRows(dy, run.params.grad(bias_), run.Workspace(SumRowsWorkspace(dy)));
 }
 
 }  // namespace eyrie

@@ -47,6 +47,10 @@ class Linear {
   void BackwardInput(Run& run, const Tensor& dy, const Tensor& dx, bool accumulate) const;
   // Adds the gradients of W and b.
   void BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const;
+  // The same in two parts, where the kernel that writes dy also sums its rows: what it adds them
+  // to, the gradient of b (absent without a bias), and adding the gradient of W alone.
+  Tensor BiasGradient(Run& run) const;
+  void BackwardWeightAlone(Run& run, const Tensor& x, const Tensor& dy) const;
 
  private:
   bool ReduceAddsBias(const Run& run) const;

@@ -26,7 +26,14 @@ struct GluBackwardArgs {
   Tensor gate, value;  // as in the forward pass
   Tensor dout;
   Tensor dgate, dvalue;  // out, overwritten; dvalue may be the same memory as dout
+  // out, +=, optional: the sums over rows of dgate and dvalue as they are written, [..., C]; where
+  // these are gradients of projections, those of the projections' biases. [C], full precision, in
+  // row order; on a GPU in an order that depends on shapes alone.
+  Tensor dgate_sum, dvalue_sum;
+  Tensor workspace;  // on a GPU, for the sums
 };
 void GluBackward(const GluBackwardArgs& args);
+// The float32 elements of the workspace; 0 without sums and on the CPU, where it may be absent.
+int64_t GluBackwardWorkspace(const GluBackwardArgs& args);
 
 }  // namespace eyrie

@@ -1,6 +1,7 @@
 // CPU body of the gated linear unit.
 #pragma once
 
+#include "kernels/elementwise/elementwise_cpu.h"
 #include "kernels/glu/glu.h"
 #include "kernels/partition.h"
 
@@ -79,6 +80,8 @@ void Backward(const GluBackwardArgs& args) {
       dvalue[i] = d * act.value;
     }
   });
+  if (args.dgate_sum.defined()) SumRowsCpu<Real>(args.dgate, args.dgate_sum);
+  if (args.dvalue_sum.defined()) SumRowsCpu<Real>(args.dvalue, args.dvalue_sum);
 }
 
 }  // namespace glu

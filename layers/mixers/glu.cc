@@ -60,17 +60,21 @@ void GluMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const Tenso
   const Tensor dgate = run.Scratch(gate_.local_out()), dup = run.Scratch(up_.local_out());
   down_.BackwardInput(run, dy, dup, /*accumulate=*/false);
   down_.BackwardWeight(run, stash[product_], dy);
-  GluBackward({.activation = activation_,
-               .gate = stash[gate_out_],
-               .value = stash[up_out_],
-               .dout = dup,
-               .dgate = dgate,
-               .dvalue = dup});
+  GluBackwardArgs product{.activation = activation_,
+                          .gate = stash[gate_out_],
+                          .value = stash[up_out_],
+                          .dout = dup,
+                          .dgate = dgate,
+                          .dvalue = dup,
+                          .dgate_sum = gate_.BiasGradient(run),
+                          .dvalue_sum = up_.BiasGradient(run)};
+  product.workspace = run.Workspace(GluBackwardWorkspace(product));
+  GluBackward(product);
   gate_.BackwardInput(run, dgate, dx, /*accumulate=*/false);
   up_.BackwardInput(run, dup, dx, /*accumulate=*/true);
   Event reduced = run.mesh.tensor().AllReduce(dx, ReduceOp::kSum);
-  gate_.BackwardWeight(run, x, dgate);
-  up_.BackwardWeight(run, x, dup);
+  gate_.BackwardWeightAlone(run, x, dgate);
+  up_.BackwardWeightAlone(run, x, dup);
   reduced.Wait();
 }
 

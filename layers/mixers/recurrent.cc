@@ -169,7 +169,14 @@ void RecurrentMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const
   const Tensor dconv_in = run.Scratch(width_);
 
   out_.BackwardInput(run, dy, dh, /*accumulate=*/false);
-  GluBackward({.gate = stash[gate_], .value = stash[h_], .dout = dh, .dgate = dgate, .dvalue = dh});
+  GluBackwardArgs product{.gate = stash[gate_],
+                          .value = stash[h_],
+                          .dout = dh,
+                          .dgate = dgate,
+                          .dvalue = dh,
+                          .dgate_sum = in_y_.BiasGradient(run)};
+  product.workspace = run.Workspace(GluBackwardWorkspace(product));
+  GluBackward(product);
 
   const Shape state{run.batch(), width_};
   Tensor dh_last, dh0;
@@ -228,7 +235,7 @@ void RecurrentMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const
   in_x_.BackwardInput(run, dconv_in, dx, /*accumulate=*/true);
   Event reduced = run.mesh.tensor().AllReduce(dx, ReduceOp::kSum);
   in_x_.BackwardWeight(run, x, dconv_in);
-  in_y_.BackwardWeight(run, x, dgate);
+  in_y_.BackwardWeightAlone(run, x, dgate);
   reduced.Wait();
 }
 

@@ -102,6 +102,53 @@ TEST(Glu, ValueGradientMayReplaceTheOutputGradient) {
   EXPECT_TRUE(BitwiseEqual(c.dgate.tensor, dgate.tensor));
 }
 
+TEST(Glu, SumsTheRowsOfItsGradients) {
+  TestRandom random;
+  for (const Shape& shape :
+       {Shape{1}, Shape{7}, Shape{3, 5}, Shape{2, 77, 33}, Shape{301, 130}, Shape{3, 4099}}) {
+    for (const DType dtype : {DType::kF32, DType::kF64}) {
+      SCOPED_TRACE(StrCat(shape.ToString(), " ", Name(dtype)));
+      Case c(dtype, shape, random);
+      c.Backward();
+      const OwnedTensor dgate = Clone(c.dgate.tensor), dvalue = Clone(c.dvalue.tensor);
+      const OwnedTensor before = RandomTensor(dtype, {shape[-1]}, random);
+      OwnedTensor dgate_sum = Clone(before.tensor), dvalue_sum = Clone(before.tensor);
+      OwnedTensor alone[2] = {Clone(before.tensor), Clone(before.tensor)};
+      const auto run = [&](const Tensor& of_gate, const Tensor& of_value) {
+        c.PrepareOutputs();
+        const GluBackwardArgs args{.activation = kAct,
+                                   .gate = c.gate.tensor,
+                                   .value = c.value.tensor,
+                                   .dout = c.dout.tensor,
+                                   .dgate = c.dgate.tensor,
+                                   .dvalue = c.dvalue.tensor,
+                                   .dgate_sum = of_gate,
+                                   .dvalue_sum = of_value};
+        EXPECT_EQ(GluBackwardWorkspace(args), 0);
+        GluBackward(args);
+        EXPECT_TRUE(BitwiseEqual(c.dgate.tensor, dgate.tensor));
+        EXPECT_TRUE(BitwiseEqual(c.dvalue.tensor, dvalue.tensor));
+      };
+      WithThreads(2, [&] { run(dgate_sum.tensor, dvalue_sum.tensor); });
+      WithThreads(1, [&] {
+        run(alone[0].tensor, {});
+        run({}, alone[1].tensor);
+      });
+      EXPECT_TRUE(BitwiseEqual(alone[0].tensor, dgate_sum.tensor));
+      EXPECT_TRUE(BitwiseEqual(alone[1].tensor, dvalue_sum.tensor));
+      for (const auto& [rows, sum] :
+           {std::pair{&dgate, &dgate_sum}, std::pair{&dvalue, &dvalue_sum}}) {
+        OwnedTensor expected = Cast(before.tensor, DType::kF64);
+        for (int64_t i = 0; i < shape.size(); ++i) {
+          const int64_t column = i % shape[-1];
+          Set(expected.tensor, column, Get(expected.tensor, column) + Get(rows->tensor, i));
+        }
+        EXPECT_LT(RelativeError(sum->tensor, expected.tensor), dtype == DType::kF32 ? 1e-5 : 1e-13);
+      }
+    }
+  }
+}
+
 TEST(Glu, SameBitsWithAnyNumberOfThreads) {
   TestRandom random;
   Case one(DType::kF32, {301, 130}, random);
@@ -173,6 +220,16 @@ TEST(Glu, RejectsWrongShapes) {
   Case c(DType::kF32, {3, 5}, random);
   OwnedTensor wrong(DType::kF32, {5, 3});
   EXPECT_THROW(GluForward({kAct, c.gate.tensor, wrong.tensor, c.out.tensor}), Error);
+  OwnedTensor short_sum(DType::kF32, {3}), wide_sum(DType::kF64, {5});
+  for (const OwnedTensor* sum : {&short_sum, &wide_sum}) {
+    GluBackwardArgs args{kAct,          c.gate.tensor,  c.value.tensor,
+                         c.dout.tensor, c.dgate.tensor, c.dvalue.tensor};
+    args.dgate_sum = sum->tensor;
+    EXPECT_THROW(GluBackward(args), Error);
+    args.dgate_sum = {};
+    args.dvalue_sum = sum->tensor;
+    EXPECT_THROW(GluBackward(args), Error);
+  }
 }
 
 }  // namespace
