@@ -127,7 +127,13 @@ void CheckpointWriter::Begin(const std::vector<NamedFlat>& groups, const Positio
   const auto index = static_cast<size_t>(file - files.begin());
   if (!asynchronous) {
     save_->Write(sink_, index, [&](const PlannedPiece& piece) -> const void* {
-      return groups[piece.group].At(piece.offset);
+      const NamedFlat& group = groups[piece.group];
+      const char* from = group.At(piece.offset);
+      if (group.flat.device == Device::kCpu) return from;
+      const size_t bytes = BytesOf(save_->plan, piece);
+      if (bytes > snapshot_.bytes()) snapshot_ = Buffer(bytes);
+      CopyOut(from, group.flat.device, static_cast<char*>(snapshot_.data()), bytes);
+      return snapshot_.data();
     });
     return;
   }

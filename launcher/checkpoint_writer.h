@@ -62,7 +62,7 @@ class CheckpointWriter {
   const Mesh& mesh_;
   const ParamStore& store_;
   const ShardSink sink_;
-  Buffer snapshot_;
+  Buffer snapshot_;  // of all pieces for an asynchronous save; of one, from a GPU, otherwise
   std::unique_ptr<Save> save_;
 };
 
