@@ -65,7 +65,8 @@ TEST(CudaGlu, MatchesTheCpu) {
   }
 }
 
-// The sums of the rows of dgate and dvalue, both, either and in place of dout, twice.
+// The sums of the rows of dgate and dvalue: both or either, twice, also with dvalue in place of
+// dout.
 TEST(CudaGlu, SumsTheRowsOfItsGradients) {
   TestRandom random;
   const std::pair<Shape, Activation> cases[] = {
@@ -73,7 +74,8 @@ TEST(CudaGlu, SumsTheRowsOfItsGradients) {
       {{7, 5}, Activation::kGeluErf},         {{31, 264}, Activation::kGeluTanh},
       {{33, 33}, Activation::kSigmoid},       {{2, 77, 256}, Activation::kNone},
       {{3, 333, 130}, Activation::kGeluTanh}, {{1501, 648}, Activation::kGeluErf},
-      {{4099, 2056}, Activation::kGeluTanh},  {{3, 20000}, Activation::kSilu},
+      {{1603, 1032}, Activation::kGeluTanh},  {{40001, 8}, Activation::kGeluTanh},
+      {{20003, 33}, Activation::kSilu},       {{3, 20000}, Activation::kSilu},
   };
   for (const auto& [shape, activation] : cases) {
     const int64_t width = shape[-1];
