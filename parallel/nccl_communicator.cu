@@ -1,5 +1,6 @@
 #include <nccl.h>
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
@@ -58,11 +59,16 @@ class EventPool {
 };
 
 // Watches over a communicator from a thread of its own: the host may be stuck behind an operation
-// that a lost peer will never complete.
+// that a lost peer will never complete. It may then be stuck inside CUDA, where no other thread
+// gets an answer either; so a second thread, which asks CUDA nothing, watches the first.
 class Watch {
  public:
   Watch(ncclComm_t comm, int device, int64_t timeout_seconds)
-      : comm_(comm), timeout_(timeout_seconds), thread_([this, device] { Run(device); }) {}
+      : comm_(comm),
+        timeout_(timeout_seconds),
+        looked_(Clock::now()),
+        thread_([this, device] { Run(device); }),
+        guard_([this](const std::stop_token& stop) { Guard(stop); }) {}
   ~Watch() {
     {
       const std::lock_guard lock(mutex_);
@@ -70,6 +76,8 @@ class Watch {
     }
     wake_.notify_all();
     thread_.join();
+    guard_.request_stop();
+    guard_.join();
     for (const Started& started : started_) cudaEventDestroy(started.done);
   }
   Watch(const Watch&) = delete;
@@ -93,6 +101,7 @@ class Watch {
 
  private:
   using Clock = std::chrono::steady_clock;
+  static constexpr std::chrono::milliseconds kEvery{200};
   struct Started {
     const char* operation;
     cudaEvent_t done;
@@ -104,26 +113,39 @@ class Watch {
     std::_Exit(static_cast<int>(ExitCode::kFailed));
   }
 
+  // Ends the process where the operations under way have made no progress since then.
+  void EndIfLate(Clock::time_point progress, const char* operation) const {
+    if (Clock::now() - progress <= std::chrono::seconds(timeout_)) return;
+    End(StrCat("communication among GPUs: nothing has finished for ", timeout_,
+               " s (run.timeout_seconds)", operation));
+  }
+
+  void Guard(const std::stop_token& stop) const {
+    while (!stop.stop_requested()) {
+      std::this_thread::sleep_for(kEvery);
+      EndIfLate(looked_, "");
+    }
+  }
+
   void Run(int device) {
     cudaSetDevice(device);
     std::unique_lock lock(mutex_);
-    while (!wake_.wait_for(lock, std::chrono::milliseconds(200), [this] { return stop_; })) {
+    while (!wake_.wait_for(lock, kEvery, [this] { return stop_; })) {
+      looked_ = Clock::now();
       ncclResult_t error = ncclSuccess;
       if (ncclCommGetAsyncError(comm_, &error) == ncclSuccess && error != ncclSuccess &&
           error != ncclInProgress) {
         End(StrCat("communication among GPUs failed: ", ncclGetErrorString(error)));
       }
       while (!started_.empty()) {
-        const cudaError_t state = cudaEventQuery(started_.front().done);
-        if (state == cudaErrorNotReady) break;
-        if (state != cudaSuccess) return;  // the computing thread reports its own errors
+        // Not done yet, or an error, which the computing thread reports.
+        if (cudaEventQuery(started_.front().done) != cudaSuccess) break;
         cudaEventDestroy(started_.front().done);
         started_.pop_front();
         progress_ = Clock::now();
       }
-      if (!started_.empty() && Clock::now() - progress_ > std::chrono::seconds(timeout_)) {
-        End(StrCat("communication among GPUs: nothing has finished for ", timeout_,
-                   " s (run.timeout_seconds), in or before ", started_.front().operation));
+      if (!started_.empty()) {
+        EndIfLate(progress_, StrCat(", in or before ", started_.front().operation).c_str());
       }
     }
   }
@@ -135,7 +157,9 @@ class Watch {
   bool stop_ = false;
   std::deque<Started> started_;
   Clock::time_point progress_;
+  std::atomic<Clock::time_point> looked_;  // when the first thread last asked CUDA
   std::thread thread_;
+  std::jthread guard_;
 };
 
 class NcclCommunicator final : public Communicator {
