@@ -54,10 +54,17 @@ inline double BytesOf(std::initializer_list<Tensor> tensors) {
 }
 
 // Of the kernels whose cases have a file of their own, bench_kernels_<family>.cc.
+std::vector<KernelCase> AttentionCases(const KernelProblem& p);
 std::vector<KernelCase> BlockMapCases(const KernelProblem& p);
+std::vector<KernelCase> CausalConv1dCases(const KernelProblem& p);
 std::vector<KernelCase> LayerNormCases(const KernelProblem& p);
+std::vector<KernelCase> LightningAttentionCases(const KernelProblem& p);
+std::vector<KernelCase> LrpeCases(const KernelProblem& p);
 std::vector<KernelCase> MlstmCases(const KernelProblem& p);
 std::vector<KernelCase> MlstmGatesCases(const KernelProblem& p);
+std::vector<KernelCase> RgLruCases(const KernelProblem& p);
+std::vector<KernelCase> RotaryCases(const KernelProblem& p);
+std::vector<KernelCase> SelectiveScanCases(const KernelProblem& p);
 std::vector<KernelCase> SlstmCases(const KernelProblem& p);
 
 }  // namespace eyrie

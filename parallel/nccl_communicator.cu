@@ -66,7 +66,6 @@ class Watch {
   Watch(ncclComm_t comm, int device, int64_t timeout_seconds)
       : comm_(comm),
         timeout_(timeout_seconds),
-        looked_(Clock::now()),
         thread_([this, device] { Run(device); }),
         guard_([this](const std::stop_token& stop) { Guard(stop); }) {}
   ~Watch() {
@@ -92,7 +91,7 @@ class Watch {
       EYRIE_CUDA_CHECK(cudaEventRecord(started_.back().done, stream));
       return;
     }
-    if (started_.empty()) progress_ = Clock::now();
+    if (started_.empty()) without_progress_ = 0;
     cudaEvent_t event = nullptr;
     EYRIE_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
     EYRIE_CUDA_CHECK(cudaEventRecord(event, stream));
@@ -100,7 +99,6 @@ class Watch {
   }
 
  private:
-  using Clock = std::chrono::steady_clock;
   static constexpr std::chrono::milliseconds kEvery{200};
   struct Started {
     const char* operation;
@@ -113,17 +111,22 @@ class Watch {
     std::_Exit(static_cast<int>(ExitCode::kFailed));
   }
 
-  // Ends the process where the operations under way have made no progress since then.
-  void EndIfLate(Clock::time_point progress, const char* operation) const {
-    if (Clock::now() - progress <= std::chrono::seconds(timeout_)) return;
+  // Ends the process after as many looks in a row without progress as make the timeout. They are
+  // counted, and no clock is read, so that a process that was itself stopped accuses nobody.
+  void EndIfLate(int64_t looks, const char* operation) const {
+    if (looks * kEvery <= std::chrono::seconds(timeout_)) return;
     End(StrCat("communication among GPUs: nothing has finished for ", timeout_,
                " s (run.timeout_seconds)", operation));
   }
 
   void Guard(const std::stop_token& stop) const {
+    int64_t seen = -1, without_look = 0;
     while (!stop.stop_requested()) {
       std::this_thread::sleep_for(kEvery);
-      EndIfLate(looked_, "");
+      const int64_t looks = looks_;
+      without_look = looks == seen ? without_look + 1 : 0;
+      seen = looks;
+      EndIfLate(without_look, "");
     }
   }
 
@@ -131,21 +134,22 @@ class Watch {
     cudaSetDevice(device);
     std::unique_lock lock(mutex_);
     while (!wake_.wait_for(lock, kEvery, [this] { return stop_; })) {
-      looked_ = Clock::now();
+      ++looks_;
       ncclResult_t error = ncclSuccess;
       if (ncclCommGetAsyncError(comm_, &error) == ncclSuccess && error != ncclSuccess &&
           error != ncclInProgress) {
         End(StrCat("communication among GPUs failed: ", ncclGetErrorString(error)));
       }
+      ++without_progress_;
       while (!started_.empty()) {
         // Not done yet, or an error, which the computing thread reports.
         if (cudaEventQuery(started_.front().done) != cudaSuccess) break;
         cudaEventDestroy(started_.front().done);
         started_.pop_front();
-        progress_ = Clock::now();
+        without_progress_ = 0;
       }
       if (!started_.empty()) {
-        EndIfLate(progress_, StrCat(", in or before ", started_.front().operation).c_str());
+        EndIfLate(without_progress_, StrCat(", in or before ", started_.front().operation).c_str());
       }
     }
   }
@@ -156,8 +160,8 @@ class Watch {
   std::condition_variable wake_;
   bool stop_ = false;
   std::deque<Started> started_;
-  Clock::time_point progress_;
-  std::atomic<Clock::time_point> looked_;  // when the first thread last asked CUDA
+  int64_t without_progress_ = 0;    // looks, since an operation was started or has finished
+  std::atomic<int64_t> looks_ = 0;  // of the first thread
   std::thread thread_;
   std::jthread guard_;
 };

@@ -338,10 +338,6 @@ __device__ __forceinline__ void Consume(const PassView& view,
   if (thread == 0) WaitUntilStoresRead();
 }
 
-#if __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1000 && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#error "compile for sm_90a: warpgroup products are not in sm_90"
-#endif
-
 template <int kBlocks, bool kReverse>
 __global__ void __launch_bounds__(kThreads, 1)
     MlstmWgmmaKernel(const __grid_constant__ PassView view) {
@@ -418,12 +414,17 @@ constexpr int BlocksFor(int keys) {
 }  // namespace
 
 bool MlstmFitsWgmma(const MlstmPass<Bf16>& pass) {
+#ifdef EYRIE_SM90A
+  constexpr bool kBuilt = true;
+#else
+  constexpr bool kBuilt = false;  // code for sm_90 has no warpgroup products, and looks alike
+#endif
   static const bool hopper = [] {
     int device = 0;
     cudaDeviceProp properties{};
     EYRIE_CUDA_CHECK(cudaGetDevice(&device));
     EYRIE_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
-    return properties.major == 9 && CompiledForClusters(MlstmWgmmaKernel<1, false>);
+    return kBuilt && properties.major == 9 && CompiledForClusters(MlstmWgmmaKernel<1, false>);
   }();
   // Blocks must be as many as is planned for.
   return hopper && pass.keys > 128 && pass.keys <= 4 * kBlockKeys && pass.values >= 64 &&
