@@ -38,7 +38,7 @@ void MlstmCell::Declare(Declaration& declare) {
   h_ = declare.stash.Add("h", values());
   maximum_ = declare.stash.Add("maximum", heads_, Holds::kFullPrecision);
   normaliser_ = declare.stash.Add("normaliser", heads_, Holds::kFullPrecision);
-  statistics_ = declare.stash.Add("cell_norm", 2 * heads_, Holds::kFullPrecision);
+  statistics_ = declare.stash.AddCheap("cell_norm", 2 * heads_, Holds::kFullPrecision);
 }
 
 void MlstmCell::DeclareState(StateTable& table) const {
@@ -133,10 +133,20 @@ MlstmCell::Forward::Forward(const MlstmCell& cell, Run& run, const Inputs& input
                                           .leaving = scanned(cell.StateOf(run, carry.after))});
 }
 
-void MlstmCell::Forward::Finish(const Tensor& out) {
+void MlstmCell::Norm(Run& run, Stash& stash, const Tensor& out) const {
+  const Tensor h = Heads(stash[h_]);
+  const Tensor statistics = stash[statistics_].View({2, h.size() / h.dim(3)});
+  LayerNormForward({.x = h,
+                    .weight = run.params.value(norm_),
+                    .epsilon = options_.norm_epsilon,
+                    .y = Heads(out),
+                    .mean = statistics.Rows(0, 1),
+                    .rstd = statistics.Rows(1, 2)});
+}
+
+void MlstmCell::Forward::Finish() {
   if (scan_) scan_->Wait();
   const Tensor q = cell_.Heads(inputs_.q), k = cell_.Heads(inputs_.k), v = cell_.Heads(inputs_.v);
-  const Tensor h = cell_.Heads(stash_[cell_.h_]);
   const bool split = run_.mesh.sequence().size() > 1;
   MlstmForward({.q = q,
                 .k = k,
@@ -145,20 +155,13 @@ void MlstmCell::Forward::Finish(const Tensor& out) {
                 .log_f = log_f_,
                 .positions = run_.positions,
                 .before = cell_.Before(run_, stash_, carry_),
-                .h = h,
+                .h = cell_.Heads(stash_[cell_.h_]),
                 .maximum = stash_[cell_.maximum_],
                 .normaliser = stash_[cell_.normaliser_],
                 // With other ranks, the state after all of their chunks is the scan's.
                 .after = split ? MlstmState{} : cell_.StateOf(run_, carry_.after),
                 .options = cell_.kernel_,
                 .workspace = run_.Workspace(MlstmWorkspace(q, v, cell_.kernel_))});
-  const Tensor statistics = stash_[cell_.statistics_].View({2, h.size() / h.dim(3)});
-  LayerNormForward({.x = h,
-                    .weight = run_.params.value(cell_.norm_),
-                    .epsilon = cell_.options_.norm_epsilon,
-                    .y = cell_.Heads(out),
-                    .mean = statistics.Rows(0, 1),
-                    .rstd = statistics.Rows(1, 2)});
 }
 
 MlstmCell::Backward::Backward(const MlstmCell& cell, Run& run, const Inputs& inputs,

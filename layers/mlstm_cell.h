@@ -46,14 +46,18 @@ class MlstmCell {
     Tensor q, k, v, gates;
   };
 
+  // out [B, T, values()] := a LayerNorm of each head of the memory's outputs, which Forward has
+  // left in the stash.
+  void Norm(Run& run, Stash& stash, const Tensor& out) const;
+
   // Takes scratch that is the caller's to give back, after Finish.
   class Forward {
    public:
     // Reads k, v and the gates.
     Forward(const MlstmCell& cell, Run& run, const Inputs& inputs, Stash& stash,
             const Carry& carry);
-    // out [B, T, values()] := the normed memory's outputs.
-    void Finish(const Tensor& out);
+    // Fills the stash with the memory's outputs, for Norm.
+    void Finish();
 
    private:
     const MlstmCell& cell_;
@@ -68,7 +72,7 @@ class MlstmCell {
   // Likewise.
   class Backward {
    public:
-    // `dout` is the gradient of Forward's `out`.
+    // `dout` is the gradient of Norm's `out`.
     Backward(const MlstmCell& cell, Run& run, const Inputs& inputs, const Tensor& dout,
              Stash& stash, const Carry& carry, const CarryGrad& carry_grad);
     // Overwrites `gradients`, of what the inputs hold; the gates' are in the activations' type.

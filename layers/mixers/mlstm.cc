@@ -111,13 +111,13 @@ void MlstmMixer::Declare(Declaration& declare) {
   gates_out_ = declare.stash.AddKept(
       "gates", 2 * cell_.heads(), [](int64_t tokens, int64_t) { return tokens; },
       Holds::kFullPrecision);
-  s_ = declare.stash.Add("s", width_);
-  q_out_ = declare.stash.Add("q", width_);
-  k_out_ = declare.stash.Add("k", width_);
-  v_out_ = declare.stash.Add("v", width_);
+  s_ = declare.stash.AddCheap("s", width_);
+  q_out_ = declare.stash.AddCheap("q", width_);
+  k_out_ = declare.stash.AddCheap("k", width_);
+  v_out_ = declare.stash.AddCheap("v", width_);
   z_out_ = declare.stash.Add("z", width_);
-  value_ = declare.stash.Add("value", width_);
-  product_ = declare.stash.Add("product", width_);
+  value_ = declare.stash.AddCheap("value", width_);
+  product_ = declare.stash.AddCheap("product", width_);
 }
 
 void MlstmMixer::DeclareState(StateTable& table) const {
@@ -173,18 +173,44 @@ MlstmCell::Inputs MlstmMixer::CellInputs(const Run& run, const Stash& stash) con
           stash[gates_out_].View({2, run.batch(), run.tokens(), cell_.heads()})};
 }
 
+void MlstmMixer::MapInputs(Run& run, Stash& stash) const {
+  q_.Forward(run, stash[s_], stash[q_out_]);
+  k_.Forward(run, stash[s_], stash[k_out_]);
+  v_.Forward(run, conv_.inputs(stash), stash[v_out_]);
+}
+
+Tensor MlstmMixer::Skipped(Run& run, const Stash& stash) const {
+  const Tensor skipped = run.Scratch(width_);
+  ScaleRows(run.params.value(skip_), stash[s_], skipped);
+  return skipped;
+}
+
+void MlstmMixer::Combine(Run& run, const Tensor& skipped, Stash& stash) const {
+  const Tensor value = stash[value_];
+  cell_.Norm(run, stash, value);
+  Add(value, skipped, value);
+  GluForward({.activation = Activation::kSilu,
+              .gate = stash[z_out_],
+              .value = value,
+              .out = stash[product_]});
+}
+
+void MlstmMixer::Refill(Run& run, const Tensor&, Stash& stash, const Carry& carry) const {
+  ArenaScope scope(run.arena);
+  conv_.Refill(run, stash[s_], stash, carry);
+  MapInputs(run, stash);
+  Combine(run, Skipped(run, stash), stash);
+}
+
 void MlstmMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
                          const Carry& carry) {
   ArenaScope scope(run.arena);
   const bool recomputes = run.pass == Pass::kRecompute;
-  const Tensor s = stash[s_], value = stash[value_];
   const auto project = [&](const Tensor& rows, const Tensor& inputs) {
     up_.Forward(run, rows, inputs);
   };
-  Event handed_on = conv_.Forward(run, x, project, s, stash, carry);
-  q_.Forward(run, s, stash[q_out_]);
-  k_.Forward(run, s, stash[k_out_]);
-  v_.Forward(run, conv_.inputs(stash), stash[v_out_]);
+  Event handed_on = conv_.Forward(run, x, project, stash[s_], stash, carry);
+  MapInputs(run, stash);
 
   // The sum over tensor ranks travels under the other branch's projection.
   const MlstmCell::Inputs inputs = CellInputs(run, stash);
@@ -206,14 +232,9 @@ void MlstmMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stas
     }
   }
   MlstmCell::Forward cell(cell_, run, inputs, stash, carry);
-  const Tensor skipped = run.Scratch(width_);
-  ScaleRows(run.params.value(skip_), s, skipped);
-  cell.Finish(value);
-  Add(value, skipped, value);
-  GluForward({.activation = Activation::kSilu,
-              .gate = stash[z_out_],
-              .value = value,
-              .out = stash[product_]});
+  const Tensor skipped = Skipped(run, stash);
+  cell.Finish();
+  Combine(run, skipped, stash);
   handed_on.Wait();
   if (recomputes) return;
   down_.Forward(run, stash[product_], y);

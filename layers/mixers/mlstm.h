@@ -27,10 +27,17 @@ class MlstmMixer final : public Mixer {
   double ExtraFlops(int64_t before, int64_t tokens) const override;
   void Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
                const Carry& carry) override;
+  void Refill(Run& run, const Tensor& x, Stash& stash, const Carry& carry) const override;
   void Backward(Run& run, const Tensor& x, const Tensor& dy, const Tensor& dx, Stash& stash,
                 const Carry& carry, const CarryGrad& carry_grad) override;
 
  private:
+  // q, k and v, of what the convolution read and gave.
+  void MapInputs(Run& run, Stash& stash) const;
+  // skip * s, in the arena.
+  Tensor Skipped(Run& run, const Stash& stash) const;
+  // From the cell's outputs to the last projection's input.
+  void Combine(Run& run, const Tensor& skipped, Stash& stash) const;
   // What a part of the gates' weight multiplies.
   enum GatePart { kQ, kK, kV };
   // gates [B, T, 2 H] := or += the share of this rank's channels of one part; input gates first.

@@ -53,8 +53,8 @@ void MlstmLargeMixer::Declare(Declaration& declare) {
   v_out_ = declare.stash.Add("v", cell_.values());
   gates_out_ = declare.stash.Add("gates", 2 * cell_.heads(), Holds::kFullPrecision);
   gate_out_ = declare.stash.Add("out_gate", cell_.values());
-  value_ = declare.stash.Add("value", cell_.values());
-  product_ = declare.stash.Add("product", cell_.values());
+  value_ = declare.stash.AddCheap("value", cell_.values());
+  product_ = declare.stash.AddCheap("product", cell_.values());
 }
 
 void MlstmLargeMixer::DeclareState(StateTable& table) const { cell_.DeclareState(table); }
@@ -66,6 +66,14 @@ double MlstmLargeMixer::ExtraFlops(int64_t, int64_t tokens) const {
 MlstmCell::Inputs MlstmLargeMixer::CellInputs(const Run& run, const Stash& stash) const {
   return {stash[q_out_], stash[k_out_], stash[v_out_],
           stash[gates_out_].View({2, run.batch(), run.tokens(), cell_.heads()})};
+}
+
+void MlstmLargeMixer::Refill(Run& run, const Tensor&, Stash& stash, const Carry&) const {
+  cell_.Norm(run, stash, stash[value_]);
+  GluForward({.activation = Activation::kSigmoid,
+              .gate = stash[gate_out_],
+              .value = stash[value_],
+              .out = stash[product_]});
 }
 
 void MlstmLargeMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
@@ -80,11 +88,8 @@ void MlstmLargeMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash&
   // What this chunk does to the state travels under the other projections.
   MlstmCell::Forward cell(cell_, run, inputs, stash, carry);
   ForwardTogether(run, x, {{&q_, inputs.q}, {&out_gate_, stash[gate_out_]}});
-  cell.Finish(stash[value_]);
-  GluForward({.activation = Activation::kSigmoid,
-              .gate = stash[gate_out_],
-              .value = stash[value_],
-              .out = stash[product_]});
+  cell.Finish();
+  Refill(run, x, stash, carry);
   if (run.pass == Pass::kRecompute) return;
   out_.Forward(run, stash[product_], y);
   out_.Reduce(run, y);

@@ -76,7 +76,7 @@ void SlstmMixer::Declare(Declaration& declare) {
     before_[part] =
         declare.stash.AddKept(StrCat("before_", part), width_, behind, Holds::kFullPrecision);
   }
-  s_ = declare.stash.Add("s", width_);
+  s_ = declare.stash.AddCheap("s", width_);
   packed_ = declare.stash.Add("gates", kGates * width_);
   cell_ = declare.stash.Add("cell", width_);
   statistics_ = declare.stash.Add("cell_norm", 2 * heads_, Holds::kFullPrecision);
@@ -133,6 +133,10 @@ Tensor SlstmMixer::Packed(const Tensor& tensor) const {
 
 Tensor SlstmMixer::LastGates(const Tensor& packed) const {
   return packed.View({packed.size()}).Rows(kGates / 2 * (width_ / heads_), packed.size());
+}
+
+void SlstmMixer::Refill(Run& run, const Tensor&, Stash& stash, const Carry& carry) const {
+  conv_.Refill(run, stash[s_], stash, carry);
 }
 
 void SlstmMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,

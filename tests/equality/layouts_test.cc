@@ -177,6 +177,8 @@ TEST_F(LayoutsTest, XlstmEqualsOneRank) {
          {kT4, kT2D2, Layout{"s4", 1, 1, 4, 4}, Layout{"t2s2", 2, 1, 4, 2}}) {
       ExpectSame(train(layout.name, layout), one, 1e-5, pattern + " " + layout.name);
     }
+    ExpectSame(train("selective", kOne, {"train.recompute=SELECTIVE"}), one, 0.0,
+               pattern + " selective");
     ExpectSame(train("chunks", kT2D2, {"train.chunk_length=5"}), one, 1e-5, pattern + " chunks");
     ExpectSame(train("all", Layout{"t2s2", 2, 1, 4, 2},
                      {"train.batch_slices=2", "train.chunk_length=4", "train.recompute=BLOCKS",
