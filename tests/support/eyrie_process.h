@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -50,6 +51,7 @@ inline std::vector<std::string> EyrieCommand(int ranks, const std::vector<std::s
 
 // Starts a process with its output in files `log`.out and `log`.err.
 inline pid_t Start(const std::vector<std::string>& command, const std::string& log) {
+  std::fflush(nullptr);  // or both would write what waits
   const pid_t child = fork();
   if (child != 0) return child;
   // mpirun refuses to run as root unless told twice; ranks here outnumber cores.
