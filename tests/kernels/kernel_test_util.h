@@ -169,10 +169,11 @@ inline bool BitwiseEqual(const Tensor& a, const Tensor& b) {
 // Compares d loss / d input with `analytic` (shaped like `input`), element by element, and returns
 // the relative error in the Euclidean norm. `loss` reads `input`, which is float64 and is changed
 // in place, then restored. At most `max_elements` are checked, drawn at random. Fourth-order
-// central differences: truncation and rounding are both near 1e-11 for well-scaled functions.
+// central differences: truncation and rounding are both near 1e-11 for well-scaled functions. The
+// floor, as RelativeError's, is for gradients that may all but vanish beside the loss.
 inline double NumericGradientCheck(const std::function<double()>& loss, const Tensor& input,
                                    const Tensor& analytic, TestRandom& random, double step = 3e-4,
-                                   int64_t max_elements = 64) {
+                                   int64_t max_elements = 64, double floor = 0) {
   EXPECT_TRUE(input.shape == analytic.shape);
   double* x = input.data<double>();
   std::vector<int64_t> order(static_cast<size_t>(input.size()));
@@ -198,6 +199,7 @@ inline double NumericGradientCheck(const std::function<double()>& loss, const Te
     difference += delta * delta;
     norm += numeric * numeric;
   }
+  norm = std::max(norm, floor * floor);
   return std::sqrt(norm > 0 ? difference / norm : difference);
 }
 
