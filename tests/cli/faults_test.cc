@@ -91,7 +91,7 @@ TEST(FaultsTest, AKilledRankEndsTheJobAndTheRunGoesOnOnAnotherLayout) {
     EXPECT_NE(result.code, 0);
     EXPECT_LT(result.seconds, 30.0);
     EXPECT_NE(result.err.find("signal 9"), std::string::npos) << result.err;
-    EXPECT_TRUE(RanksOf(run).empty());
+    EXPECT_TRUE(RanksAreGone(run));
     cut_off += save_begun();
     // What was saved stays good.
     const ProcessResult verified = RunEyrie(0, {"checkpoint", "verify", run.string()});

@@ -62,7 +62,7 @@ TEST_F(CudaRanksTest, APeerThatDiesEndsTheJob) {
   const ProcessResult result = job.Finish();
   EXPECT_NE(result.code, 0);
   EXPECT_LT(result.seconds, 30.0);
-  EXPECT_TRUE(job.ranks().empty());
+  EXPECT_TRUE(job.RanksAreGone());
 }
 
 }  // namespace

@@ -14,6 +14,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "launcher/indexed_dataset.h"
@@ -116,6 +117,15 @@ inline std::vector<pid_t> RanksOf(const std::filesystem::path& run) {
     }
   }
   return ranks;
+}
+
+// Whether no rank of this run is left, or none is within ten seconds: mpirun may end before the
+// last of those it has killed.
+inline bool RanksAreGone(const std::filesystem::path& run) {
+  for (int i = 0; i < 100 && !RanksOf(run).empty(); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  }
+  return RanksOf(run).empty();
 }
 
 // With `unfinished`, of a run that goes on or was cut off, whose last line may be half there.

@@ -36,6 +36,7 @@ class TrainingJob {
     return false;
   }
   std::vector<pid_t> ranks() const { return RanksOf(run_); }
+  bool RanksAreGone() const { return eyrie::RanksAreGone(run_); }
   ProcessResult Finish() const { return eyrie::Finish(job_, log_); }
 
  private:
@@ -57,7 +58,7 @@ inline void ExpectHangEndsJob(const TestDirectory& directory, const std::string&
   EXPECT_GT(result.seconds, 1.0);
   EXPECT_LT(result.seconds, 20.0);
   EXPECT_NE(OnlyLine(result).find("(run.timeout_seconds)"), std::string::npos) << result.err;
-  EXPECT_TRUE(job.ranks().empty());
+  EXPECT_TRUE(job.RanksAreGone());
 }
 
 }  // namespace eyrie
