@@ -35,6 +35,15 @@ MPI_Datatype Convert(DType dtype) {
 // How long a rank may wait for others; 0: as long as it takes.
 std::chrono::seconds wait_limit{0};
 
+// Whether all of the requests are complete; then they are gone.
+bool Complete(std::vector<MPI_Request>& requests) {
+  int done = 0;
+  Check(MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE),
+        "MPI_Testall");
+  if (done != 0) requests.clear();
+  return done != 0;
+}
+
 // Waits for all of the requests, or ends the job.
 void Await(std::vector<MPI_Request>& requests) {
   using Clock = std::chrono::steady_clock;
@@ -43,11 +52,7 @@ void Await(std::vector<MPI_Request>& requests) {
   Clock::time_point looked = Clock::now();
   Clock::duration waited{0};
   for (unsigned polls = 1;; ++polls) {
-    int done = 0;
-    Check(
-        MPI_Testall(static_cast<int>(requests.size()), requests.data(), &done, MPI_STATUSES_IGNORE),
-        "MPI_Testall");
-    if (done != 0) return requests.clear();
+    if (Complete(requests)) return;
     // The clock costs as much as a look at the requests.
     if (polls % 256 != 0 || wait_limit.count() == 0) continue;
     const Clock::time_point now = Clock::now();
@@ -72,14 +77,7 @@ class MpiPending final : public Event::Pending {
   void Wait() override {
     if (!requests_.empty()) Await(requests_);
   }
-  bool Progress() override {
-    int done = 0;
-    Check(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done,
-                      MPI_STATUSES_IGNORE),
-          "MPI_Testall");
-    if (done != 0) requests_.clear();
-    return done != 0;
-  }
+  bool Progress() override { return Complete(requests_); }
 
  private:
   std::vector<MPI_Request> requests_;
