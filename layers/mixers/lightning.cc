@@ -170,8 +170,8 @@ void LightningAttentionMixer::Refill(Run&, const Tensor&, Stash& stash, const Ca
                     .out = stash[product_]});
 }
 
-void LightningAttentionMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
-                                      const Carry& carry) {
+void LightningAttentionMixer::Forward(Run& run, const Tensor& x, const BranchOutput& out,
+                                      Stash& stash, const Carry& carry) {
   ArenaScope scope(run.arena);
   Communicator &sequence = run.mesh.sequence(), &tensor = run.mesh.tensor();
   const bool split = sequence.size() > 1, recompute = run.pass == Pass::kRecompute;
@@ -228,8 +228,7 @@ void LightningAttentionMixer::Forward(Run& run, const Tensor& x, const Tensor& y
   summed.Wait();
   Refill(run, x, stash, carry);
   if (recompute) return;
-  out_.Forward(run, stash[product_], y);
-  out_.Reduce(run, y);
+  out_.Forward(run, stash[product_], out);
 }
 
 void LightningAttentionMixer::Backward(Run& run, const Tensor& x, const Tensor& dy,

@@ -202,7 +202,7 @@ void MlstmMixer::Refill(Run& run, const Tensor&, Stash& stash, const Carry& carr
   Combine(run, Skipped(run, stash), stash);
 }
 
-void MlstmMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
+void MlstmMixer::Forward(Run& run, const Tensor& x, const BranchOutput& out, Stash& stash,
                          const Carry& carry) {
   ArenaScope scope(run.arena);
   const bool recomputes = run.pass == Pass::kRecompute;
@@ -237,8 +237,7 @@ void MlstmMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stas
   Combine(run, skipped, stash);
   handed_on.Wait();
   if (recomputes) return;
-  down_.Forward(run, stash[product_], y);
-  down_.Reduce(run, y);
+  down_.Forward(run, stash[product_], out);
 }
 
 void MlstmMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const Tensor& dx,

@@ -76,7 +76,7 @@ void MlstmLargeMixer::Refill(Run& run, const Tensor&, Stash& stash, const Carry&
               .out = stash[product_]});
 }
 
-void MlstmLargeMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
+void MlstmLargeMixer::Forward(Run& run, const Tensor& x, const BranchOutput& out, Stash& stash,
                               const Carry& carry) {
   ArenaScope scope(run.arena);
   const MlstmCell::Inputs inputs = CellInputs(run, stash);
@@ -91,8 +91,7 @@ void MlstmLargeMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash&
   cell.Finish();
   Refill(run, x, stash, carry);
   if (run.pass == Pass::kRecompute) return;
-  out_.Forward(run, stash[product_], y);
-  out_.Reduce(run, y);
+  out_.Forward(run, stash[product_], out);
 }
 
 void MlstmLargeMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const Tensor& dx,
