@@ -88,8 +88,8 @@ template <class T, int kMaps, bool kAccumulate>
 __global__ void __launch_bounds__(kThreads, 2)
     BackwardKernel(const BackwardTensors<T, kMaps> tensors, int64_t rows, int64_t chunk,
                    int64_t width) {
-  constexpr int kUnroll = 8 / static_cast<int>(sizeof(T));  // rows that a thread has under way
-  constexpr int kWeights = kBlock * kBlock;                 // of a block of channels and one map
+  constexpr int kUnroll = 8 / static_cast<int>(sizeof(T));     // rows that a thread has under way
+  constexpr int kWeights = kBlock * kBlock;                    // of a block of channels and one map
   constexpr int kSums = kMaps * kWeights, kPitch = kSums + 1;  // a lane's; odd, against conflicts
   __shared__ float shared[kWarps][32 * kPitch];
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
@@ -203,9 +203,8 @@ void BlockMapForwardCuda(const BlockMapForwardArgs& args) {
       }
       const dim3 grid(Pieces(rows, kWarps * kRowsPerThread),
                       Pieces(width, 32 * (vectors ? kWidth : kBlock)));
-      Launch(kernel,
-             vectors ? ForwardKernel<T, kWidth, kMaps> : ForwardKernel<T, kBlock, kMaps>, grid,
-             kThreads, 0, tensors, rows, width);
+      Launch(kernel, vectors ? ForwardKernel<T, kWidth, kMaps> : ForwardKernel<T, kBlock, kMaps>,
+             grid, kThreads, 0, tensors, rows, width);
     });
   });
 }

@@ -17,9 +17,9 @@
 namespace eyrie {
 
 struct GatedLayerNormForwardArgs {
-  Tensor x;        // [..., G, D], N G rows of D
-  Tensor weight;   // [G, D]
-  Tensor skip, s;  // [G, D] and like x; both absent: no skip
+  Tensor x;                                   // [..., G, D], N G rows of D
+  Tensor weight;                              // [G, D]
+  Tensor skip, s;                             // [G, D] and like x; both absent: no skip
   Activation activation = Activation::kSilu;  // or kSigmoid
   Tensor gate;                                // like x
   double epsilon = 1e-5;

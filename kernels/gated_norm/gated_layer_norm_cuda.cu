@@ -96,7 +96,8 @@ struct BackwardTensors {
 // Team s G + g takes group g of rows s, s + stripes, ... and keeps their shares of dweight and
 // dskip in registers, which it writes in the end.
 template <class Team, class T, int kWidth, int kVectors>
-__global__ void __launch_bounds__(Team::kMaxThreads, kVectors > 1 ? 1 : std::min(3, Team::kMinBlocks))
+__global__ void __launch_bounds__(Team::kMaxThreads,
+                                  kVectors > 1 ? 1 : std::min(3, Team::kMinBlocks))
     BackwardKernel(const BackwardTensors<T> tensors, int64_t rows, int stripes, int groups,
                    int width, bool silu) {
   __shared__ float shared[2][32];
@@ -207,8 +208,8 @@ void GatedLayerNormForwardCuda(const GatedLayerNormForwardArgs& args) {
                                     .out = args.out.data<T>(),
                                     .mean = args.mean.data<float>(),
                                     .rstd = args.rstd.data<float>()};
-    const bool vectors = AllFitVectors<T>(width, {tensors.x, tensors.weight, tensors.skip,
-                                                  tensors.s, tensors.gate, tensors.out});
+    const bool vectors = AllFitVectors<T>(
+        width, {tensors.x, tensors.weight, tensors.skip, tensors.s, tensors.gate, tensors.out});
     PickTeam<T, kMaxGatedLayerNormWidthCuda>(
         width, vectors, [&]<class Team, int kWidth, int kVectors>(Blocks blocks) {
           Launch(kernel, ForwardKernel<Team, T, kWidth, kVectors>, Pieces(all_groups, blocks.teams),

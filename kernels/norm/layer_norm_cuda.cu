@@ -144,14 +144,14 @@ void LayerNormForwardCuda(const LayerNormForwardArgs& args) {
   DispatchCuda(kernel, args.x, [&]<class T>(T) {
     const T *x = args.x.data<T>(), *weight = args.weight.data<T>();
     T* y = args.y.data<T>();
-    PickTeam<T, kMaxNormWidthCuda>(width, AllFitVectors<T>(width, {x, weight, y}),
-                [&]<class Team, int kWidth, int kVectors>(Blocks blocks) {
-                  Launch(kernel, ForwardKernel<Team, T, kWidth, kVectors>,
-                         Pieces(all_groups, blocks.teams), blocks.threads, 0, x, weight, y,
-                         args.mean.data<float>(), args.rstd.data<float>(), all_groups,
-                         static_cast<int>(args.x.dim(-2)), static_cast<int>(width),
-                         static_cast<float>(args.epsilon));
-                });
+    PickTeam<T, kMaxNormWidthCuda>(
+        width, AllFitVectors<T>(width, {x, weight, y}),
+        [&]<class Team, int kWidth, int kVectors>(Blocks blocks) {
+          Launch(kernel, ForwardKernel<Team, T, kWidth, kVectors>, Pieces(all_groups, blocks.teams),
+                 blocks.threads, 0, x, weight, y, args.mean.data<float>(), args.rstd.data<float>(),
+                 all_groups, static_cast<int>(args.x.dim(-2)), static_cast<int>(width),
+                 static_cast<float>(args.epsilon));
+        });
   });
 }
 
@@ -167,13 +167,14 @@ void LayerNormBackwardCuda(const LayerNormBackwardArgs& args) {
     const T *x = args.x.data<T>(), *weight = args.weight.data<T>(), *dy = args.dy.data<T>();
     const T* dresidual = args.dresidual.data<T>();
     T* dx = args.dx.data<T>();
-    PickTeam<T, kMaxNormWidthCuda>(width, AllFitVectors<T>(width, {x, weight, dy, dresidual, dx}),
-                [&]<class Team, int kWidth, int kVectors>(Blocks blocks) {
-                  Launch(kernel, BackwardKernel<Team, T, kWidth, kVectors>,
-                         Pieces(stripes * groups, blocks.teams), blocks.threads, 0, x, weight,
-                         args.mean.data<float>(), args.rstd.data<float>(), dy, dresidual, dx,
-                         partial, rows, stripes, static_cast<int>(groups), static_cast<int>(width));
-                });
+    PickTeam<T, kMaxNormWidthCuda>(
+        width, AllFitVectors<T>(width, {x, weight, dy, dresidual, dx}),
+        [&]<class Team, int kWidth, int kVectors>(Blocks blocks) {
+          Launch(kernel, BackwardKernel<Team, T, kWidth, kVectors>,
+                 Pieces(stripes * groups, blocks.teams), blocks.threads, 0, x, weight,
+                 args.mean.data<float>(), args.rstd.data<float>(), dy, dresidual, dx, partial, rows,
+                 stripes, static_cast<int>(groups), static_cast<int>(width));
+        });
   });
   AddColumnSums(kernel, partial, stripes, groups * width, args.dweight.data<float>());
 }

@@ -40,8 +40,8 @@ struct Blocks {
   unsigned threads, teams;  // of a block
 };
 
-// Calls body<team, vectors' width, vectors of a thread>(blocks) for groups of `width` channels, which
-// are at most kMost.
+// Calls body<team, vectors' width, vectors of a thread>(blocks) for groups of `width` channels,
+// which are at most kMost.
 template <class T, int64_t kMost, class Body>
 void PickTeam(int64_t width, bool fits_vectors, const Body& body) {
   const auto lanes = [&]<int kLanes, int kWidth, int kVectors>() {

@@ -170,8 +170,8 @@ void MlstmMixer::MapInputs(Run& run, Stash& stash) const {
   BlockMapForward({.x = stash[s_],
                    .maps = {{.w = run.params.value(q_), .y = stash[q_out_]},
                             {.w = run.params.value(k_), .y = stash[k_out_]}}});
-  BlockMapForward({.x = conv_.inputs(stash),
-                   .maps = {{.w = run.params.value(v_), .y = stash[v_out_]}}});
+  BlockMapForward(
+      {.x = conv_.inputs(stash), .maps = {{.w = run.params.value(v_), .y = stash[v_out_]}}});
 }
 
 void MlstmMixer::MapsBackward(Run& run, const Tensor& x,
