@@ -209,10 +209,11 @@ MlstmCell::Backward::Backward(const MlstmCell& cell, Run& run, const Inputs& inp
                             .dskip = skips ? cell.OfHeads(run.params.grad(cell.skip_)) : Tensor{},
                             .workspace = run.Workspace(GatedLayerNormBackwardWorkspace(h, skip))});
   }
+  dafter_.m = dbefore_.m = {};
+  if (!dafter_.c.defined() && run.mesh.sequence().size() == 1) return;
   // The last token's maximum is the state's.
   after_m_ = run.arena.Allocate(log_i_.dtype, {run.batch(), heads});
   CopyRows(stash[cell.maximum_], run.tokens() - 1, after_m_.View({run.batch(), 1, heads}), 0, 1);
-  dafter_.m = dbefore_.m = {};
   if (run.mesh.sequence().size() == 1) return;
 
   const MlstmState before = cell.Before(run, stash, carry);
@@ -272,7 +273,7 @@ void MlstmCell::Backward::Finish(const Inputs& gradients) {
                  .normaliser = stash_[cell_.normaliser_],
                  .dh = dh_,
                  .dafter = dafter_,
-                 .after_m = dafter_.c.defined() ? after_m_ : Tensor{},
+                 .after_m = after_m_,
                  .dq = cell_.Heads(gradients.q),
                  .dk = cell_.Heads(gradients.k),
                  .dv = cell_.Heads(gradients.v),

@@ -136,7 +136,8 @@ void MlstmMixer::Gates(Run& run, GatePart part, const Tensor& channels, const Te
 }
 
 void MlstmMixer::GatesBackward(Run& run, GatePart part, const Tensor& channels,
-                               const Tensor& dgates, const Tensor& dchannels) const {
+                               const Tensor& dgates, const Tensor& dchannels,
+                               const ParamStore::GradientSum& dweight) const {
   const int64_t gates = 2 * global_heads_, tokens = channels.size() / width_;
   Gemm({.m = tokens,
         .n = width_,
@@ -156,9 +157,9 @@ void MlstmMixer::GatesBackward(Run& run, GatePart part, const Tensor& channels,
         .lda = gates,
         .b = channels,
         .ldb = width_,
-        .c = run.params.grad(gates_w_).Rows(part, part + 1),
+        .c = dweight.tensor.Rows(part, part + 1),
         .ldc = width_,
-        .accumulate = true});
+        .accumulate = dweight.started});
 }
 
 MlstmCell::Inputs MlstmMixer::CellInputs(const Run& run, const Stash& stash) const {
@@ -253,14 +254,15 @@ void MlstmMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const Ten
 
   // The gates' gradients of all heads reach every rank's channels.
   const Tensor dgates = run.Scratch(2 * global_heads_);
-  const Tensor heads = run.Scratch(global_heads_);
   for (const int64_t gate : {0, 1}) {
-    GatherColumns(run, gradients.gates.Rows(gate, gate + 1), heads);
+    ArenaScope gathered(run.arena);
+    const Tensor heads = AllColumns(run, gradients.gates.Rows(gate, gate + 1));
     CopyColumns(heads, 0, dgates, gate * global_heads_, global_heads_);
   }
-  GatesBackward(run, kQ, inputs.q, dgates, gradients.q);
-  GatesBackward(run, kK, inputs.k, dgates, gradients.k);
-  GatesBackward(run, kV, inputs.v, dgates, gradients.v);
+  const ParamStore::GradientSum dweight = run.params.AddTo(gates_w_);
+  GatesBackward(run, kQ, inputs.q, dgates, gradients.q, dweight);
+  GatesBackward(run, kK, inputs.k, dgates, gradients.k, dweight);
+  GatesBackward(run, kV, inputs.v, dgates, gradients.v, dweight);
   MapsBackward(run, stash[s_], {{q_, gradients.q}, {k_, gradients.k}}, ds);
 
   const Tensor da = dproduct;  // which has served

@@ -45,9 +45,9 @@ class MlstmMixer final : public Mixer {
   enum GatePart { kQ, kK, kV };
   // gates [B, T, 2 H] := or += the share of this rank's channels of one part; input gates first.
   void Gates(Run& run, GatePart part, const Tensor& channels, const Tensor& gates) const;
-  // dchannels += dgates W, and adds the gradient of W.
+  // dchannels += dgates W, and adds the gradient of W to `dweight`.
   void GatesBackward(Run& run, GatePart part, const Tensor& channels, const Tensor& dgates,
-                     const Tensor& dchannels) const;
+                     const Tensor& dchannels, const ParamStore::GradientSum& dweight) const;
   MlstmCell::Inputs CellInputs(const Run& run, const Stash& stash) const;
 
   int64_t global_width_, global_heads_;

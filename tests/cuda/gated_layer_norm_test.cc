@@ -63,8 +63,8 @@ class CudaGatedLayerNorm : public testing::TestWithParam<DType> {
       there->mean = PoisonedCuda(DType::kF32, statistics);
       there->rstd = PoisonedCuda(DType::kF32, statistics);
     }
-    for (const auto which : {&Case::x, &Case::s, &Case::gate, &Case::dout, &Case::weight,
-                             &Case::skip}) {
+    for (const auto which :
+         {&Case::x, &Case::s, &Case::gate, &Case::dout, &Case::weight, &Case::skip}) {
       const bool of_group = which == &Case::weight || which == &Case::skip;
       const OwnedTensor random =
           RandomTensor(DType::kF32, of_group ? row : shape, random_, of_group ? 0.3 : 1);
@@ -81,9 +81,9 @@ class CudaGatedLayerNorm : public testing::TestWithParam<DType> {
       for (Case* there : {&one, &two}) there->*which = ToCuda(random.tensor);
     }
     for (Case* there : {&one, &two}) {
-      there->workspace = PoisonedCuda(
-          DType::kF32, {GatedLayerNormBackwardWorkspace(
-                           there->x.tensor, skips ? there->skip.tensor : Tensor{})});
+      there->workspace =
+          PoisonedCuda(DType::kF32, {GatedLayerNormBackwardWorkspace(
+                                        there->x.tensor, skips ? there->skip.tensor : Tensor{})});
     }
     for (const Case* c : {&here, &one, &two}) c->Run(activation, skips);
 
@@ -141,8 +141,8 @@ TEST_P(CudaGatedLayerNorm, AGradientMayReplaceThatOfTheOutput) {
   }
   for (const auto which : {&Case::mean, &Case::rstd}) c.*which = ZeroCuda(DType::kF32, {66});
   for (const auto which : {&Case::dweight, &Case::dskip}) c.*which = ZeroCuda(DType::kF32, row);
-  c.workspace = PoisonedCuda(
-      DType::kF32, {GatedLayerNormBackwardWorkspace(c.x.tensor, c.skip.tensor)});
+  c.workspace =
+      PoisonedCuda(DType::kF32, {GatedLayerNormBackwardWorkspace(c.x.tensor, c.skip.tensor)});
   c.Run(Activation::kSilu, true);
   GatedLayerNormBackwardArgs in_place = c.backward(Activation::kSilu, true);
   in_place.dx = in_place.dout;
@@ -155,7 +155,8 @@ TEST_P(CudaGatedLayerNorm, RejectsWrongTypesWideGroupsAndMissingWorkspace) {
   const auto refuses = [&](int64_t width, DType statistics, bool workspace) {
     const OwnedTensor x = ZeroCuda(dtype, {3, 1, width}), weight = ZeroCuda(dtype, {1, width});
     const OwnedTensor mean = ZeroCuda(statistics, {3}), dweight = ZeroCuda(DType::kF32, {1, width});
-    const OwnedTensor space = ZeroCuda(DType::kF32, {GatedLayerNormBackwardWorkspace(x.tensor, {})});
+    const OwnedTensor space =
+        ZeroCuda(DType::kF32, {GatedLayerNormBackwardWorkspace(x.tensor, {})});
     const auto run = [&] {
       GatedLayerNormBackward({.x = x.tensor,
                               .weight = weight.tensor,

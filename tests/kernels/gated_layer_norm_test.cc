@@ -18,8 +18,8 @@ struct Case {
     PrepareOutputs();
   }
   Case(const Case& other, DType dtype) : activation(other.activation), skips(other.skips) {
-    for (const auto which : {&Case::x, &Case::s, &Case::gate, &Case::dout, &Case::weight,
-                             &Case::skip}) {
+    for (const auto which :
+         {&Case::x, &Case::s, &Case::gate, &Case::dout, &Case::weight, &Case::skip}) {
       this->*which = Cast((other.*which).tensor, dtype);
     }
     PrepareOutputs();
@@ -31,7 +31,8 @@ struct Case {
     for (OwnedTensor* tensor : {&out, &dx, &ds, &dgate}) {
       *tensor = PoisonedTensor(dtype, x.tensor.shape);
     }
-    for (OwnedTensor* tensor : {&dweight, &dskip}) *tensor = OwnedTensor(dtype, weight.tensor.shape);
+    for (OwnedTensor* tensor : {&dweight, &dskip})
+      *tensor = OwnedTensor(dtype, weight.tensor.shape);
   }
   Tensor IfSkips(const OwnedTensor& tensor) const { return skips ? tensor.tensor : Tensor{}; }
   GatedLayerNormForwardArgs forward() const {
