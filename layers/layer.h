@@ -93,7 +93,9 @@ class Mixer {
   virtual void DeclareState(StateTable&) const {}
 
   // FLOPs of forward on one sequence's `tokens` tokens that follow `before` earlier ones, on this
-  // tensor rank, beside the two for each token and element of a matrix: for planning.
+  // tensor rank, beside the two for each token and element of a matrix: what attention does with
+  // its scores and values, and four for each token and element of a matrix memory, which takes in
+  // one outer product and is read once, whatever a kernel does to compute that. For planning.
   virtual double ExtraFlops(int64_t /*before*/, int64_t /*tokens*/) const { return 0.0; }
 
   // y [B, T, D] := mixer(x), complete on every tensor rank. In a recompute pass y is absent and

@@ -52,12 +52,8 @@ void MlstmCell::DeclareState(StateTable& table) const {
 }
 
 double MlstmCell::ExtraFlops(int64_t tokens) const {
-  // A token's key and value enter the memory and its query reads it; in a tile it sees half of the
-  // tokens, each with a product for its score and another for its value.
-  constexpr double kTile = 64;
-  const auto dk = static_cast<double>(options_.key_width);
-  const auto dv = static_cast<double>(options_.value_width);
-  return static_cast<double>(tokens * heads_) * (4 * dk * dv + (kTile + 1) * (dk + dv));
+  // A token's key and value enter the memory and its query reads it.
+  return 4.0 * static_cast<double>(tokens * heads_ * options_.key_width * options_.value_width);
 }
 
 Tensor MlstmCell::GateOf(const Tensor& gates, int64_t which) const {
