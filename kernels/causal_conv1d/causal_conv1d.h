@@ -3,8 +3,8 @@
 //   y[t] = bias + sum_{s < K, s <= positions[t]} weight[K-1-s] * x[t-s]
 //
 // where x[-1], x[-2], ... are the last rows of the carried state. B sequences, T tokens (T may be
-// shorter than K-1), C channels, K taps (1 to 8). With silu, y is z sigmoid(z) of that sum
-// z, which the backward pass computes again. dweight and dbias have full precision, the others the
+// shorter than K-1), C channels, K taps (1 to 8). With silu, y is z sigmoid(z) of that sum z, which
+// the backward pass computes again. dweight and dbias have full precision, the others the
 // activations' type: float32, on the CPU also float64, on a GPU also bfloat16.
 #pragma once
 
