@@ -32,8 +32,7 @@ class MlstmLargeMixer final : public Mixer {
   Linear q_, k_, v_, gate_i_, gate_f_, out_gate_;
   MlstmCell cell_;
   Linear out_;
-  SlotId q_out_ = -1, k_out_ = -1, v_out_ = -1, gates_out_ = -1, gate_out_ = -1, value_ = -1,
-         product_ = -1;
+  SlotId q_out_ = -1, k_out_ = -1, v_out_ = -1, gates_out_ = -1, gate_out_ = -1, product_ = -1;
 };
 
 MixerEntry MlstmLargeMixerEntry();
