@@ -27,11 +27,10 @@ constexpr int kBlocks = 2;  // a multiprocessor
 struct Product {
   const Bf16 *a, *b;
   void* c;
-  const void* bias;  // may be null
+  const void *bias, *added;  // may be null; `added` lies like c, and may be c
   int64_t stride_a, stride_b, stride_c, lda, ldb, ldc;
   int n, batch_tiles;  // tiles of one of the batch
   int first_tile;      // among those of all products
-  bool accumulate;
 };
 struct Products {
   Product product[kMostFewRowsProducts];
@@ -162,12 +161,12 @@ __device__ __forceinline__ void Finish(const Products& all, int tile_index,
   float sum = 0;
 #pragma unroll
   for (int warp = 0; warp < kWarps; ++warp) sum += shared[warp][a_row * kRowStride + b_row];
-  C* c = static_cast<C*>(product.c) + tile.batch * product.stride_c + a_row * product.ldc + column;
-  if (product.accumulate) sum += Number(*c);
+  const int64_t at = tile.batch * product.stride_c + a_row * product.ldc + column;
+  if (product.added != nullptr) sum += Number(static_cast<const C*>(product.added)[at]);
   if (product.bias != nullptr) {
     sum += Number(static_cast<const C*>(product.bias)[int64_t{tile.batch} * product.n + column]);
   }
-  Put(c, sum);
+  Put(static_cast<C*>(product.c) + at, sum);
 }
 
 // kGroups: of eight rows of A. kDepth: chunks whose loads are under way.
@@ -239,7 +238,7 @@ bool IsFewRows(std::span<const GemmArgs> products) {
                   args.m <= kMostFewRows && args.k % 8 == 0 && args.k > 0 &&
                   args.n * args.batch <= (1 << 24) && args.k <= (1 << 24) &&  // in ints
                   args.a.dtype == DType::kBF16 && args.m == first.m && args.k == first.k &&
-                  args.c.dtype == first.c.dtype && !args.added.defined() &&
+                  args.c.dtype == first.c.dtype &&
                   (!args.bias.defined() || args.bias.dtype == args.c.dtype) &&
                   InVectors(args.a, args.lda, args.stride_a) &&
                   InVectors(args.b, args.ldb, args.stride_b);
@@ -257,6 +256,7 @@ void FewRowsCuda(std::span<const GemmArgs> products) {
                                 .b = args.b.data<Bf16>(),
                                 .c = args.c.raw,
                                 .bias = args.bias.raw,
+                                .added = args.accumulate ? args.c.raw : args.added.raw,
                                 .stride_a = args.stride_a,
                                 .stride_b = args.stride_b,
                                 .stride_c = args.stride_c,
@@ -265,8 +265,7 @@ void FewRowsCuda(std::span<const GemmArgs> products) {
                                 .ldc = args.ldc,
                                 .n = static_cast<int>(args.n),
                                 .batch_tiles = batch_tiles,
-                                .first_tile = all.tiles,
-                                .accumulate = args.accumulate};
+                                .first_tile = all.tiles};
     all.tiles += batch_tiles * static_cast<int>(args.batch);
     settled = settled && args.b_is_settled;
   }

@@ -7,7 +7,7 @@
 
 namespace eyrie {
 
-// C = A B^T + bias or C += A B^T of bfloat16 A and B: at most kMostFewRowsProducts products, none
+// C = A B^T + bias + added or C += A B^T of bfloat16 A and B: at most kMostFewRowsProducts products, none
 // of more than kMostFewRows rows, with m, k and C's type in common, and A and B in 16-byte vectors.
 inline constexpr int64_t kMostFewRows = 16;
 inline constexpr int kMostFewRowsProducts = 4;

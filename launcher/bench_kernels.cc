@@ -79,7 +79,6 @@ std::vector<Case> ElementwiseCases(const Problem& p) {
   const Tensor sums = p.Full({p.channels}), workspace = p.Workspace(SumRowsWorkspace(a));
   return {{"add", p.full(), [=] { Add(a, b, out); }, BytesOf({a, b, out})},
           {"broadcast_rows", p.full(), [=] { BroadcastRows(row, out); }, BytesOf({out})},
-          {"add_row", p.full(), [=] { AddRow(row, out); }, 2 * BytesOf({out})},
           {"sum_rows", p.full(), [=] { SumRows(a, sums, workspace); }, BytesOf({a})}};
 }
 

@@ -16,12 +16,6 @@ void Branch::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
   mixer_->Forward(run, stash[normed_], {y, x}, stash, carry);
 }
 
-void Branch::Infer(Run& run, const Tensor& x, const Tensor& added, const Tensor& y, Stash& stash,
-                   const Carry& carry) const {
-  norm_.Forward(run, x, stash[normed_], stash[statistics_], added);
-  mixer_->Forward(run, stash[normed_], {.y = y, .residual = {}}, stash, carry);
-}
-
 void Branch::Refill(Run& run, const Tensor& x, Stash& stash, const Carry& carry) const {
   norm_.Forward(run, x, stash[normed_], stash[statistics_]);
   mixer_->Refill(run, stash[normed_], stash, carry);

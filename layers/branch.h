@@ -26,10 +26,6 @@ class Branch {
 
   // y := x + mixer(norm(x)). In a recompute pass y is absent. y must not be x.
   void Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash, const Carry& carry) const;
-  // x := x + added, where there is such a tensor, and then y := mixer(norm(x)), which is left to be
-  // added: one pass over x less than Forward, which must keep its x. y may be `added`.
-  void Infer(Run& run, const Tensor& x, const Tensor& added, const Tensor& y, Stash& stash,
-             const Carry& carry) const;
   // Fills the stash's cheap slots from x and the others (Mixer::Refill).
   void Refill(Run& run, const Tensor& x, Stash& stash, const Carry& carry) const;
   // On entry d is the gradient of y, on return that of x.

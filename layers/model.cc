@@ -174,17 +174,17 @@ void Model::Backward(Run& run, const Batch& batch, Activations& saved, const Mod
 Tensor Model::Infer(Run& run, const Tensor& tokens, const ModelState* before,
                     ModelState* after) const {
   run.pass = Pass::kEval;
-  // What a branch leaves in `added` is added to x by the norm that comes next.
-  const Tensor x = run.Scratch(width_), added = run.Scratch(width_), y = run.Scratch(width_);
+  Tensor x = run.Scratch(width_), y = run.Scratch(width_);
   embedding_.LookUp(run, tokens, x);
   for (size_t i = 0; i < branches_.size(); ++i) {
     ArenaScope scope(run.arena);
     Stash stash = branches_[i].MakeStash(run);
     stash.TakeKept(run.arena, Recompute::kNothing);
     const Computing computing(run, names_[i], " evaluation");
-    branches_[i].Infer(run, x, i == 0 ? Tensor{} : added, added, stash, CarryOf(i, before, after));
+    branches_[i].Forward(run, x, y, stash, CarryOf(i, before, after));
+    std::swap(x, y);
   }
-  norm_f_.Forward(run, x, y, run.FullScratch(norm_f_.statistics()), added);
+  norm_f_.Forward(run, x, y, run.FullScratch(norm_f_.statistics()));
   return y;
 }
 

@@ -1,6 +1,5 @@
 #include "layers/norm.h"
 
-#include "kernels/elementwise/elementwise.h"
 #include "kernels/norm/layer_norm.h"
 #include "kernels/norm/rms_norm.h"
 
@@ -22,10 +21,8 @@ void Norm::Declare(Declaration& declare) {
       {.name = declare.prefix + name_ + ".w", .shape = {width_}, .init = InitConstant(0.0)});
 }
 
-void Norm::Forward(Run& run, const Tensor& x, const Tensor& y, const Tensor& saved,
-                   const Tensor& added) const {
+void Norm::Forward(Run& run, const Tensor& x, const Tensor& y, const Tensor& saved) const {
   if (kind_ == config::ModelConfig::LAYER_NORM) {
-    if (added.defined()) Add(x, added, x);
     return LayerNormForward({.x = OneGroup(x),
                              .weight = Weight(run).View({1, width_}),
                              .epsilon = epsilon_,
@@ -33,13 +30,7 @@ void Norm::Forward(Run& run, const Tensor& x, const Tensor& y, const Tensor& sav
                              .mean = Mean(saved),
                              .rstd = Rstd(saved)});
   }
-  RmsNormForward({.x = x,
-                  .weight = Weight(run),
-                  .epsilon = epsilon_,
-                  .y = y,
-                  .rstd = saved,
-                  .residual = added,
-                  .sum = added.defined() ? x : Tensor{}});
+  RmsNormForward({.x = x, .weight = Weight(run), .epsilon = epsilon_, .y = y, .rstd = saved});
 }
 
 void Norm::Backward(Run& run, const Tensor& x, const Tensor& saved, const Tensor& dy,

@@ -22,9 +22,8 @@ class Norm {
   int64_t width() const { return width_; }
   // How many numbers a token it saves for backward, in full precision.
   int64_t statistics() const { return kind_ == config::ModelConfig::LAYER_NORM ? 2 : 1; }
-  // y := norm(x); `saved` [B, T, statistics()]. With `added`, x := x + added goes before it.
-  void Forward(Run& run, const Tensor& x, const Tensor& y, const Tensor& saved,
-               const Tensor& added = {}) const;
+  // y := norm(x); `saved` [B, T, statistics()].
+  void Forward(Run& run, const Tensor& x, const Tensor& y, const Tensor& saved) const;
   // dx := dresidual + gradient through the norm; dx may be dresidual. `dresidual` may be absent.
   void Backward(Run& run, const Tensor& x, const Tensor& saved, const Tensor& dy,
                 const Tensor& dresidual, const Tensor& dx) const;

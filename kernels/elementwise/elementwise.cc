@@ -36,15 +36,6 @@ void BroadcastRows(const Tensor& bias, const Tensor& y) {
   DispatchCpu(kernel, y, [&](auto real) { BroadcastRowsCpu<decltype(real)>(bias, y); });
 }
 
-void AddRow(const Tensor& row, const Tensor& y) {
-  const char* kernel = "AddRow";
-  CheckRows(kernel, row, y);
-  CheckTypes(kernel, y, y.dtype, {row});
-  const KernelScope timed("elementwise");
-  EYRIE_DISPATCH_CUDA(y, AddRowCuda(row, y));
-  DispatchCpu(kernel, y, [&](auto real) { AddRowCpu<decltype(real)>(row, y); });
-}
-
 void SumRows(const Tensor& dy, const Tensor& dbias, const Tensor& workspace) {
   const char* kernel = "SumRows";
   CheckRows(kernel, dbias, dy);

@@ -10,8 +10,6 @@ namespace eyrie {
 void Add(const Tensor& a, const Tensor& b, const Tensor& out);
 // Each of the rows of y [..., C] := bias [C].
 void BroadcastRows(const Tensor& bias, const Tensor& y);
-// Each of the rows of y [..., C] += row [C].
-void AddRow(const Tensor& row, const Tensor& y);
 // dbias[c] += sum over rows of dy[..., c], in row order; on a GPU in an order that depends on
 // shapes alone. dbias [C] has full precision.
 void SumRows(const Tensor& dy, const Tensor& dbias, const Tensor& workspace);

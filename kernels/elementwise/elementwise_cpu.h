@@ -30,19 +30,6 @@ void BroadcastRowsCpu(const Tensor& bias, const Tensor& y) {
 }
 
 template <class Real>
-void AddRowCpu(const Tensor& row, const Tensor& y) {
-  const int64_t width = row.size();
-  const Real* from = row.data<Real>();
-  Real* to = y.data<Real>();
-  RowTiles(y.size() / width, width).ForEach([&](int64_t, int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-#pragma omp simd
-      for (int64_t c = 0; c < width; ++c) to[r * width + c] += from[c];
-    }
-  });
-}
-
-template <class Real>
 void SumRowsCpu(const Tensor& dy, const Tensor& dbias) {
   const int64_t width = dbias.size();
   AddRowSum(dy.data<Real>(), dy.size() / width, width, dbias.data<Real>());

@@ -20,36 +20,15 @@ struct AddOperation {
   }
 };
 
-// y := row, or with kAdd y += row. A block of 8 warps covers 8 rows of 32 vectors of columns.
+// y := row. A block of 8 warps covers 8 rows of 32 vectors of columns.
 constexpr int kRowWarps = 8;
-template <class T, int kWidth, bool kAdd>
+template <class T, int kWidth>
 __global__ void __launch_bounds__(32 * kRowWarps)
     RowKernel(const T* __restrict__ row, T* __restrict__ y, int64_t rows, int64_t width) {
   const int64_t column = (int64_t{blockIdx.y} * 32 + threadIdx.x % 32) * kWidth;
-  if (column >= width) return;
   const int64_t r = int64_t{blockIdx.x} * kRowWarps + threadIdx.x / 32;
-  if (r >= rows) return;
-  Vector<T, kWidth> values = LoadVector<kWidth>(row + column);
-  if constexpr (kAdd) {
-    const Vector<T, kWidth> before = LoadVector<kWidth>(y + r * width + column);
-#pragma unroll
-    for (int j = 0; j < kWidth; ++j) values.Set(j, before[j] + values[j]);
-  }
-  StoreVector(y + r * width + column, values);
-}
-
-template <bool kAdd>
-void LaunchRows(const char* name, const Tensor& row, const Tensor& y) {
-  const int64_t width = row.size(), rows = y.size() / width;
-  DispatchCuda(name, y, [&]<class T>(T) {
-    constexpr int kWidth = kVectorWidth<T>;
-    const T* from = row.data<T>();
-    T* to = y.data<T>();
-    const bool vectors = Aligned<kWidth>(from, to) && width % kWidth == 0;
-    const dim3 grid(Pieces(rows, kRowWarps), Pieces(width, 32 * (vectors ? kWidth : 1)));
-    Launch(name, vectors ? RowKernel<T, kWidth, kAdd> : RowKernel<T, 1, kAdd>, grid, 32 * kRowWarps,
-           0, from, to, rows, width);
-  });
+  if (column >= width || r >= rows) return;
+  StoreVector(y + r * width + column, LoadVector<kWidth>(row + column));
 }
 
 }  // namespace
@@ -63,10 +42,18 @@ void AddCuda(const Tensor& a, const Tensor& b, const Tensor& out) {
 }
 
 void BroadcastRowsCuda(const Tensor& bias, const Tensor& y) {
-  LaunchRows<false>("BroadcastRows", bias, y);
+  const char* kernel = "BroadcastRows";
+  const int64_t width = bias.size(), rows = y.size() / width;
+  DispatchCuda(kernel, y, [&]<class T>(T) {
+    constexpr int kWidth = kVectorWidth<T>;
+    const T* from = bias.data<T>();
+    T* to = y.data<T>();
+    const bool vectors = Aligned<kWidth>(from, to) && width % kWidth == 0;
+    const dim3 grid(Pieces(rows, kRowWarps), Pieces(width, 32 * (vectors ? kWidth : 1)));
+    Launch(kernel, vectors ? RowKernel<T, kWidth> : RowKernel<T, 1>, grid, 32 * kRowWarps, 0, from,
+           to, rows, width);
+  });
 }
-
-void AddRowCuda(const Tensor& row, const Tensor& y) { LaunchRows<true>("AddRow", row, y); }
 
 void SumRowsCuda(const Tensor& dy, const Tensor& dbias, const Tensor& workspace) {
   const char* kernel = "SumRows";

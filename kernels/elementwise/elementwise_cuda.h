@@ -8,7 +8,6 @@ namespace eyrie {
 
 void AddCuda(const Tensor& a, const Tensor& b, const Tensor& out);
 void BroadcastRowsCuda(const Tensor& bias, const Tensor& y);
-void AddRowCuda(const Tensor& row, const Tensor& y);
 void SumRowsCuda(const Tensor& dy, const Tensor& dbias, const Tensor& workspace);
 
 }  // namespace eyrie

@@ -26,11 +26,7 @@ void RmsNormForward(const RmsNormForwardArgs& args) {
   const char* kernel = "RmsNormForward";
   CheckInputs(kernel, args);
   CheckShape(kernel, "y", args.y, args.x.shape);
-  CheckOptional(kernel, "residual", args.residual, args.x.shape);
-  CheckOptional(kernel, "sum", args.sum, args.x.shape);
-  EYRIE_CHECK(args.residual.defined() == args.sum.defined(), kernel,
-              ": residual and sum come together");
-  CheckTypes(kernel, args.x, args.x.dtype, {args.y, args.residual, args.sum});
+  CheckTypes(kernel, args.x, args.x.dtype, {args.y});
   const KernelScope timed("norm");
   EYRIE_DISPATCH_CUDA(args.x, RmsNormForwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { RmsNormForwardCpu<decltype(real)>(args); });

@@ -18,10 +18,6 @@ struct RmsNormForwardArgs {
   double epsilon = 1e-6;
   Tensor y;     // like x, out
   Tensor rstd;  // [N] elements in any shape, out
-  // Both or none. With them x + residual is normed, and is kept in `sum`: the norm is that of the
-  // rounded sums, which are the x of the backward pass.
-  Tensor residual;  // like x
-  Tensor sum;       // like x, out (may be the same memory as x or residual)
 };
 void RmsNormForward(const RmsNormForwardArgs& args);
 

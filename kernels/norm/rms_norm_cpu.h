@@ -32,21 +32,13 @@ void RmsNormForwardCpu(const RmsNormForwardArgs& args) {
   const int64_t width = args.x.dim(-1), rows = args.rstd.size();
   const rms_norm::Weight<Real> weights(args.weight, width);
   const Real *x = args.x.data<Real>(), *weight = weights.data();
-  const Real* residual = args.residual.data<Real>();
-  Real *y = args.y.data<Real>(), *rstd = args.rstd.data<Real>(), *sum = args.sum.data<Real>();
+  Real *y = args.y.data<Real>(), *rstd = args.rstd.data<Real>();
   const Real epsilon = static_cast<Real>(args.epsilon);
 
   RowTiles(rows, width).ForEach([&](int64_t, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const Real* x_row = x + row * width;
       Real* y_row = y + row * width;
-      if (residual != nullptr) {
-        const Real* residual_row = residual + row * width;
-        Real* sum_row = sum + row * width;
-#pragma omp simd
-        for (int64_t c = 0; c < width; ++c) sum_row[c] = x_row[c] + residual_row[c];
-        x_row = sum_row;
-      }
       Real squares = 0;
 #pragma omp simd reduction(+ : squares)
       for (int64_t c = 0; c < width; ++c) squares += x_row[c] * x_row[c];

@@ -30,10 +30,10 @@ __device__ __forceinline__ float Weighted(float x, float weight) {
   return __fmul_rn(x, __fadd_rn(1.0f, weight));
 }
 
-template <class T, int kWidth, int kVectors, bool kResidual>
+template <class T, int kWidth, int kVectors>
 __global__ void __launch_bounds__(MaxThreads(kWidth* kVectors))
-    ForwardKernel(const T* x, const T* residual, const T* __restrict__ weight, T* y, float* rstd,
-                  T* sum, int width, float epsilon) {
+    ForwardKernel(const T* x, const T* __restrict__ weight, T* y, float* rstd,
+                  int width, float epsilon) {
   LetNextStart();
   AwaitEarlier();
   __shared__ float shared[32];
@@ -41,24 +41,17 @@ __global__ void __launch_bounds__(MaxThreads(kWidth* kVectors))
   const int first = static_cast<int>(threadIdx.x) * kWidth;
   const int step = static_cast<int>(blockDim.x) * kWidth;
 
-  Vector<T, kWidth> values[kVectors], added[kResidual ? kVectors : 1];
+  Vector<T, kWidth> values[kVectors];
 #pragma unroll
   for (int k = 0; k < kVectors; ++k) {
     const int at = first + k * step;
-    if (at >= width) continue;
-    values[k] = LoadVector<kWidth>(x + row + at);
-    if constexpr (kResidual) added[k] = LoadVector<kWidth>(residual + row + at);
+    if (at < width) values[k] = LoadVector<kWidth>(x + row + at);
   }
   float squares = 0;
 #pragma unroll
   for (int k = 0; k < kVectors; ++k) {
     const int at = first + k * step;
     if (at >= width) continue;
-    if constexpr (kResidual) {
-#pragma unroll
-      for (int i = 0; i < kWidth; ++i) values[k].Set(i, values[k][i] + added[k][i]);
-      StoreVector(sum + row + at, values[k]);
-    }
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) squares += values[k][i] * values[k][i];
   }
@@ -157,22 +150,16 @@ void RmsNormForwardCuda(const RmsNormForwardArgs& args) {
   CheckWidth(kernel, width);
   DispatchCuda(kernel, args.x, [&]<class T>(T) {
     constexpr int kWidth = kVectorWidth<T>, kVectors = 4;
-    const T *x = args.x.data<T>(), *residual = args.residual.data<T>();
-    const T* weight = args.weight.data<T>();
-    T *y = args.y.data<T>(), *sum = args.sum.data<T>();
-    const bool vectors = Aligned<kWidth>(x, residual, weight, y, sum) && width % kWidth == 0;
+    const T *x = args.x.data<T>(), *weight = args.weight.data<T>();
+    T* y = args.y.data<T>();
+    const bool vectors = Aligned<kWidth>(x, weight, y) && width % kWidth == 0;
     const auto launch = [&](auto body, int each) {
       LaunchEarly(kernel, body, static_cast<unsigned>(rows), BlockThreads(width, each), 0, x,
-                  residual, weight, y, args.rstd.data<float>(), sum, static_cast<int>(width),
+                  weight, y, args.rstd.data<float>(), static_cast<int>(width),
                   static_cast<float>(args.epsilon));
     };
-    if (residual != nullptr) {
-      vectors ? launch(ForwardKernel<T, kWidth, kVectors, true>, kWidth * kVectors)
-              : launch(ForwardKernel<T, 1, kScalars, true>, kScalars);
-    } else {
-      vectors ? launch(ForwardKernel<T, kWidth, kVectors, false>, kWidth * kVectors)
-              : launch(ForwardKernel<T, 1, kScalars, false>, kScalars);
-    }
+    vectors ? launch(ForwardKernel<T, kWidth, kVectors>, kWidth * kVectors)
+            : launch(ForwardKernel<T, 1, kScalars>, kScalars);
   });
 }
 

@@ -88,9 +88,9 @@ struct Few {
 };
 
 void ExpectTogetherAgree(const Few& few, DType out, bool accumulate, bool bias, bool settled,
-                         TestRandom& random) {
+                         TestRandom& random, bool added = false) {
   SCOPED_TRACE(StrCat(few.m, " x ", few.n.front(), " (of ", few.n.size(), ") x ", few.k, " x ",
-                      few.batch, " -> ", Name(out), accumulate, bias, settled));
+                      few.batch, " -> ", Name(out), accumulate, bias, settled, added));
   constexpr DType kType = DType::kBF16;
   const auto draw = [&](Shape shape, DType type) {
     return Rounded(RandomTensor(DType::kF32, shape, random).tensor, type);
@@ -127,6 +127,7 @@ void ExpectTogetherAgree(const Few& few, DType out, bool accumulate, bool bias, 
     both(draw({few.batch, n, ldb}, kType), kType, &GemmArgs::b);
     both(draw({few.m, few.batch * n}, out), out, &GemmArgs::c);
     if (bias) both(draw({few.batch, n}, out), out, &GemmArgs::bias);
+    if (added) both(draw({few.m, few.batch * n}, out), out, &GemmArgs::added);
     on_host.push_back(args);
     on_gpu.push_back(gpu);
   }
@@ -160,6 +161,8 @@ TEST(CudaGemm, FewRowsAgreeWithTheCpu) {
       ExpectTogetherAgree(few, DType::kBF16, false, true, settled, random);
       ExpectTogetherAgree(few, DType::kF32, false, false, settled, random);
       ExpectTogetherAgree(few, DType::kF32, true, false, settled, random);
+      if (few.batch > 1) continue;
+      ExpectTogetherAgree(few, DType::kBF16, false, true, settled, random, /*added=*/true);
     }
   }
 }

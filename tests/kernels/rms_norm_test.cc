@@ -80,37 +80,6 @@ TEST(RmsNorm, FloatAgreesWithDouble) {
   EXPECT_LT(RelativeError(narrow.dweight.tensor, wide.dweight.tensor), 2e-6);
 }
 
-TEST(RmsNorm, WithAResidualNormsTheSum) {
-  TestRandom random;
-  for (DType dtype : {DType::kF32, DType::kF64}) {
-    for (int64_t width : {1, 17, 130}) {
-      Case c(dtype, {33, width}, random);
-      const OwnedTensor x = Clone(c.x.tensor), residual = RandomTensor(dtype, {33, width}, random);
-      Add(c.x.tensor, residual.tensor, c.x.tensor);
-      c.Forward();
-      const OwnedTensor y = PoisonedTensor(dtype, {33, width}), rstd = PoisonedTensor(dtype, {33});
-      // Beside its inputs, and in place of either.
-      const OwnedTensor apart = PoisonedTensor(dtype, {33, width});
-      const OwnedTensor x_copy = Clone(x.tensor), residual_copy = Clone(residual.tensor);
-      for (const auto& [in, other, sum] :
-           {std::tuple{x.tensor, residual.tensor, apart.tensor},
-            std::tuple{x_copy.tensor, residual.tensor, x_copy.tensor},
-            std::tuple{x.tensor, residual_copy.tensor, residual_copy.tensor}}) {
-        RmsNormForward({.x = in,
-                        .weight = c.weight.tensor,
-                        .epsilon = Case::kEpsilon,
-                        .y = y.tensor,
-                        .rstd = rstd.tensor,
-                        .residual = other,
-                        .sum = sum});
-        EXPECT_TRUE(BitwiseEqual(sum, c.x.tensor));
-        EXPECT_TRUE(BitwiseEqual(y.tensor, c.y.tensor));
-        EXPECT_TRUE(BitwiseEqual(rstd.tensor, c.rstd.tensor));
-      }
-    }
-  }
-}
-
 // The loss holds the residual stream itself, whose gradient arrives as dresidual.
 TEST(RmsNorm, GradientsMatchFiniteDifferences) {
   TestRandom random;
@@ -195,18 +164,6 @@ TEST(RmsNorm, RejectsWrongShapes) {
   EXPECT_THROW(RmsNormForward({c.x.tensor, wrong.tensor, 1e-6, c.y.tensor, c.rstd.tensor}), Error);
   OwnedTensor rstd(DType::kF32, {4});
   EXPECT_THROW(RmsNormForward({c.x.tensor, c.weight.tensor, 1e-6, c.y.tensor, rstd.tensor}), Error);
-  const auto with = [&](const Tensor& residual, const Tensor& sum) {
-    RmsNormForward({.x = c.x.tensor,
-                    .weight = c.weight.tensor,
-                    .y = c.y.tensor,
-                    .rstd = c.rstd.tensor,
-                    .residual = residual,
-                    .sum = sum});
-  };
-  EXPECT_NO_THROW(with(c.x.tensor, c.dx.tensor));
-  EXPECT_THROW(with(c.x.tensor, {}), Error);
-  EXPECT_THROW(with({}, c.dx.tensor), Error);
-  EXPECT_THROW(with(c.x.tensor, wrong.tensor), Error);
 }
 
 }  // namespace
