@@ -161,9 +161,9 @@ __device__ __forceinline__ void WeighRows(float scale_log2, const RowRecord* rec
     }
   }
 }
-// ds = P (ds - delta).
+// ds = P (ds - delta), and 0 where a key that nobody sees may hold anything.
 template <int kGroups>
-__device__ __forceinline__ void WeighGradients(const RowRecord* records,
+__device__ __forceinline__ void WeighGradients(const RowRecord* records, bool masked,
                                                const float (&p)[kGroups][4],
                                                float (&ds)[kGroups][4]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -172,6 +172,14 @@ __device__ __forceinline__ void WeighGradients(const RowRecord* records,
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       ds[n][i] = p[n][i] * (ds[n][i] - records[8 * n + AccumulatorColumn(lane, i)].delta);
+    }
+  }
+  if (!masked) return;
+#pragma unroll
+  for (int n = 0; n < kGroups; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (p[n][i] == 0.0f) ds[n][i] = 0.0f;
     }
   }
 }
@@ -234,13 +242,13 @@ __device__ __forceinline__ void ConsumeBoth(const AttentionView<Bf16>& view,
     AddTimesRows<kSteps>(dk, ds_rows, block.Queries(i), S::kRowsBox);
   };
   // From P of a tile on to dS, while the sum with P runs.
-  const auto add_douts = [&](int i) {
+  const auto add_douts = [&](int i, bool masked) {
     PackRows<kSteps>(p, p_rows);
     WgmmaFence();
     AddTimesRows<kSteps>(dv, p_rows, block.Douts(i), S::kRowsBox);
     WgmmaWait<1>();
     Hold(ds);
-    WeighGradients(block.Records(i), p, ds);
+    WeighGradients(block.Records(i), masked, p, ds);
     WgmmaWait<0>();
     Hold(p_rows);
     Hold(dv);
@@ -256,7 +264,7 @@ __device__ __forceinline__ void ConsumeBoth(const AttentionView<Bf16>& view,
     WgmmaWait<1>();
     Hold(p);
     WeighRows(scale_log2, block.Records(0), tile.y != 0, first_key, p);
-    add_douts(0);
+    add_douts(0, tile.y != 0);
     int i = 1;
     for (;; ++i) {
       block.rows.WaitUntilFull(i);
@@ -273,7 +281,7 @@ __device__ __forceinline__ void ConsumeBoth(const AttentionView<Bf16>& view,
       block.rows.Release(i - 1);
       // Not before: registers are too few for dS of two tiles.
       multiply_values(i);
-      add_douts(i);
+      add_douts(i, tile.y != 0);
     }
     WgmmaFence();
     add_queries(i - 1);
@@ -329,7 +337,7 @@ __device__ __forceinline__ void ConsumeOne(const AttentionView<Bf16>& view, cons
         }
       }
       block.shared.Release(i);
-      WeighGradients(block.Records(i), p, weights);
+      WeighGradients(block.Records(i), masked, p, weights);
     }
   };
   const auto pack = [&](int i) {

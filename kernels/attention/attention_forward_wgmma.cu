@@ -127,6 +127,7 @@ __device__ __forceinline__ void Consume(const AttentionView<Bf16>& view,
       }
     }
   }
+  if (group == 0) await_turn();  // which the other one has passed on
 }
 
 template <class S>
