@@ -80,17 +80,7 @@ __device__ __forceinline__ void Consume(const AttentionView<Bf16>& view, const R
 #pragma unroll
         for (int j = 0; j < 4; ++j) p[n][j] *= dp[n][j] - delta[j / 2];
       }
-      if (!SeenByAll(sight, keys, i)) {
-        const int first = keys.First(i), end = keys.End(i);
-#pragma unroll
-        for (int n = 0; n < S::kKeys / 8; ++n) {
-#pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            const int key = first + 8 * n + AccumulatorColumn(lane, j);
-            if (!rows.Sees(j / 2, key, end)) p[n][j] = 0.0f;
-          }
-        }
-      }
+      if (!SeenByAll(sight, keys, i)) rows.Mask(keys, i, 0.0f, p);
       PackRows<kSteps>(p, ds);
     };
 

@@ -58,17 +58,7 @@ __device__ __forceinline__ void Consume(const AttentionView<Bf16>& view,
       AddTimesRows<kSteps>(o, weights, block.values.Buffer(streamed + i), S::kKeyBox);
     };
     const auto update_softmax = [&](int i) {
-      if (!SeenByAll(sight, keys, i)) {
-        const int first = keys.First(i), end = keys.End(i);
-#pragma unroll
-        for (int n = 0; n < S::kKeys / 8; ++n) {
-#pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            const int key = first + 8 * n + AccumulatorColumn(lane, j);
-            if (!rows.Sees(j / 2, key, end)) scores[n][j] = -INFINITY;
-          }
-        }
-      }
+      if (!SeenByAll(sight, keys, i)) rows.Mask(keys, i, -INFINITY, scores);
       softmax.Update(scale_log2, scores, shrink);
     };
 

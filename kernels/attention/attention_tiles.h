@@ -59,7 +59,7 @@ struct SegmentTiles {
     return tile < past ? begin + tile * size : first_current() + (tile - past) * size;
   }
   constexpr int End(int tile) const {
-    const int full = First(tile) + size, limit = tile < past_tiles() ? 0 : end;
+    const int full = First(tile) + size, limit = tile < past_tiles() && end > 0 ? 0 : end;
     return full < limit ? full : limit;
   }
 

@@ -256,16 +256,32 @@ struct LaneRows {
     for (int h = 0; h < 2; ++h) {
       row[h] = first_row + AccumulatorRow(lane, 2 * h);
       const int token = row[h] / view.heads;
-      first[h] = exists(view, h) ? view.FirstKey(b, token) : INT_MAX;
-      last[h] = exists(view, h) ? token : INT_MIN;
+      first[h] = exists(view, h) ? view.FirstKey(b, token) : INT_MAX / 2;
+      last[h] = exists(view, h) ? token : INT_MIN / 2;
     }
   }
   __device__ bool exists(const AttentionView<Bf16>& view, int h) const {
     return row[h] < view.rows();
   }
-  // Whether row h sees a key of a tile that ends at `end`.
-  __device__ bool Sees(int h, int key, int end) const {
-    return key >= first[h] && key <= last[h] && key < end;
+  // Sets the accumulators of keys of a tile that their rows do not see.
+  template <int kGroups>
+  __device__ __forceinline__ void Mask(const SegmentTiles& keys, int tile, float value,
+                                       float (&scores)[kGroups][4]) const {
+    const int begin = keys.First(tile) + AccumulatorColumn(static_cast<int>(threadIdx.x) % 32, 0);
+    const int end = keys.End(tile);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      // Compared with the column of the tile, for the lane's first one.
+      const int from = first[h] - begin, to = min(last[h], end - 1) - begin;
+#pragma unroll
+      for (int n = 0; n < kGroups; ++n) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int column = 8 * n + i;
+          if (column < from || column > to) scores[n][2 * h + i] = value;
+        }
+      }
+    }
   }
 
   int row[2], first[2], last[2];  // of the keys it sees, both included
