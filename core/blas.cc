@@ -22,12 +22,22 @@ blasint Narrow(int64_t value) {
 
 template <class T>
 void GemmCpu(const GemmArgs& args) {
-  const bool adds = args.accumulate || args.bias.defined();
+  const bool adds = args.accumulate || args.bias.defined() || args.added.defined();
+  if (args.added.defined()) {
+    ParallelFor(args.m, [&](int64_t row) {
+      const int64_t at = row * args.ldc;
+      std::copy_n(args.added.data<T>() + at, args.n, args.c.data<T>() + at);
+    });
+  }
   for (int64_t i = 0; i < args.batch; ++i) {
     T* c = args.c.data<T>() + i * args.stride_c;
     if (args.bias.defined()) {
       const T* bias = args.bias.data<T>() + i * args.n;
-      ParallelFor(args.m, [&](int64_t row) { std::copy_n(bias, args.n, c + row * args.ldc); });
+      ParallelFor(args.m, [&](int64_t row) {
+        T* to = c + row * args.ldc;
+        for (int64_t j = 0; j < args.n; ++j)
+          to[j] = args.added.defined() ? to[j] + bias[j] : bias[j];
+      });
     }
     Gemm(args.trans_a, args.trans_b, args.m, args.n, args.k, T(1),
          args.a.data<T>() + i * args.stride_a, args.lda, args.b.data<T>() + i * args.stride_b,
@@ -55,6 +65,12 @@ void Check(const GemmArgs& args) {
   check("C", args.c, Trans::kNo, args.m, args.n, args.ldc, args.stride_c);
   EYRIE_CHECK(!args.bias.defined() || (!args.accumulate && args.bias.size() == args.batch * args.n),
               "Gemm: bias");
+  if (args.added.defined()) {
+    check("added", args.added, Trans::kNo, args.m, args.n, args.ldc, args.stride_c);
+    EYRIE_CHECK(!args.accumulate && args.batch == 1 && args.added.dtype == args.c.dtype &&
+                    args.added.device == args.c.device && args.added.raw != args.c.raw,
+                "Gemm: added");
+  }
   EYRIE_CHECK(args.a.dtype == args.b.dtype && args.a.device == args.b.device &&
                   args.a.device == args.c.device,
               "Gemm: A, B and C do not go together");

@@ -11,8 +11,8 @@ namespace eyrie {
 
 enum class Trans : bool { kNo, kYes };
 
-// C[m, n] = op(A)[m, k] op(B)[k, n] + bias, or C += op(A) op(B). Matrices are row-major and start
-// where their tensor starts, whatever its shape; ld is the distance between their rows, in
+// C[m, n] = op(A)[m, k] op(B)[k, n] + bias + added, or C += op(A) op(B). Matrices are row-major and
+// start where their tensor starts, whatever its shape; ld is the distance between their rows, in
 // elements. On the CPU all are float32 or all float64. On a GPU A and B are both bfloat16 or both
 // float32, C like them or float32, and products are summed in float32.
 struct GemmArgs {
@@ -25,7 +25,8 @@ struct GemmArgs {
   Tensor c;
   int64_t ldc = 0;
   bool accumulate = false;
-  Tensor bias;  // [batch, n] like C, added to every row of C; optional, not with accumulate
+  Tensor bias;   // [batch, n] like C, added to every row of C; optional, not with accumulate
+  Tensor added;  // a matrix laid out like C, elsewhere; optional, not with accumulate or a batch
   // So many products at once, whose matrices start `stride` elements apart.
   int64_t batch = 1;
   int64_t stride_a = 0, stride_b = 0, stride_c = 0;

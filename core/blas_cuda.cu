@@ -97,9 +97,11 @@ class Plan {
 
   void Run(cublasLtHandle_t handle, const GemmArgs& args, void* workspace) {
     if (args.bias.defined()) SetBias(args);
-    const float alpha = 1.0f, beta = args.accumulate ? 1.0f : 0.0f;
+    const bool adds = args.accumulate || args.added.defined();
+    const float alpha = 1.0f, beta = adds ? 1.0f : 0.0f;
+    const void* from = args.added.defined() ? args.added.raw : args.c.raw;
     EYRIE_CUBLAS_CHECK(cublasLtMatmul(handle, description_, &alpha, args.b.raw, b_.get(),
-                                      args.a.raw, a_.get(), &beta, args.c.raw, c_.get(), args.c.raw,
+                                      args.a.raw, a_.get(), &beta, from, c_.get(), args.c.raw,
                                       c_.get(), &algorithm_, workspace, kGemmWorkspaceCuda,
                                       ComputeStream()));
   }
@@ -124,7 +126,9 @@ uint32_t Alignment(const GemmArgs& args) {
   uintptr_t bits = reinterpret_cast<uintptr_t>(args.a.raw) |
                    reinterpret_cast<uintptr_t>(args.b.raw) |
                    reinterpret_cast<uintptr_t>(args.c.raw) | 256;
-  if (args.bias.defined()) bits |= reinterpret_cast<uintptr_t>(args.bias.raw);
+  for (const Tensor& optional : {args.bias, args.added}) {
+    if (optional.defined()) bits |= reinterpret_cast<uintptr_t>(optional.raw);
+  }
   return static_cast<uint32_t>(bits & (~bits + 1));
 }
 

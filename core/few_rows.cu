@@ -239,7 +239,7 @@ bool IsFewRows(std::span<const GemmArgs> products) {
                   args.m <= kMostFewRows && args.k % 8 == 0 && args.k > 0 &&
                   args.n * args.batch <= (1 << 24) && args.k <= (1 << 24) &&  // in ints
                   args.a.dtype == DType::kBF16 && args.m == first.m && args.k == first.k &&
-                  args.c.dtype == first.c.dtype &&
+                  args.c.dtype == first.c.dtype && !args.added.defined() &&
                   (!args.bias.defined() || args.bias.dtype == args.c.dtype) &&
                   InVectors(args.a, args.lda, args.stride_a) &&
                   InVectors(args.b, args.ldb, args.stride_b);

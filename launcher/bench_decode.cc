@@ -66,7 +66,7 @@ ExitCode BenchDecode(const DecodeOptions& options, Job& job) {
     run.mesh.world().Barrier();
     const double seconds = device.SecondsOf([&] {
       if (count > 1) return step();
-      steps[turn].Run(logits.device, step);
+      inference->Repeat(steps[turn], step);
     });
     device.Release(mark);
     std::swap(state, next);

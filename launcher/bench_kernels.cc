@@ -78,8 +78,6 @@ std::vector<Case> ElementwiseCases(const Problem& p) {
   const Tensor a = p.Activations(), b = p.Activations(), out = p.Output(), row = p.Row();
   const Tensor sums = p.Full({p.channels}), workspace = p.Workspace(SumRowsWorkspace(a));
   return {{"add", p.full(), [=] { Add(a, b, out); }, BytesOf({a, b, out})},
-          {"silu", p.full(), [=] { Silu(a, out); }, BytesOf({a, out})},
-          {"silu_backward", p.full(), [=] { SiluBackward(a, b, out); }, BytesOf({a, b, out})},
           {"broadcast_rows", p.full(), [=] { BroadcastRows(row, out); }, BytesOf({out})},
           {"add_row", p.full(), [=] { AddRow(row, out); }, 2 * BytesOf({out})},
           {"sum_rows", p.full(), [=] { SumRows(a, sums, workspace); }, BytesOf({a})}};
@@ -178,6 +176,7 @@ constexpr Kernel kKernels[] = {
     {"cross_entropy", CrossEntropyCases},
     {"elementwise", ElementwiseCases},
     {"embedding", EmbeddingCases},
+    {"gated_layer_norm", GatedLayerNormCases},
     {"gated_norm", GatedNormCases},
     {"glu", GluCases},
     {"layer_norm", LayerNormCases},

@@ -57,6 +57,7 @@ inline double BytesOf(std::initializer_list<Tensor> tensors) {
 std::vector<KernelCase> AttentionCases(const KernelProblem& p);
 std::vector<KernelCase> BlockMapCases(const KernelProblem& p);
 std::vector<KernelCase> CausalConv1dCases(const KernelProblem& p);
+std::vector<KernelCase> GatedLayerNormCases(const KernelProblem& p);
 std::vector<KernelCase> LayerNormCases(const KernelProblem& p);
 std::vector<KernelCase> LightningAttentionCases(const KernelProblem& p);
 std::vector<KernelCase> LrpeCases(const KernelProblem& p);

@@ -78,10 +78,17 @@ std::vector<KernelCase> CausalConv1dCases(const KernelProblem& p) {
       .dweight = p.Full({kTaps, p.channels}),
       .dbias = p.Full({p.channels}),
       .workspace = p.Workspace(CausalConv1dBackwardWorkspace(forward.x, kTaps))};
-  return {{"forward", p.full(), [forward] { CausalConv1dForward(forward); },
-           BytesOf({forward.x, forward.y})},
-          {"backward", p.full(), [backward] { CausalConv1dBackward(backward); },
-           BytesOf({backward.x, backward.dy, backward.dx})}};
+  CausalConv1dForwardArgs forward_silu = forward;
+  CausalConv1dBackwardArgs backward_silu = backward;
+  forward_silu.silu = backward_silu.silu = true;
+  backward_silu.bias = forward.bias;
+  const double bytes = BytesOf({forward.x});
+  return {
+      {"forward", p.full(), [forward] { CausalConv1dForward(forward); }, 2 * bytes},
+      {"backward", p.full(), [backward] { CausalConv1dBackward(backward); }, 3 * bytes},
+      {"forward_silu", p.full(), [forward_silu] { CausalConv1dForward(forward_silu); }, 2 * bytes},
+      {"backward_silu", p.full(), [backward_silu] { CausalConv1dBackward(backward_silu); },
+       3 * bytes}};
 }
 
 std::vector<KernelCase> LightningAttentionCases(const KernelProblem& p) {

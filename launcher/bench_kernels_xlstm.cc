@@ -1,5 +1,6 @@
 // The kernels of the xLSTM in `eyrie bench kernels`.
 #include "kernels/block_map/block_map.h"
+#include "kernels/gated_norm/gated_layer_norm.h"
 #include "kernels/mlstm/mlstm.h"
 #include "kernels/mlstm/mlstm_gates.h"
 #include "kernels/norm/layer_norm.h"
@@ -119,22 +120,58 @@ std::vector<KernelCase> BlockMapCases(const KernelProblem& p) {
   if (width == 0) return {};
   const Shape rows{p.batch, p.time, width};
   const Shape weights{width / kBlockMapWidth, kBlockMapWidth, kBlockMapWidth};
-  const BlockMapArgs forward{.x = p.device.Uniform(rows),
-                             .w = p.device.Uniform(weights),
-                             .y = p.device.Zeros(p.device.dtype(), rows)};
-  const BlockMapArgs input{.x = forward.x,
-                           .w = forward.w,
-                           .y = p.device.Zeros(p.device.dtype(), rows),
-                           .transposed = true,
-                           .accumulate = true};
-  const BlockMapWeightGradArgs weight{.x = forward.x,
-                                      .dy = p.device.Uniform(rows),
-                                      .dw = p.Full(weights),
-                                      .workspace = p.Workspace(BlockMapWorkspace(forward.x))};
-  return {{"forward", rows, [forward] { BlockMap(forward); }, BytesOf({forward.x, forward.y})},
-          {"input_grad", rows, [input] { BlockMap(input); }, BytesOf({input.x, input.y, input.y})},
-          {"weight_grad", rows, [weight] { BlockMapWeightGrad(weight); },
-           BytesOf({weight.x, weight.dy})}};
+  const auto map = [&](Tensor result) {
+    return BlockMapForwardArgs::Map{.w = p.device.Uniform(weights), .y = std::move(result)};
+  };
+  const auto output = [&] { return p.device.Zeros(p.device.dtype(), rows); };
+  const Tensor x = p.device.Uniform(rows), dx = output();
+  const BlockMapForwardArgs one{.x = x, .maps = {map(output())}};
+  const BlockMapForwardArgs two{.x = x, .maps = {one.maps[0], map(output())}};
+  const auto backward = [&](const BlockMapForwardArgs& forward) {
+    BlockMapBackwardArgs args{.x = x, .dx = dx, .accumulate = true};
+    for (const auto& each : forward.maps) args.maps.push_back({each.w, each.y, p.Full(weights)});
+    args.workspace =
+        p.Workspace(BlockMapBackwardWorkspace(x, static_cast<int64_t>(args.maps.size())));
+    return args;
+  };
+  const BlockMapBackwardArgs of_one = backward(one), of_two = backward(two);
+  const double bytes = BytesOf({x});
+  return {{"forward", rows, [one] { BlockMapForward(one); }, 2 * bytes},
+          {"forward_two", rows, [two] { BlockMapForward(two); }, 3 * bytes},
+          {"backward", rows, [of_one] { BlockMapBackward(of_one); }, 4 * bytes},
+          {"backward_two", rows, [of_two] { BlockMapBackward(of_two); }, 5 * bytes}};
+}
+
+// A norm a head, with the skip of the mLSTM block.
+std::vector<KernelCase> GatedLayerNormCases(const KernelProblem& p) {
+  const Shape heads = p.Heads(1024), row{heads[2], heads[3]}, statistics{p.batch, p.time, heads[2]};
+  const auto output = [&] { return p.device.Zeros(p.device.dtype(), heads); };
+  const GatedLayerNormForwardArgs forward{.x = p.device.Uniform(heads),
+                                          .weight = p.device.Uniform(row),
+                                          .skip = p.device.Uniform(row),
+                                          .s = p.device.Uniform(heads),
+                                          .gate = p.device.Uniform(heads, 3.0f),
+                                          .out = output(),
+                                          .mean = p.Full(statistics),
+                                          .rstd = p.Full(statistics)};
+  const GatedLayerNormBackwardArgs backward{
+      .x = forward.x,
+      .weight = forward.weight,
+      .skip = forward.skip,
+      .s = forward.s,
+      .gate = forward.gate,
+      .mean = forward.mean,
+      .rstd = forward.rstd,
+      .dout = p.device.Uniform(heads),
+      .dx = output(),
+      .ds = output(),
+      .dgate = output(),
+      .dweight = p.Full(row),
+      .dskip = p.Full(row),
+      .workspace = p.Workspace(GatedLayerNormBackwardWorkspace(forward.x, forward.skip))};
+  const double bytes = BytesOf({forward.x});
+  return {{"forward", heads, [forward] { GatedLayerNormForward(forward); }, 4 * bytes},
+          {"backward", heads, [backward] { GatedLayerNormBackward(backward); }, 7 * bytes}};
 }
 
 // A norm a head.

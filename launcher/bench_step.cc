@@ -62,26 +62,13 @@ void ReportKernels(const KernelSums& sums, int steps, const std::string& other, 
 }
 
 // FLOPs of one token, forward and backward: 6 for each parameter (a tied table counts once, as the
-// head's product, and one that is only looked up in does not), and 12 for each channel of attention
-// and key that a query sees, on average. The recurrence, norms and whatever is recomputed do not
-// count.
+// head's product, and one that is only looked up in does not), and three times what mixers do
+// forward beside their parameters' products. Elementwise recurrences, norms and whatever is
+// recomputed do not count.
 double FlopsPerToken(const config::ModelConfig& model, int64_t parameters, int64_t length) {
   if (!model.tied_embedding()) parameters -= model.vocab_size() * model.width();
-  double flops = 6.0 * static_cast<double>(parameters);
-  for (int64_t block = 0; block < model.depth(); ++block) {
-    const auto& entry = model.pattern(static_cast<int>(block % model.pattern_size()));
-    for (const std::string& name : SplitPatternEntry(entry)) {
-      if (name != "attention" && name != "local_attention") continue;
-      const auto& attention = model.attention();
-      const int64_t most = name == "attention" ? length : attention.window() + 1;
-      const int64_t full = std::min(length, most);
-      // Token t sees min(t + 1, most) keys.
-      const double keys = static_cast<double>(full * (full + 1) / 2 + (length - full) * full);
-      flops += 12.0 * static_cast<double>(attention.heads() * attention.head_width()) * keys /
-               static_cast<double>(length);
-    }
-  }
-  return flops;
+  return 6.0 * static_cast<double>(parameters) +
+         3.0 * Model(model, /*tensor_size=*/1).ExtraFlops(0, length) / static_cast<double>(length);
 }
 
 ExitCode BenchStep(const StepOptions& options, Job& job) {
@@ -198,8 +185,10 @@ void AddBenchStep(CLI::App& bench, ExitCode& code) {
       "Time training steps of a configuration, alone or under mpirun.\n\n"
       "Runs on random tokens, with no files: fields of data, checkpoint and run.directory are\n"
       "ignored. MFU is the share of the measured rate of matrix products, over all ranks, that is\n"
-      "6 FLOPs a parameter and token, and 12 a token, channel of attention and key seen; what\n"
-      "recomputation adds does not count. The first step is not timed.");
+      "6 FLOPs a parameter and token, 12 a token, channel of attention and key seen, and 12 a "
+      "token\n"
+      "and element of a matrix memory (mlstm, lightning_attention); what recomputation adds does\n"
+      "not count. The first step is not timed.");
   command->add_option("--config", options->config, "configuration file (text format)")
       ->required()
       ->type_name("FILE");

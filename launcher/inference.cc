@@ -80,6 +80,11 @@ void Inference::Build(Job& job) {
   run_ = std::make_unique<Run>(Run{*mesh_, *params_, *arena_});
 }
 
+void Inference::Repeat(Replay& replay, const std::function<void()>& step) {
+  replay.Run(run_->params.device(), step);
+  mesh_->tensor().Replayed();
+}
+
 Decoder::Decoder(Inference& inference, int64_t capacity)
     : inference_(inference),
       state_(inference.model().MakeState(inference.run().params, 1, capacity)),
@@ -118,7 +123,7 @@ Tensor Decoder::Feed(const std::vector<int32_t>& tokens,
                                 logits);
     };
     if (count == 1) {
-      steps_[turn_].Run(logits.device, step);
+      inference_.Repeat(steps_[turn_], step);
     } else {
       step();
     }

@@ -44,6 +44,8 @@ class Inference {
   const Mesh& mesh() const { return *mesh_; }
   const Model& model() const { return *model_; }
   Run& run() { return *run_; }
+  // Runs a step that is always the same; it may hold operations among the tensor ranks.
+  void Repeat(Replay& replay, const std::function<void()>& step);
 
  private:
   // The mesh, the model and memory for its parameters, from config_.

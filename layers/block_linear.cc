@@ -1,6 +1,5 @@
 #include "layers/block_linear.h"
 
-#include "kernels/block_map/block_map.h"
 #include "kernels/elementwise/elementwise.h"
 
 namespace eyrie {
@@ -26,10 +25,6 @@ void BlockLinear::Declare(Declaration& declare) {
                               .init = InitConstant(0.0)});
 }
 
-bool BlockLinear::small() const {
-  return block_ == kBlockMapWidth && outputs_ == block_ && spread_ == block_ && !options_.bias;
-}
-
 GemmArgs BlockLinear::Product(const Run& run, const Tensor& x, const Tensor& y) const {
   return {.trans_b = Trans::kYes,
           .m = x.size() / width_,
@@ -50,19 +45,11 @@ GemmArgs BlockLinear::Product(const Run& run, const Tensor& x, const Tensor& y) 
 }
 
 void BlockLinear::Forward(Run& run, const Tensor& x, const Tensor& y) const {
-  if (small()) return BlockMap({.x = x, .w = run.params.value(weight_), .y = y});
   Gemm(Product(run, x, y));
 }
 
 void BlockLinear::BackwardInput(Run& run, const Tensor& dy, const Tensor& dx,
                                 bool accumulate) const {
-  if (small()) {
-    return BlockMap({.x = dy,
-                     .w = run.params.value(weight_),
-                     .y = dx,
-                     .transposed = true,
-                     .accumulate = accumulate});
-  }
   Gemm({.m = dx.size() / width_,
         .n = block_,
         .k = outputs_,
@@ -81,12 +68,6 @@ void BlockLinear::BackwardInput(Run& run, const Tensor& dy, const Tensor& dx,
 
 void BlockLinear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const {
   ArenaScope scope(run.arena);
-  if (small()) {
-    return BlockMapWeightGrad({.x = x,
-                               .dy = dy,
-                               .dw = run.params.grad(weight_),
-                               .workspace = run.Workspace(BlockMapWorkspace(x))});
-  }
   const ParamStore::GradientSum sum = run.params.AddTo(weight_);
   Gemm({.trans_a = Trans::kYes,
         .m = outputs_,

@@ -1,6 +1,6 @@
 // y = x W^T + b with W block-diagonal: G blocks of channels, each mapped to itself. Blocks are cut
-// over the tensor axis, and nothing crosses it. Small blocks go through kernels/block_map, larger
-// ones through batched products.
+// over the tensor axis, and nothing crosses it. Through batched products: for small blocks
+// there is kernels/block_map.
 #pragma once
 
 #include <string>
@@ -38,9 +38,6 @@ class BlockLinear {
   void BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const;
 
  private:
-  // Whether kernels/block_map has the maps, and the weights as it takes them.
-  bool small() const;
-
   Options options_;
   ParamId weight_ = -1, bias_ = -1;
   int64_t block_ = 0, outputs_ = 0, spread_ = 0;  // of one block

@@ -1,7 +1,5 @@
 #include "layers/branch.h"
 
-#include "kernels/elementwise/elementwise.h"
-
 namespace eyrie {
 
 void Branch::Declare(const Declaration& declare) {
@@ -15,14 +13,13 @@ void Branch::Declare(const Declaration& declare) {
 void Branch::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
                      const Carry& carry) const {
   norm_.Forward(run, x, stash[normed_], stash[statistics_]);
-  mixer_->Forward(run, stash[normed_], y, stash, carry);
-  if (run.pass != Pass::kRecompute) Add(x, y, y);
+  mixer_->Forward(run, stash[normed_], {y, x}, stash, carry);
 }
 
 void Branch::Infer(Run& run, const Tensor& x, const Tensor& added, const Tensor& y, Stash& stash,
                    const Carry& carry) const {
   norm_.Forward(run, x, stash[normed_], stash[statistics_], added);
-  mixer_->Forward(run, stash[normed_], y, stash, carry);
+  mixer_->Forward(run, stash[normed_], {.y = y, .residual = {}}, stash, carry);
 }
 
 void Branch::Refill(Run& run, const Tensor& x, Stash& stash, const Carry& carry) const {

@@ -1,7 +1,6 @@
 #include "layers/causal_convolution.h"
 
 #include "kernels/causal_conv1d/causal_conv1d.h"
-#include "kernels/elementwise/elementwise.h"
 
 namespace eyrie {
 
@@ -39,7 +38,8 @@ void CausalConvolution::Convolve(Run& run, const Stash& stash, const Carry& carr
                        .positions = run.positions,
                        .x0 = Before(run, stash, carry),
                        .y = y,
-                       .x_last = x_last});
+                       .x_last = x_last,
+                       .silu = options_.silu});
 }
 
 Event CausalConvolution::Forward(Run& run, const Tensor& x, const Project& project,
@@ -61,14 +61,12 @@ Event CausalConvolution::Forward(Run& run, const Tensor& x, const Project& proje
   if (carry.after != nullptr) {
     handed_on = sequence.Broadcast((*carry.after)[kState], /*root=*/sequence.size() - 1);
   }
-  if (options_.silu) Silu(out, out);
   return handed_on;
 }
 
 void CausalConvolution::Refill(Run& run, const Tensor& out, Stash& stash,
                                const Carry& carry) const {
   Convolve(run, stash, carry, out, {});
-  if (options_.silu) Silu(out, out);
 }
 
 CausalConvolution::Returning CausalConvolution::Backward(Run& run, const Tensor& dout,
@@ -76,11 +74,6 @@ CausalConvolution::Returning CausalConvolution::Backward(Run& run, const Tensor&
                                                          const Carry& carry,
                                                          const CarryGrad& carry_grad) const {
   Communicator& sequence = run.mesh.sequence();
-  if (options_.silu) {
-    // The output before its activation was not kept.
-    Convolve(run, stash, carry, dinputs, {});
-    SiluBackward(dinputs, dout, dout);
-  }
   const bool first = sequence.rank() == 0, last = sequence.rank() == sequence.size() - 1;
   Tensor dhalo = StateSlot(carry_grad.before, kState);
   if (!first) dhalo = run.arena.Allocate(dinputs.dtype, stash[halo_].shape);
@@ -97,7 +90,9 @@ CausalConvolution::Returning CausalConvolution::Backward(Run& run, const Tensor&
          .dx0 = dhalo,
          .dweight = run.params.grad(weight_),
          .dbias = run.params.grad(bias_),
-         .workspace = run.Workspace(CausalConv1dBackwardWorkspace(stash[inputs_], kTaps))});
+         .workspace = run.Workspace(CausalConv1dBackwardWorkspace(stash[inputs_], kTaps)),
+         .silu = options_.silu,
+         .bias = run.params.value(bias_)});
   }
   Returning returning;
   if (carry_grad.before != nullptr) {

@@ -57,8 +57,7 @@ class CausalConvolution {
     Event state_;
   };
   // dinputs := the gradient of the inputs, complete once the result has been waited for; adds the
-  // gradients of the parameters. Overwrites dout. Scratch is the caller's to give back, after the
-  // wait.
+  // gradients of the parameters. Scratch is the caller's to give back, after the wait.
   [[nodiscard]] Returning Backward(Run& run, const Tensor& dout, const Tensor& dinputs,
                                    Stash& stash, const Carry& carry,
                                    const CarryGrad& carry_grad) const;

@@ -40,4 +40,14 @@ void GatherColumns(Run& run, const Tensor& local, const Tensor& all) {
   ColumnGather(run, local, all).Wait();
 }
 
+Tensor AllColumns(Run& run, const Tensor& local) {
+  const int64_t ranks = run.mesh.tensor().size();
+  if (ranks == 1) return local;
+  Shape shape = local.shape;
+  shape.Set(shape.rank() - 1, ranks * local.dim(-1));
+  const Tensor all = run.arena.Allocate(local.dtype, shape);
+  GatherColumns(run, local, all);
+  return all;
+}
+
 }  // namespace eyrie

@@ -26,5 +26,7 @@ class ColumnGather {
 };
 // The same at once.
 void GatherColumns(Run& run, const Tensor& local, const Tensor& all);
+// Every rank's columns, in the arena; `local` itself where there is one rank.
+Tensor AllColumns(Run& run, const Tensor& local);
 
 }  // namespace eyrie

@@ -82,6 +82,12 @@ struct CarryGrad {
   State* before = nullptr;
 };
 
+// Where a residual branch leaves its sum: y [B, T, D] := residual + what the mixer gives, complete
+// on every tensor rank. Without a residual y is the latter alone.
+struct BranchOutput {
+  Tensor y, residual;
+};
+
 // The body of a residual branch x + mixer(norm(x)): a sequence mixer or a channel mixer.
 // docs/adding-a-mixer.md walks through one.
 class Mixer {
@@ -93,12 +99,14 @@ class Mixer {
   virtual void DeclareState(StateTable&) const {}
 
   // FLOPs of forward on one sequence's `tokens` tokens that follow `before` earlier ones, on this
-  // tensor rank, beside the two for each token and element of a matrix: for planning.
+  // tensor rank, beside the two for each token and element of a matrix: what attention does with
+  // its scores and values, and four for each token and element of a matrix memory, which takes in
+  // one outer product and is read once, whatever a kernel does to compute that. For planning.
   virtual double ExtraFlops(int64_t /*before*/, int64_t /*tokens*/) const { return 0.0; }
 
-  // y [B, T, D] := mixer(x), complete on every tensor rank. In a recompute pass y is absent and
-  // only the stash is filled, without communication.
-  virtual void Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
+  // Leaves mixer(x) in `out`. In a recompute pass that is absent and only the stash is filled,
+  // without communication.
+  virtual void Forward(Run& run, const Tensor& x, const BranchOutput& out, Stash& stash,
                        const Carry& carry) = 0;
   // Fills the stash's cheap slots (StashTable::AddCheap) from x and the others, with the bits that
   // Forward left there, and without communication. `carry` is the forward pass's own. Mixers

@@ -29,7 +29,6 @@ void Linear::Declare(Declaration& declare) {
 }
 
 GemmArgs Linear::Product(const Run& run, const Tensor& x, const Tensor& y) const {
-  const bool add_bias = options_.bias && !ReduceAddsBias(run);
   return {.trans_b = Trans::kYes,
           .m = x.size() / local_in_,
           .n = local_out_,
@@ -40,23 +39,28 @@ GemmArgs Linear::Product(const Run& run, const Tensor& x, const Tensor& y) const
           .ldb = local_in_,
           .c = y,
           .ldc = local_out_,
-          .bias = add_bias ? run.params.value(bias_) : Tensor{},
+          .bias = options_.bias ? run.params.value(bias_) : Tensor{},
           .b_is_settled = true};
 }
 
 void Linear::Forward(Run& run, const Tensor& x, const Tensor& y) const {
+  EYRIE_CHECK(options_.cut != Cut::kRows || !options_.bias);
   Gemm(Product(run, x, y));
   run.mesh.world().Progress();
 }
 
-void Linear::Reduce(Run& run, const Tensor& y) const {
+void Linear::Forward(Run& run, const Tensor& x, const BranchOutput& out) const {
   EYRIE_CHECK(options_.cut == Cut::kRows);
-  run.mesh.tensor().AllReduce(y, ReduceOp::kSum).Wait();
-  if (options_.bias && ReduceAddsBias(run)) AddRow(run.params.value(bias_), y);
-}
-
-bool Linear::ReduceAddsBias(const Run& run) const {
-  return options_.cut == Cut::kRows && run.mesh.tensor().size() > 1;
+  GemmArgs product = Product(run, x, out.y);
+  // What is not a partial sum is added by one rank.
+  if (run.mesh.tensor().rank() == 0) {
+    product.added = out.residual;
+  } else {
+    product.bias = {};
+  }
+  Gemm(product);
+  run.mesh.tensor().AllReduce(out.y, ReduceOp::kSum).Wait();
+  run.mesh.world().Progress();
 }
 
 void ForwardTogether(Run& run, const Tensor& x, std::initializer_list<LinearOutput> layers) {

@@ -35,12 +35,11 @@ class Linear {
   int64_t local_in() const { return local_in_; }
   int64_t local_out() const { return local_out_; }
 
-  // y [..., local out] := x W^T + b. Row-parallel: y is this rank's partial sum, which Reduce must
-  // complete.
+  // y [..., local out] := x W^T + b. Row-parallel, which must have no bias then: a partial sum over
+  // the tensor axis.
   void Forward(Run& run, const Tensor& x, const Tensor& y) const;
-  // Row-parallel only: completes y over the tensor axis. Where that has several ranks, b is added
-  // here, once.
-  void Reduce(Run& run, const Tensor& y) const;
+  // Row-parallel only: the end of a branch, complete on every tensor rank.
+  void Forward(Run& run, const Tensor& x, const BranchOutput& out) const;
   // What Forward computes, as one product.
   GemmArgs Product(const Run& run, const Tensor& x, const Tensor& y) const;
   // dx := dy W, or += with accumulate. Column-parallel: a partial sum over the tensor axis.
@@ -53,8 +52,6 @@ class Linear {
   void BackwardWeightAlone(Run& run, const Tensor& x, const Tensor& dy) const;
 
  private:
-  bool ReduceAddsBias(const Run& run) const;
-
   Options options_;
   ParamId weight_ = -1, bias_ = -1;
   int64_t local_in_ = 0, local_out_ = 0;

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "core/tensor_math.h"
-#include "kernels/norm/layer_norm.h"
+#include "kernels/gated_norm/gated_layer_norm.h"
 
 namespace eyrie {
 
@@ -30,6 +30,9 @@ void MlstmCell::Declare(Declaration& declare) {
     return 3.0 + 3.0 * static_cast<double>(head) / last;
   });
   norm_ = add(".norm.w", {heads, options_.value_width}, false, InitConstant(0.0));
+  if (options_.skip) {
+    skip_ = add(".skip", {heads * options_.value_width}, false, InitConstant(1.0));
+  }
 
   const auto one = [](int64_t, int64_t) { return 1; };
   c0_ = declare.stash.AddKept("c0", keys() * options_.value_width, one, Holds::kFullPrecision);
@@ -49,12 +52,8 @@ void MlstmCell::DeclareState(StateTable& table) const {
 }
 
 double MlstmCell::ExtraFlops(int64_t tokens) const {
-  // A token's key and value enter the memory and its query reads it; in a tile it sees half of the
-  // tokens, each with a product for its score and another for its value.
-  constexpr double kTile = 64;
-  const auto dk = static_cast<double>(options_.key_width);
-  const auto dv = static_cast<double>(options_.value_width);
-  return static_cast<double>(tokens * heads_) * (4 * dk * dv + (kTile + 1) * (dk + dv));
+  // A token's key and value enter the memory and its query reads it.
+  return 4.0 * static_cast<double>(tokens * heads_ * options_.key_width * options_.value_width);
 }
 
 Tensor MlstmCell::GateOf(const Tensor& gates, int64_t which) const {
@@ -62,6 +61,7 @@ Tensor MlstmCell::GateOf(const Tensor& gates, int64_t which) const {
 }
 
 Tensor MlstmCell::Heads(const Tensor& tensor) const {
+  if (!tensor.defined()) return {};
   return tensor.View({tensor.dim(0), tensor.dim(1), heads_, tensor.dim(2) / heads_});
 }
 
@@ -133,15 +133,19 @@ MlstmCell::Forward::Forward(const MlstmCell& cell, Run& run, const Inputs& input
                                           .leaving = scanned(cell.StateOf(run, carry.after))});
 }
 
-void MlstmCell::Norm(Run& run, Stash& stash, const Tensor& out) const {
+void MlstmCell::Out(Run& run, Stash& stash, const Outward& outward, const Tensor& out) const {
   const Tensor h = Heads(stash[h_]);
   const Tensor statistics = stash[statistics_].View({2, h.size() / h.dim(3)});
-  LayerNormForward({.x = h,
-                    .weight = run.params.value(norm_),
-                    .epsilon = options_.norm_epsilon,
-                    .y = Heads(out),
-                    .mean = statistics.Rows(0, 1),
-                    .rstd = statistics.Rows(1, 2)});
+  GatedLayerNormForward({.x = h,
+                         .weight = run.params.value(norm_),
+                         .skip = options_.skip ? OfHeads(run.params.value(skip_)) : Tensor{},
+                         .s = Heads(outward.s),
+                         .activation = options_.out_gate,
+                         .gate = Heads(outward.gate),
+                         .epsilon = options_.norm_epsilon,
+                         .out = Heads(out),
+                         .mean = statistics.Rows(0, 1),
+                         .rstd = statistics.Rows(1, 2)});
 }
 
 void MlstmCell::Forward::Finish() {
@@ -165,8 +169,8 @@ void MlstmCell::Forward::Finish() {
 }
 
 MlstmCell::Backward::Backward(const MlstmCell& cell, Run& run, const Inputs& inputs,
-                              const Tensor& dout, Stash& stash, const Carry& carry,
-                              const CarryGrad& carry_grad)
+                              const Outward& outward, const Tensor& dout, const Outward& gradients,
+                              Stash& stash, const Carry& carry, const CarryGrad& carry_grad)
     : cell_(cell),
       run_(run),
       inputs_(inputs),
@@ -178,21 +182,34 @@ MlstmCell::Backward::Backward(const MlstmCell& cell, Run& run, const Inputs& inp
   log_i_ = run.FullScratch(heads);
   log_f_ = run.FullScratch(heads);
   cell.Gates(run, inputs.gates, log_i_, log_f_);
-  dh_ = cell.Heads(run.Scratch(cell.values()));
+  dh_ = cell.Heads(dout);
   const Tensor h = cell.Heads(stash[cell.h_]);
   const Tensor statistics = stash[cell.statistics_].View({2, h.size() / h.dim(3)});
-  LayerNormBackward({.x = h,
-                     .weight = run.params.value(cell.norm_),
-                     .mean = statistics.Rows(0, 1),
-                     .rstd = statistics.Rows(1, 2),
-                     .dy = cell.Heads(dout),
-                     .dx = dh_,
-                     .dweight = run.params.grad(cell.norm_),
-                     .workspace = run.Workspace(LayerNormBackwardWorkspace(h))});
+  const bool skips = cell.options_.skip;
+  const Tensor skip = skips ? cell.OfHeads(run.params.value(cell.skip_)) : Tensor{};
+  {
+    ArenaScope scope(run.arena);
+    GatedLayerNormBackward({.x = h,
+                            .weight = run.params.value(cell.norm_),
+                            .skip = skip,
+                            .s = cell.Heads(outward.s),
+                            .activation = cell.options_.out_gate,
+                            .gate = cell.Heads(outward.gate),
+                            .mean = statistics.Rows(0, 1),
+                            .rstd = statistics.Rows(1, 2),
+                            .dout = dh_,
+                            .dx = dh_,
+                            .ds = cell.Heads(gradients.s),
+                            .dgate = cell.Heads(gradients.gate),
+                            .dweight = run.params.grad(cell.norm_),
+                            .dskip = skips ? cell.OfHeads(run.params.grad(cell.skip_)) : Tensor{},
+                            .workspace = run.Workspace(GatedLayerNormBackwardWorkspace(h, skip))});
+  }
+  dafter_.m = dbefore_.m = {};
+  if (!dafter_.c.defined() && run.mesh.sequence().size() == 1) return;
   // The last token's maximum is the state's.
   after_m_ = run.arena.Allocate(log_i_.dtype, {run.batch(), heads});
   CopyRows(stash[cell.maximum_], run.tokens() - 1, after_m_.View({run.batch(), 1, heads}), 0, 1);
-  dafter_.m = dbefore_.m = {};
   if (run.mesh.sequence().size() == 1) return;
 
   const MlstmState before = cell.Before(run, stash, carry);
@@ -252,7 +269,7 @@ void MlstmCell::Backward::Finish(const Inputs& gradients) {
                  .normaliser = stash_[cell_.normaliser_],
                  .dh = dh_,
                  .dafter = dafter_,
-                 .after_m = dafter_.c.defined() ? after_m_ : Tensor{},
+                 .after_m = after_m_,
                  .dq = cell_.Heads(gradients.q),
                  .dk = cell_.Heads(gradients.k),
                  .dv = cell_.Heads(gradients.v),

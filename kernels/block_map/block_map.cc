@@ -7,40 +7,55 @@
 namespace eyrie {
 namespace {
 
-// `y` is y or dy, and `w` w or dw.
-void CheckInputs(const char* kernel, const Tensor& x, const Tensor& y, const Tensor& w) {
+// Of x and the number of maps. Returns the shape of the weights.
+template <class Args>
+Shape CheckInputs(const char* kernel, const Args& args) {
+  const Tensor& x = args.x;
   EYRIE_CHECK(x.defined() && x.shape.rank() >= 1 && x.dim(-1) % kBlockMapWidth == 0, kernel,
               ": x has shape ", x.shape.ToString());
-  CheckShape(kernel, "y", y, x.shape);
-  CheckShape(kernel, "w", w, {x.dim(-1) / kBlockMapWidth, kBlockMapWidth, kBlockMapWidth});
-  CheckTypes(kernel, x, x.dtype, {y});
+  EYRIE_CHECK(!args.maps.empty() && static_cast<int64_t>(args.maps.size()) <= kMostBlockMaps,
+              kernel, ": ", args.maps.size(), " maps");
+  return {x.dim(-1) / kBlockMapWidth, kBlockMapWidth, kBlockMapWidth};
 }
 
 }  // namespace
 
-void BlockMap(const BlockMapArgs& args) {
-  const char* kernel = "BlockMap";
-  CheckInputs(kernel, args.x, args.y, args.w);
-  CheckTypes(kernel, args.x, args.x.dtype, {args.w});
+void BlockMapForward(const BlockMapForwardArgs& args) {
+  const char* kernel = "BlockMapForward";
+  const Shape weights = CheckInputs(kernel, args);
+  for (const auto& map : args.maps) {
+    CheckShape(kernel, "w", map.w, weights);
+    CheckShape(kernel, "y", map.y, args.x.shape);
+    CheckTypes(kernel, args.x, args.x.dtype, {map.w, map.y});
+  }
   const KernelScope timed("block_map");
-  EYRIE_DISPATCH_CUDA(args.x, BlockMapCuda(args));
-  DispatchCpu(kernel, args.x, [&](auto real) { BlockMapCpu<decltype(real)>(args); });
+  EYRIE_DISPATCH_CUDA(args.x, BlockMapForwardCuda(args));
+  DispatchCpu(kernel, args.x, [&](auto real) { BlockMapForwardCpu<decltype(real)>(args); });
 }
 
-void BlockMapWeightGrad(const BlockMapWeightGradArgs& args) {
-  const char* kernel = "BlockMapWeightGrad";
-  CheckInputs(kernel, args.x, args.dy, args.dw);
-  CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.dw});
-  CheckWorkspace(kernel, args.x, args.workspace, BlockMapWorkspace(args.x));
+void BlockMapBackward(const BlockMapBackwardArgs& args) {
+  const char* kernel = "BlockMapBackward";
+  const Shape weights = CheckInputs(kernel, args);
+  for (const auto& map : args.maps) {
+    CheckShape(kernel, "w", map.w, weights);
+    CheckShape(kernel, "dw", map.dw, weights);
+    CheckShape(kernel, "dy", map.dy, args.x.shape);
+    CheckTypes(kernel, args.x, args.x.dtype, {map.w, map.dy});
+    CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {map.dw});
+  }
+  CheckShape(kernel, "dx", args.dx, args.x.shape);
+  CheckTypes(kernel, args.x, args.x.dtype, {args.dx});
+  CheckWorkspace(kernel, args.x, args.workspace,
+                 BlockMapBackwardWorkspace(args.x, static_cast<int64_t>(args.maps.size())));
   const KernelScope timed("block_map");
-  EYRIE_DISPATCH_CUDA(args.x, BlockMapWeightGradCuda(args));
-  DispatchCpu(kernel, args.x, [&](auto real) { BlockMapWeightGradCpu<decltype(real)>(args); });
+  EYRIE_DISPATCH_CUDA(args.x, BlockMapBackwardCuda(args));
+  DispatchCpu(kernel, args.x, [&](auto real) { BlockMapBackwardCpu<decltype(real)>(args); });
 }
 
-int64_t BlockMapWorkspace(const Tensor& x) {
+int64_t BlockMapBackwardWorkspace(const Tensor& x, int64_t maps) {
   if (!IsGpu(x.device)) return 0;
   const int64_t width = x.dim(-1), rows = x.size() / width;
-  return CeilDiv(rows, ColumnSumChunk(rows, width)) * width * kBlockMapWidth;
+  return maps * CeilDiv(rows, ColumnSumChunk(rows, width)) * width * kBlockMapWidth;
 }
 
 }  // namespace eyrie

@@ -1,4 +1,4 @@
-// CPU body of the block maps: a task takes a tile of rows.
+// CPU bodies of the block maps: a task takes a tile of rows.
 #pragma once
 
 #include <vector>
@@ -7,67 +7,82 @@
 #include "kernels/partition.h"
 
 namespace eyrie {
+namespace block_map {
+
+constexpr int64_t kWidth = kBlockMapWidth;
+
+// Each block of w [C / 4, 4, 4] transposed: by input, so that its four outputs are one vector.
+template <class Real>
+std::vector<Real> Transposed(const Tensor& w) {
+  std::vector<Real> result(static_cast<size_t>(w.size()));
+  for (int64_t i = 0; i < w.size(); ++i) {
+    const int64_t g = i / (kWidth * kWidth), row = i / kWidth % kWidth, column = i % kWidth;
+    result[static_cast<size_t>((g * kWidth + column) * kWidth + row)] = w.data<Real>()[i];
+  }
+  return result;
+}
+
+// out [4] := or += sum over a of block[a][:] in[a].
+template <class Real>
+inline void Apply(const Real* block, const Real* in, Real* out, bool add) {
+  Real sum[kWidth];
+  for (int64_t o = 0; o < kWidth; ++o) sum[o] = block[o] * in[0];
+  for (int64_t a = 1; a < kWidth; ++a) {
+    for (int64_t o = 0; o < kWidth; ++o) sum[o] += block[a * kWidth + o] * in[a];
+  }
+  // What `out` held before may be anything, also no number.
+  for (int64_t o = 0; o < kWidth; ++o) out[o] = add ? out[o] + sum[o] : sum[o];
+}
+
+}  // namespace block_map
 
 template <class Real>
-void BlockMapCpu(const BlockMapArgs& args) {
-  constexpr int64_t kWidth = kBlockMapWidth;
-  const Real *x = args.x.data<Real>(), *w = args.w.data<Real>();
-  Real* y = args.y.data<Real>();
-  const int64_t channels = args.x.dim(-1), blocks = channels / kWidth;
-  // By input, so that a block's four outputs are one vector.
-  std::vector<Real> by_input(static_cast<size_t>(blocks * kWidth * kWidth));
-  for (int64_t g = 0; g < blocks; ++g) {
-    for (int64_t i = 0; i < kWidth; ++i) {
-      for (int64_t o = 0; o < kWidth; ++o) {
-        const Real* block = w + g * kWidth * kWidth;
-        by_input[static_cast<size_t>((g * kWidth + i) * kWidth + o)] =
-            args.transposed ? block[i * kWidth + o] : block[o * kWidth + i];
+void BlockMapForwardCpu(const BlockMapForwardArgs& args) {
+  using block_map::kWidth;
+  const Real* x = args.x.data<Real>();
+  const int64_t channels = args.x.dim(-1);
+  const RowTiles tiles(args.x.size() / std::max<int64_t>(channels, 1), channels);
+  for (const auto& map : args.maps) {
+    const std::vector<Real> by_input = block_map::Transposed<Real>(map.w);
+    Real* y = map.y.data<Real>();
+    tiles.ForEach([&](int64_t, int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        for (int64_t c = 0; c < channels; c += kWidth) {
+          const int64_t at = row * channels + c;
+          block_map::Apply(by_input.data() + c * kWidth, x + at, y + at, /*add=*/false);
+        }
       }
-    }
+    });
   }
-  const Real kept = args.accumulate ? Real(1) : Real(0);
-  const auto tiles = RowTiles(args.x.size() / std::max<int64_t>(channels, 1), channels);
-  tiles.ForEach([&](int64_t, int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const Real *in = x + row * channels, *block = by_input.data();
-      Real* out = y + row * channels;
-      for (int64_t g = 0; g < blocks; ++g, in += kWidth, out += kWidth) {
-        Real sum[kWidth];
-        for (int64_t o = 0; o < kWidth; ++o) sum[o] = block[o] * in[0];
-        block += kWidth;
-        for (int64_t i = 1; i < kWidth; ++i, block += kWidth) {
-          for (int64_t o = 0; o < kWidth; ++o) sum[o] += block[o] * in[i];
-        }
-        // What y held before may be anything, also no number.
-        for (int64_t o = 0; o < kWidth; ++o) {
-          out[o] = kept == Real(0) ? sum[o] : out[o] + sum[o];
-        }
-      }
-    }
-  });
 }
 
 template <class Real>
-void BlockMapWeightGradCpu(const BlockMapWeightGradArgs& args) {
-  constexpr int64_t kWidth = kBlockMapWidth;
-  const Real *x = args.x.data<Real>(), *dy = args.dy.data<Real>();
-  const int64_t channels = args.x.dim(-1), blocks = channels / kWidth;
-  const int64_t weights = channels * kWidth;
-  // Each tile's share of dw.
-  const auto tiles = RowTiles(args.x.size() / std::max<int64_t>(channels, 1), channels);
-  std::vector<Real> partial(static_cast<size_t>(tiles.count * weights));
-  tiles.ForEach([&](int64_t tile, int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const Real *in = x + row * channels, *out = dy + row * channels;
-      Real* sum = partial.data() + tile * weights;
-      for (int64_t g = 0; g < blocks; ++g, in += kWidth, out += kWidth) {
-        for (int64_t o = 0; o < kWidth; ++o, sum += kWidth) {
-          for (int64_t i = 0; i < kWidth; ++i) sum[i] += out[o] * in[i];
+void BlockMapBackwardCpu(const BlockMapBackwardArgs& args) {
+  using block_map::kWidth;
+  const Real* x = args.x.data<Real>();
+  Real* dx = args.dx.data<Real>();
+  const int64_t channels = args.x.dim(-1), weights = channels * kWidth;
+  const RowTiles tiles(args.x.size() / std::max<int64_t>(channels, 1), channels);
+  bool add = args.accumulate;
+  for (const auto& map : args.maps) {
+    const Real *w = map.w.data<Real>(), *dy = map.dy.data<Real>();
+    // Each tile's share of dw.
+    std::vector<Real> partial(static_cast<size_t>(tiles.count * weights));
+    tiles.ForEach([&](int64_t tile, int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        Real* sum = partial.data() + tile * weights;
+        for (int64_t c = 0; c < channels; c += kWidth) {
+          const Real *in = x + row * channels + c, *out = dy + row * channels + c;
+          block_map::Apply(w + c * kWidth, out, dx + row * channels + c, add);
+          for (int64_t o = 0; o < kWidth; ++o, sum += kWidth) {
+            for (int64_t i = 0; i < kWidth; ++i) sum[i] += out[o] * in[i];
+          }
         }
       }
-    }
-  });
-  AddRowSum(partial.data(), tiles.count, weights, args.dw.data<Real>());
+    });
+    AddRowSum(partial.data(), tiles.count, weights, map.dw.data<Real>());
+    add = true;
+  }
 }
 
 }  // namespace eyrie

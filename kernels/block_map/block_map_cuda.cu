@@ -8,173 +8,236 @@ namespace {
 
 constexpr int kBlock = static_cast<int>(kBlockMapWidth);
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
-constexpr int kUnroll = 4;          // rows that a thread has under way
 constexpr int kRowsPerThread = 16;  // so many pay for the loading of the maps
 
+// The block of weights from channel `column` on, out by in.
+template <class T>
+__device__ __forceinline__ void LoadMap(const T* w, int64_t column, float (&map)[kBlock][kBlock]) {
+#pragma unroll
+  for (int o = 0; o < kBlock; ++o) {
+    const Vector<T, kBlock> line = LoadVector<kBlock>(w + (column + o) * kBlock);
+#pragma unroll
+    for (int i = 0; i < kBlock; ++i) map[o][i] = line[i];
+  }
+}
+
+template <class T, int kMaps>
+struct ForwardTensors {
+  const T *x, *w[kMaps];
+  T* y[kMaps];
+};
+
 // kWidth channels a thread; a block of threads covers kWarps * kRowsPerThread rows of 32 vectors.
-template <class T, int kWidth, bool kTransposed, bool kAccumulate>
+template <class T, int kWidth, int kMaps>
 __global__ void __launch_bounds__(kThreads)
-    BlockMapKernel(const T* __restrict__ x, const T* __restrict__ w, T* __restrict__ y,
-                   int64_t rows, int64_t width) {
-  constexpr int kMaps = kWidth / kBlock;
+    ForwardKernel(const ForwardTensors<T, kMaps> tensors, int64_t rows, int64_t width) {
+  constexpr int kBlocks = kWidth / kBlock;
+  constexpr int kUnroll = 4;  // rows that a thread has under way
   const int64_t column = (int64_t{blockIdx.y} * 32 + threadIdx.x % 32) * kWidth;
   if (column >= width) return;
-  float map[kMaps][kBlock][kBlock];  // out by in
+  float map[kMaps][kBlocks][kBlock][kBlock];
 #pragma unroll
   for (int m = 0; m < kMaps; ++m) {
 #pragma unroll
-    for (int a = 0; a < kBlock; ++a) {
-      const Vector<T, kBlock> line = LoadVector<kBlock>(w + (column + m * kBlock + a) * kBlock);
-#pragma unroll
-      for (int b = 0; b < kBlock; ++b) (kTransposed ? map[m][b][a] : map[m][a][b]) = line[b];
-    }
+    for (int g = 0; g < kBlocks; ++g) LoadMap(tensors.w[m], column + g * kBlock, map[m][g]);
   }
 
   const int64_t first = int64_t{blockIdx.x} * (kWarps * kRowsPerThread) + threadIdx.x / 32;
 #pragma unroll 1
   for (int k = 0; k < kRowsPerThread; k += kUnroll) {
-    Vector<T, kWidth> in[kUnroll], before[kUnroll];
+    Vector<T, kWidth> in[kUnroll];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int64_t row = first + (k + u) * kWarps;
-      if (row >= rows) continue;
-      in[u] = LoadVector<kWidth>(x + row * width + column);
-      if constexpr (kAccumulate) before[u] = LoadVector<kWidth>(y + row * width + column);
+      if (row < rows) in[u] = LoadVector<kWidth>(tensors.x + row * width + column);
     }
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       const int64_t row = first + (k + u) * kWarps;
       if (row >= rows) continue;
-      Vector<T, kWidth> out;
 #pragma unroll
       for (int m = 0; m < kMaps; ++m) {
-        float sum[kBlock];
+        Vector<T, kWidth> out;
 #pragma unroll
-        for (int o = 0; o < kBlock; ++o) {
-          sum[o] = 0;
-          if constexpr (kAccumulate) sum[o] = before[u][m * kBlock + o];
+        for (int c = 0; c < kWidth; c += 2) {
+          float sum[2] = {};
 #pragma unroll
           for (int i = 0; i < kBlock; ++i) {
-            sum[o] = fmaf(map[m][o][i], in[u][m * kBlock + i], sum[o]);
+            const float value = in[u][c / kBlock * kBlock + i];
+            sum[0] = fmaf(map[m][c / kBlock][c % kBlock][i], value, sum[0]);
+            sum[1] = fmaf(map[m][c / kBlock][c % kBlock + 1][i], value, sum[1]);
           }
+          out.SetPair(c, sum[0], sum[1]);
         }
-#pragma unroll
-        for (int o = 0; o < kBlock; o += 2) out.SetPair(m * kBlock + o, sum[o], sum[o + 1]);
+        StoreVector(tensors.y[m] + row * width + column, out);
       }
-      StoreVector(y + row * width + column, out);
     }
   }
 }
 
-// partial [gridDim.x, 4 * width] := the products of the chunk's rows, summed; a block's warps take
-// its rows in turn, and their sums are then added up.
-template <class T, int kWidth>
-__global__ void __launch_bounds__(kThreads)
-    BlockMapWeightGradKernel(const T* __restrict__ x, const T* __restrict__ dy, int64_t rows,
-                             int64_t chunk, int64_t width, float* __restrict__ partial) {
-  constexpr int kSums = kWidth * kBlock, kPitch = kSums + 1;  // a lane's; odd, against conflicts
+template <class T, int kMaps>
+struct BackwardTensors {
+  const T *x, *w[kMaps], *dy[kMaps];
+  T* dx;
+  float* dw[kMaps];  // each [gridDim.x, 4 * width]: the products of each chunk's rows, summed
+};
+
+// A thread takes one block of channels; a block's warps take its chunk's rows in turn, and their
+// sums are then added up.
+template <class T, int kMaps, bool kAccumulate>
+__global__ void __launch_bounds__(kThreads, 2)
+    BackwardKernel(const BackwardTensors<T, kMaps> tensors, int64_t rows, int64_t chunk,
+                   int64_t width) {
+  constexpr int kUnroll = 8 / static_cast<int>(sizeof(T));     // rows that a thread has under way
+  constexpr int kWeights = kBlock * kBlock;                    // of a block of channels and one map
+  constexpr int kSums = kMaps * kWeights, kPitch = kSums + 1;  // a lane's; odd, against conflicts
   __shared__ float shared[kWarps][32 * kPitch];
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int64_t first_column = int64_t{blockIdx.y} * 32 * kWidth;
-  const int64_t column = first_column + lane * kWidth;
+  const int64_t first_column = int64_t{blockIdx.y} * 32 * kBlock;
+  const int64_t column = first_column + lane * kBlock;
   const int64_t begin = int64_t{blockIdx.x} * chunk, end = min(rows, begin + chunk);
 
-  float sum[kSums] = {};
+  float sum[kMaps][kBlock][kBlock] = {};  // out by in, like the maps
   if (column < width) {
+    float map[kMaps][kBlock][kBlock];
+#pragma unroll
+    for (int m = 0; m < kMaps; ++m) LoadMap(tensors.w[m], column, map[m]);
 #pragma unroll 1
     for (int64_t row = begin + warp; row < end; row += kWarps * kUnroll) {
-      Vector<T, kWidth> in[kUnroll], out[kUnroll];
+      Vector<T, kBlock> x[kUnroll], dy[kMaps][kUnroll], dx[kUnroll];
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
-        const int64_t at = row + u * kWarps;
-        if (at >= end) continue;
-        in[u] = LoadVector<kWidth>(x + at * width + column);
-        out[u] = LoadVector<kWidth>(dy + at * width + column);
+        if (row + u * kWarps >= end) continue;
+        const int64_t at = (row + u * kWarps) * width + column;
+        x[u] = LoadVector<kBlock>(tensors.x + at);
+#pragma unroll
+        for (int m = 0; m < kMaps; ++m) dy[m][u] = LoadVector<kBlock>(tensors.dy[m] + at);
+        if constexpr (kAccumulate) dx[u] = LoadVector<kBlock>(tensors.dx + at);
       }
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
         if (row + u * kWarps >= end) continue;
+        float gradient[kBlock] = {};
+        if constexpr (kAccumulate) {
 #pragma unroll
-        for (int c = 0; c < kWidth; ++c) {
+          for (int i = 0; i < kBlock; ++i) gradient[i] = dx[u][i];
+        }
 #pragma unroll
-          for (int i = 0; i < kBlock; ++i) {
-            float& cell = sum[c * kBlock + i];
-            cell = fmaf(out[u][c], in[u][c / kBlock * kBlock + i], cell);
+        for (int m = 0; m < kMaps; ++m) {
+#pragma unroll
+          for (int o = 0; o < kBlock; ++o) {
+            const float d = dy[m][u][o];
+#pragma unroll
+            for (int i = 0; i < kBlock; ++i) {
+              gradient[i] = fmaf(map[m][o][i], d, gradient[i]);
+              sum[m][o][i] = fmaf(d, x[u][i], sum[m][o][i]);
+            }
           }
         }
+        Vector<T, kBlock> out;
+#pragma unroll
+        for (int i = 0; i < kBlock; i += 2) out.SetPair(i, gradient[i], gradient[i + 1]);
+        StoreVector(tensors.dx + (row + u * kWarps) * width + column, out);
       }
     }
   }
 #pragma unroll
-  for (int s = 0; s < kSums; ++s) shared[warp][lane * kPitch + s] = sum[s];
+  for (int m = 0; m < kMaps; ++m) {
+#pragma unroll
+    for (int w = 0; w < kWeights; ++w) {
+      shared[warp][lane * kPitch + m * kWeights + w] = sum[m][w / kBlock][w % kBlock];
+    }
+  }
   __syncthreads();
 
+  // Of each map, the weights under the block's channels lie in a row, lane by lane.
   const int64_t weights = width * kBlock, first_weight = first_column * kBlock;
-  for (int s = static_cast<int>(threadIdx.x); s < 32 * kSums; s += kThreads) {
-    if (first_weight + s >= weights) break;
-    float total = 0;
 #pragma unroll
-    for (int other = 0; other < kWarps; ++other) {
-      total += shared[other][s / kSums * kPitch + s % kSums];
+  for (int m = 0; m < kMaps; ++m) {
+    for (int s = static_cast<int>(threadIdx.x); s < 32 * kWeights; s += kThreads) {
+      if (first_weight + s >= weights) break;
+      float total = 0;
+#pragma unroll
+      for (int other = 0; other < kWarps; ++other) {
+        total += shared[other][s / kWeights * kPitch + m * kWeights + s % kWeights];
+      }
+      tensors.dw[m][int64_t{blockIdx.x} * weights + first_weight + s] = total;
     }
-    partial[int64_t{blockIdx.x} * weights + first_weight + s] = total;
   }
 }
 
-// Calls body(constant) with the channels of a thread: a whole vector of 16 bytes where rows hold
-// such, and otherwise one block.
-template <class T, class Body>
-void WithWidth(const char* kernel, int64_t width, std::initializer_list<const T*> pointers,
-               const Body& body) {
-  if (AllFitVectors<T>(width, pointers)) {
-    body(std::integral_constant<int, kVectorWidth<T>>{});
-    return;
+// Calls body(constant) with the number of maps.
+template <class Maps, class Body>
+void WithMaps(const Maps& maps, const Body& body) {
+  if (maps.size() == 1) {
+    body(std::integral_constant<int, 1>{});
+  } else {
+    body(std::integral_constant<int, static_cast<int>(kMostBlockMaps)>{});
   }
-  for (const T* pointer : pointers) {
-    EYRIE_CHECK(Aligned<kBlock>(pointer), kernel, ": memory is not aligned for blocks of four");
-  }
-  body(std::integral_constant<int, kBlock>{});
+}
+
+template <class T>
+void CheckAligned(const char* kernel, const T* pointer) {
+  EYRIE_CHECK(Aligned<kBlock>(pointer), kernel, ": memory is not aligned for blocks of four");
 }
 
 }  // namespace
 
-void BlockMapCuda(const BlockMapArgs& args) {
-  const char* kernel = "BlockMap";
+void BlockMapForwardCuda(const BlockMapForwardArgs& args) {
+  const char* kernel = "BlockMapForward";
   const int64_t width = args.x.dim(-1);
   if (args.x.size() == 0) return;
   const int64_t rows = args.x.size() / width;
   DispatchCuda(kernel, args.x, [&]<class T>(T) {
-    const T *x = args.x.data<T>(), *w = args.w.data<T>();
-    T* y = args.y.data<T>();
-    WithWidth<T>(kernel, width, {x, w, y}, [&](auto vector) {
-      constexpr int kWidth = decltype(vector)::value;
-      const auto body = args.transposed
-                            ? (args.accumulate ? BlockMapKernel<T, kWidth, true, true>
-                                               : BlockMapKernel<T, kWidth, true, false>)
-                            : (args.accumulate ? BlockMapKernel<T, kWidth, false, true>
-                                               : BlockMapKernel<T, kWidth, false, false>);
-      Launch(kernel, body, dim3(Pieces(rows, kWarps * kRowsPerThread), Pieces(width, 32 * kWidth)),
-             kThreads, 0, x, w, y, rows, width);
+    WithMaps(args.maps, [&](auto maps) {
+      constexpr int kMaps = decltype(maps)::value, kWidth = kVectorWidth<T>;
+      ForwardTensors<T, kMaps> tensors{.x = args.x.data<T>()};
+      CheckAligned(kernel, tensors.x);
+      bool vectors = FitsVectors<T>(tensors.x, width);
+      for (int m = 0; m < kMaps; ++m) {
+        tensors.w[m] = args.maps[m].w.template data<T>();
+        tensors.y[m] = args.maps[m].y.template data<T>();
+        CheckAligned(kernel, tensors.w[m]);
+        CheckAligned(kernel, tensors.y[m]);
+        vectors = vectors && FitsVectors<T>(tensors.y[m], width);
+      }
+      const dim3 grid(Pieces(rows, kWarps * kRowsPerThread),
+                      Pieces(width, 32 * (vectors ? kWidth : kBlock)));
+      Launch(kernel, vectors ? ForwardKernel<T, kWidth, kMaps> : ForwardKernel<T, kBlock, kMaps>,
+             grid, kThreads, 0, tensors, rows, width);
     });
   });
 }
 
-void BlockMapWeightGradCuda(const BlockMapWeightGradArgs& args) {
-  const char* kernel = "BlockMapWeightGrad";
+void BlockMapBackwardCuda(const BlockMapBackwardArgs& args) {
+  const char* kernel = "BlockMapBackward";
   const int64_t width = args.x.dim(-1);
   if (args.x.size() == 0) return;
   const int64_t rows = args.x.size() / width, chunk = ColumnSumChunk(rows, width);
   const unsigned chunks = Pieces(rows, chunk);
-  float* partial = args.workspace.data<float>();
+  const int64_t shares = chunks * width * kBlock;  // of one map
   DispatchCuda(kernel, args.x, [&]<class T>(T) {
-    const T *x = args.x.data<T>(), *dy = args.dy.data<T>();
-    WithWidth<T>(kernel, width, {x, dy}, [&](auto vector) {
-      constexpr int kWidth = decltype(vector)::value;
-      Launch(kernel, BlockMapWeightGradKernel<T, kWidth>, dim3(chunks, Pieces(width, 32 * kWidth)),
-             kThreads, 0, x, dy, rows, chunk, width, partial);
+    WithMaps(args.maps, [&](auto maps) {
+      constexpr int kMaps = decltype(maps)::value;
+      BackwardTensors<T, kMaps> tensors{.x = args.x.data<T>(), .dx = args.dx.data<T>()};
+      CheckAligned(kernel, tensors.x);
+      CheckAligned(kernel, tensors.dx);
+      for (int m = 0; m < kMaps; ++m) {
+        tensors.w[m] = args.maps[m].w.template data<T>();
+        tensors.dy[m] = args.maps[m].dy.template data<T>();
+        tensors.dw[m] = args.workspace.data<float>() + m * shares;
+        CheckAligned(kernel, tensors.w[m]);
+        CheckAligned(kernel, tensors.dy[m]);
+      }
+      Launch(kernel,
+             args.accumulate ? BackwardKernel<T, kMaps, true> : BackwardKernel<T, kMaps, false>,
+             dim3(chunks, Pieces(width, 32 * kBlock)), kThreads, 0, tensors, rows, chunk, width);
     });
   });
-  AddColumnSums(kernel, partial, chunks, width * kBlock, args.dw.data<float>());
+  for (size_t m = 0; m < args.maps.size(); ++m) {
+    AddColumnSums(kernel, args.workspace.data<float>() + static_cast<int64_t>(m) * shares, chunks,
+                  width * kBlock, args.maps[m].dw.data<float>());
+  }
 }
 
 }  // namespace eyrie

@@ -6,7 +6,7 @@
 
 namespace eyrie {
 
-void BlockMapCuda(const BlockMapArgs& args);
-void BlockMapWeightGradCuda(const BlockMapWeightGradArgs& args);
+void BlockMapForwardCuda(const BlockMapForwardArgs& args);
+void BlockMapBackwardCuda(const BlockMapBackwardArgs& args);
 
 }  // namespace eyrie

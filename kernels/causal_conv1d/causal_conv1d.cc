@@ -57,7 +57,8 @@ void CausalConv1dBackward(const CausalConv1dBackwardArgs& args) {
   CheckOptional(kernel, "dx0", args.dx0, state);
   CheckShape(kernel, "dweight", args.dweight, args.weight.shape);
   CheckShape(kernel, "dbias", args.dbias, {state[2]});
-  CheckTypes(kernel, args.x, args.x.dtype, {args.dy, args.dx_last, args.dx, args.dx0});
+  if (args.silu) CheckShape(kernel, "bias", args.bias, {state[2]});
+  CheckTypes(kernel, args.x, args.x.dtype, {args.dy, args.dx_last, args.dx, args.dx0, args.bias});
   CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.dweight, args.dbias});
   CheckWorkspace(kernel, args.x, args.workspace,
                  CausalConv1dBackwardWorkspace(args.x, args.weight.dim(0)));

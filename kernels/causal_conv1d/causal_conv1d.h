@@ -3,8 +3,9 @@
 //   y[t] = bias + sum_{s < K, s <= positions[t]} weight[K-1-s] * x[t-s]
 //
 // where x[-1], x[-2], ... are the last rows of the carried state. B sequences, T tokens (T may be
-// shorter than K-1), C channels, K taps (1 to 8). dweight and dbias have full precision, the others
-// the activations' type: float32, on the CPU also float64, on a GPU also bfloat16.
+// shorter than K-1), C channels, K taps (1 to 8). With silu, y is z sigmoid(z) of that sum z, which
+// the backward pass computes again. dweight and dbias have full precision, the others the
+// activations' type: float32, on the CPU also float64, on a GPU also bfloat16.
 #pragma once
 
 #include "core/tensor.h"
@@ -19,6 +20,7 @@ struct CausalConv1dForwardArgs {
   Tensor x0;         // [B, K-1, C] the inputs before this chunk, oldest first; absent: zeros
   Tensor y;          // [B, T, C] out
   Tensor x_last;     // [B, K-1, C] out, the last K-1 inputs of [x0; x]; optional
+  bool silu = false;
 };
 void CausalConv1dForward(const CausalConv1dForwardArgs& args);
 
@@ -30,7 +32,9 @@ struct CausalConv1dBackwardArgs {
   Tensor dx0;                       // [B, K-1, C] out, overwritten; optional
   Tensor dweight;                   // [K, C] out, added to
   Tensor dbias;                     // [C] out, added to
-  Tensor workspace;  // float32 scratch of as many elements as below; absent where that is 0
+  Tensor workspace;   // float32 scratch of as many elements as below; absent where that is 0
+  bool silu = false;  // as in the forward pass
+  Tensor bias;        // likewise, with silu
 };
 void CausalConv1dBackward(const CausalConv1dBackwardArgs& args);
 int64_t CausalConv1dBackwardWorkspace(const Tensor& x, int64_t taps);

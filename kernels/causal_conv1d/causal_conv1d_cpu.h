@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "core/vector_math.h"
 #include "kernels/causal_conv1d/causal_conv1d.h"
 #include "kernels/partition.h"
 
@@ -61,6 +62,18 @@ void ForwardGroup(const Rows<const Real>& x_rows, const Real* weight, const Real
   }
 }
 
+// y := the sum of token t, which sees `live` tokens before it.
+template <class Real>
+void ForwardToken(const Rows<const Real>& x_rows, const Real* weight, const Real* bias, Real* y,
+                  int64_t t, int64_t live, int64_t history, int64_t channels, int64_t count) {
+  std::copy_n(bias, count, y);
+  for (int64_t s = 0; s <= live; ++s) {
+    const Real *w = weight + (history - s) * channels, *x = x_rows[t - s];
+#pragma omp simd
+    for (int64_t c = 0; c < count; ++c) y[c] += w[c] * x[c];
+  }
+}
+
 }  // namespace causal_conv1d
 
 template <class Real>
@@ -75,20 +88,22 @@ void CausalConv1dForwardCpu(const CausalConv1dForwardArgs& args) {
   ForChannelBlocks(batch, time, channels, [&](int64_t b, int64_t first, int64_t count) {
     const Real zeros[kChannelBlock] = {};
     const causal_conv1d::Rows<const Real> x_rows(x, x0, zeros, b, time, channels, history, first);
-    for (int64_t t = 0; t < time; ++t) {
+    int64_t tokens = 0;  // at once
+    for (int64_t t = 0; t < time; t += tokens) {
       Real* y_t = y + (b * time + t) * channels + first;
       if (causal_conv1d::GroupIsLive(positions + b * time, t, time, history + 1)) {
+        tokens = causal_conv1d::kGroup;
         causal_conv1d::ForwardGroup(x_rows, weight + first, bias + first, y_t, t, channels, count);
-        t += causal_conv1d::kGroup - 1;
-        continue;
+      } else {
+        tokens = 1;
+        const int64_t live = std::min<int64_t>(history, positions[b * time + t]);
+        causal_conv1d::ForwardToken(x_rows, weight + first, bias + first, y_t, t, live, history,
+                                    channels, count);
       }
-      std::copy_n(bias + first, count, y_t);
-      const int64_t live = std::min<int64_t>(history, positions[b * time + t]);
-      for (int64_t s = 0; s <= live; ++s) {
-        const Real* w = weight + (history - s) * channels + first;
-        const Real* x_s = x_rows[t - s];
+      if (!args.silu) continue;
+      for (const Real* end = y_t + tokens * channels; y_t < end; y_t += channels) {
 #pragma omp simd
-        for (int64_t c = 0; c < count; ++c) y_t[c] += w[c] * x_s[c];
+        for (int64_t c = 0; c < count; ++c) y_t[c] *= Sigmoid(y_t[c]);
       }
     }
     if (x_last == nullptr) return;
@@ -103,7 +118,8 @@ void CausalConv1dBackwardCpu(const CausalConv1dBackwardArgs& args) {
   const int64_t batch = args.x.dim(0), time = args.x.dim(1), channels = args.x.dim(2);
   const int64_t taps = args.weight.dim(0), history = taps - 1;
   const Real *x = args.x.data<Real>(), *x0 = args.x0.data<Real>();
-  const Real *weight = args.weight.data<Real>(), *dy = args.dy.data<Real>();
+  const Real *weight = args.weight.data<Real>(), *bias = args.bias.data<Real>();
+  const Real* dy = args.dy.data<Real>();
   const Real* dx_last = args.dx_last.data<Real>();
   const int32_t* positions = args.positions.data<int32_t>();
   Real *dx = args.dx.data<Real>(), *dx0 = args.dx0.data<Real>();
@@ -115,6 +131,7 @@ void CausalConv1dBackwardCpu(const CausalConv1dBackwardArgs& args) {
   ForChannelBlocks(batch, time, channels, [&](int64_t b, int64_t first, int64_t count) {
     const Real zeros[kChannelBlock] = {};
     Real unwanted[kChannelBlock];  // takes the gradient of an absent state
+    Real of_sum[kChannelBlock];    // the gradient of a token's sum, with SiLU
     const causal_conv1d::Rows<const Real> x_rows(x, x0, zeros, b, time, channels, history, first);
     const causal_conv1d::Rows<Real> dx_rows(dx, dx0, unwanted, b, time, channels, history, first);
     Real* dw = partial.data() + b * share + first;
@@ -131,9 +148,19 @@ void CausalConv1dBackwardCpu(const CausalConv1dBackwardArgs& args) {
     for (int64_t t = 0; t < time; ++t) {
       start_row(t);
       const Real* dy_t = dy + (b * time + t) * channels + first;
+      const int64_t live = std::min<int64_t>(history, positions[b * time + t]);
+      if (args.silu) {
+        causal_conv1d::ForwardToken(x_rows, weight + first, bias + first, of_sum, t, live, history,
+                                    channels, count);
+#pragma omp simd
+        for (int64_t c = 0; c < count; ++c) {
+          const Real s = Sigmoid(of_sum[c]);
+          of_sum[c] = dy_t[c] * s * (Real(1) + of_sum[c] * (Real(1) - s));
+        }
+        dy_t = of_sum;
+      }
 #pragma omp simd
       for (int64_t c = 0; c < count; ++c) db[c] += dy_t[c];
-      const int64_t live = std::min<int64_t>(history, positions[b * time + t]);
       for (int64_t s = 0; s <= live; ++s) {
         const Real *w = weight + (history - s) * channels + first, *x_s = x_rows[t - s];
         Real *dw_s = dw + (history - s) * channels, *dx_s = dx_rows[t - s];

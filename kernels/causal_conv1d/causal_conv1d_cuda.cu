@@ -120,7 +120,7 @@ struct ForwardTensors {
   T *y, *x_last;
 };
 
-template <class T, int kTaps, int N>
+template <class T, int kTaps, int N, bool kSilu>
 __global__ void __launch_bounds__(kLanes* kWalkers, 2)
     ForwardKernel(Sizes sizes, ForwardTensors<T> tensors) {
   LetNextStart();
@@ -158,6 +158,9 @@ __global__ void __launch_bounds__(kLanes* kWalkers, 2)
           if (!kAll && s > sees[i]) continue;
           for (int v = 0; v < N; ++v) sum[v] = fmaf(weights[s][v], x[kHalo + i - s][v], sum[v]);
         }
+        if constexpr (kSilu) {
+          for (int v = 0; v < N; ++v) sum[v] *= Sigmoid(sum[v]);
+        }
         if (kAll || sees[i] >= 0) StoreVector(y, Rounded<T>(sum));
       }
     });
@@ -175,7 +178,7 @@ __global__ void __launch_bounds__(kLanes* kWalkers, 2)
 
 template <class T>
 struct BackwardTensors {
-  const T *x, *weight;
+  const T *x, *weight, *bias;  // the bias with SiLU only
   const int* positions;
   const T *x0, *dy, *dx_last;
   T *dx, *dx0;
@@ -200,36 +203,75 @@ __device__ __forceinline__ void AddHandedOn(const Sizes& sizes, const T* dx_last
   for (int v = 0; v < N; ++v) dx[v] += row[v];
 }
 
+// Turns the gradients of the outputs of kCount tokens into those of their sums, under SiLU. `x`
+// begins with the kTaps - 1 rows before the first of them, and `live` with its own.
+template <int kCount, bool kAll, class T, int kTaps, int N>
+__device__ __forceinline__ void BackThroughSilu(const float (&weights)[kTaps][N],
+                                                const Vector<T, N>& bias, const Vector<T, N>* x,
+                                                const int* live, Vector<float, N>* dy) {
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    float sum[N];
+    for (int v = 0; v < N; ++v) sum[v] = bias[v];
+#pragma unroll
+    for (int s = 0; s < kTaps; ++s) {
+      if (!kAll && s > live[i]) continue;
+      for (int v = 0; v < N; ++v) sum[v] = fmaf(weights[s][v], x[kTaps - 1 + i - s][v], sum[v]);
+    }
+    for (int v = 0; v < N; ++v) {
+      const float sigmoid = Sigmoid(sum[v]);
+      dy[i].Set(v, dy[i][v] * sigmoid * (1.0f + sum[v] * (1.0f - sigmoid)));
+    }
+  }
+}
+
 // Takes tokens [first, end) back: writes their dx, and that of the state before token 0. `live[0]`
-// is that of token `first`.
-template <class T, int kTaps, int N>
+// is that of token `first`. With SiLU, rows of x and gradients run kTaps - 1 tokens ahead, whose
+// sums' gradients reach back to the tokens at hand.
+template <bool kSilu, class T, int kTaps, int N>
 __device__ __forceinline__ void WalkBack(const Sizes& sizes, const BackwardTensors<T>& tensors,
                                          int64_t b, int64_t c, int first, int end, const int* live,
                                          ParameterGrads<kTaps, N>& grads) {
-  constexpr int kHalo = kTaps - 1;
+  constexpr int kHalo = kTaps - 1, kAhead = kSilu ? kHalo : 0;
   const int64_t channels = sizes.channels;
   const T* no_state = nullptr;
   const Rows<T, N> x_rows(sizes, tensors.x, tensors.x0, b, c);
   const Rows<T, N> dy_rows(sizes, tensors.dy, no_state, b, c);
   float weights[kTaps][N];
   LoadWeights(sizes, tensors.weight, c, weights);
-  Vector<T, N> x[kHalo + kBackwardTokens];   // tokens [t - kHalo, t + kBackwardTokens)
-  Vector<T, N> dy[kBackwardTokens + kHalo];  // tokens [t, t + kBackwardTokens + kHalo)
+  // Of the sums; they keep full precision where they were not read.
+  using Gradient = Vector<std::conditional_t<kSilu, float, T>, N>;
+  const auto gradient = [](const Vector<T, N>& row) {
+    if constexpr (kSilu) {
+      Gradient wide;
+      for (int v = 0; v < N; ++v) wide.Set(v, row[v]);
+      return wide;
+    } else {
+      return row;
+    }
+  };
+  Vector<T, N> x[kHalo + kBackwardTokens + kAhead];  // from token t - kHalo on
+  Gradient dy[kBackwardTokens + kHalo];              // from token t on
+  Vector<T, N> bias;
 #pragma unroll
-  for (int i = 0; i < kHalo; ++i) {
-    x[i] = x_rows[first - kHalo + i];
-    dy[i] = dy_rows.Token(first + i);
+  for (int i = 0; i < kHalo + kAhead; ++i) x[i] = x_rows[first - kHalo + i];
+#pragma unroll
+  for (int i = 0; i < kHalo; ++i) dy[i] = gradient(dy_rows.Token(first + i));
+  if constexpr (kSilu) {
+    bias = LoadVector<N>(tensors.bias + c);
+    BackThroughSilu<kHalo, false>(weights, bias, x, live, dy);
   }
 
   const int history = sizes.taps - 1;
   if (first == 0 && tensors.dx0 != nullptr) {
-    for (int j = -history; j < 0; ++j) {
+#pragma unroll
+    for (int j = -kHalo; j < 0; ++j) {
+      if (j < -history) continue;
       float dx[N] = {};
 #pragma unroll
       for (int s = 1; s < kTaps; ++s) {
         if (j + s < 0 || s > live[j + s]) continue;
-        const auto row = dy_rows.Token(j + s);
-        for (int v = 0; v < N; ++v) dx[v] = fmaf(weights[s][v], row[v], dx[v]);
+        for (int v = 0; v < N; ++v) dx[v] = fmaf(weights[s][v], dy[j + s][v], dx[v]);
       }
       AddHandedOn(sizes, tensors.dx_last, b, c, j, dx);
       StoreVector(tensors.dx0 + (b * history + history + j) * channels + c, Rounded<T>(dx));
@@ -239,11 +281,18 @@ __device__ __forceinline__ void WalkBack(const Sizes& sizes, const BackwardTenso
   T* out = tensors.dx + (b * sizes.time + first) * channels + c;
 #pragma unroll 1
   for (int t = first; t < end; t += kBackwardTokens) {
-    x_rows.template Load<kBackwardTokens>(t, x + kHalo);
-    dy_rows.template Load<kBackwardTokens>(min(t + kHalo, sizes.time - 1), dy + kHalo);
+    const int ahead = min(t + kHalo, sizes.time - 1);
+    Vector<T, N> rows[kBackwardTokens];
+    x_rows.template Load<kBackwardTokens>(kSilu ? ahead : t, x + kHalo + kAhead);
+    dy_rows.template Load<kBackwardTokens>(ahead, rows);
+#pragma unroll
+    for (int i = 0; i < kBackwardTokens; ++i) dy[kHalo + i] = gradient(rows[i]);
     // Tokens that see all of theirs, and are seen by all of theirs. The last ones are not.
     WithConstant(AllEqual<kBackwardTokens + kHalo>(live, kHalo), [&](auto constant) {
       constexpr bool kAll = decltype(constant)::value;
+      if constexpr (kSilu) {
+        BackThroughSilu<kBackwardTokens, kAll>(weights, bias, x + kHalo, live + kHalo, dy + kHalo);
+      }
 #pragma unroll
       for (int i = 0; i < kBackwardTokens; ++i, out += channels) {
         if (!kAll && live[i] < 0) continue;
@@ -265,14 +314,13 @@ __device__ __forceinline__ void WalkBack(const Sizes& sizes, const BackwardTenso
     });
     live += kBackwardTokens;
 #pragma unroll
-    for (int i = 0; i < kHalo; ++i) {
-      x[i] = x[kBackwardTokens + i];
-      dy[i] = dy[kBackwardTokens + i];
-    }
+    for (int i = 0; i < kHalo + kAhead; ++i) x[i] = x[kBackwardTokens + i];
+#pragma unroll
+    for (int i = 0; i < kHalo; ++i) dy[i] = dy[kBackwardTokens + i];
   }
 }
 
-template <class T, int kTaps, int N>
+template <class T, int kTaps, int N, bool kSilu>
 __global__ void __launch_bounds__(kLanes* kWalkers, kTaps == 4 && sizeof(T) == 2 ? 2 : 1)
     BackwardKernel(Sizes sizes, BackwardTensors<T> tensors) {
   AwaitEarlier();
@@ -287,8 +335,9 @@ __global__ void __launch_bounds__(kLanes* kWalkers, kTaps == 4 && sizeof(T) == 2
 
   ParameterGrads<kTaps, N> grads;
   if (c < channels && first < sizes.time) {
-    WalkBack<T, kTaps, N>(sizes, tensors, b, c, first, min(first + kBackwardSpan, sizes.time),
-                          live + threadIdx.y * kBackwardSpan, grads);
+    WalkBack<kSilu, T, kTaps, N>(sizes, tensors, b, c, first,
+                                 min(first + kBackwardSpan, sizes.time),
+                                 live + threadIdx.y * kBackwardSpan, grads);
   }
   // Row s of the sums is of the token s back, the last is of the bias.
 #pragma unroll
@@ -328,14 +377,21 @@ void LaunchSpans(const char* name, Kernel kernel, const Sizes& sizes, int width,
   LaunchEarly(name, kernel, grid, dim3(kLanes, kWalkers), 0, sizes, tensors);
 }
 
-// Calls body(taps, width) with both as constants: what the kernel is compiled for.
+// Calls body(taps, width, silu) with all as constants: what the kernel is compiled for.
 template <class Body>
-void DispatchWidth(int taps, bool vectors, const Body& body) {
+void DispatchWidth(int taps, bool vectors, bool silu, const Body& body) {
+  const auto with_silu = [&](auto max_taps, auto width) {
+    if (silu) {
+      body(max_taps, width, std::true_type{});
+    } else {
+      body(max_taps, width, std::false_type{});
+    }
+  };
   const auto with_width = [&](auto max_taps) {
     if (vectors) {
-      body(max_taps, std::integral_constant<int, kWidth>{});
+      with_silu(max_taps, std::integral_constant<int, kWidth>{});
     } else {
-      body(max_taps, std::integral_constant<int, 1>{});
+      with_silu(max_taps, std::integral_constant<int, 1>{});
     }
   };
   if (taps <= 4) {
@@ -361,8 +417,8 @@ void CausalConv1dForwardCuda(const CausalConv1dForwardArgs& args) {
                                     .x_last = args.x_last.data<T>()};
     const bool vectors = AllFitVectors<T>(sizes.channels, {tensors.x, tensors.weight, tensors.bias,
                                                            tensors.x0, tensors.y, tensors.x_last});
-    DispatchWidth(sizes.taps, vectors, [&](auto taps, auto width) {
-      LaunchSpans("CausalConv1dForward", ForwardKernel<T, taps(), width()>, sizes, width(),
+    DispatchWidth(sizes.taps, vectors, args.silu, [&](auto taps, auto width, auto silu) {
+      LaunchSpans("CausalConv1dForward", ForwardKernel<T, taps(), width(), silu()>, sizes, width(),
                   kForwardSpan, tensors);
     });
   });
@@ -375,6 +431,7 @@ void CausalConv1dBackwardCuda(const CausalConv1dBackwardArgs& args) {
   DispatchCuda("CausalConv1dBackward", args.x, [&]<class T>(T) {
     const BackwardTensors<T> tensors{.x = args.x.data<T>(),
                                      .weight = args.weight.data<T>(),
+                                     .bias = args.silu ? args.bias.data<T>() : nullptr,
                                      .positions = args.positions.data<int>(),
                                      .x0 = args.x0.data<T>(),
                                      .dy = args.dy.data<T>(),
@@ -383,11 +440,11 @@ void CausalConv1dBackwardCuda(const CausalConv1dBackwardArgs& args) {
                                      .dx0 = args.dx0.data<T>(),
                                      .shares = shares};
     const bool vectors =
-        AllFitVectors<T>(sizes.channels, {tensors.x, tensors.weight, tensors.x0, tensors.dy,
-                                          tensors.dx_last, tensors.dx, tensors.dx0});
-    DispatchWidth(sizes.taps, vectors, [&](auto taps, auto width) {
-      LaunchSpans("CausalConv1dBackward", BackwardKernel<T, taps(), width()>, sizes, width(),
-                  kBackwardSpan, tensors);
+        AllFitVectors<T>(sizes.channels, {tensors.x, tensors.weight, tensors.bias, tensors.x0,
+                                          tensors.dy, tensors.dx_last, tensors.dx, tensors.dx0});
+    DispatchWidth(sizes.taps, vectors, args.silu, [&](auto taps, auto width, auto silu) {
+      LaunchSpans("CausalConv1dBackward", BackwardKernel<T, taps(), width(), silu()>, sizes,
+                  width(), kBackwardSpan, tensors);
     });
   });
   const int64_t rows = sizes.batch * TimeBlocks(sizes.time, kBackwardSpan);

@@ -27,27 +27,6 @@ void Add(const Tensor& a, const Tensor& b, const Tensor& out) {
   DispatchCpu(kernel, a, [&](auto real) { AddCpu<decltype(real)>(a, b, out); });
 }
 
-void Silu(const Tensor& x, const Tensor& y) {
-  const char* kernel = "Silu";
-  CheckShape(kernel, "x", x, x.shape);
-  CheckShape(kernel, "y", y, x.shape);
-  CheckTypes(kernel, x, x.dtype, {y});
-  const KernelScope timed("elementwise");
-  EYRIE_DISPATCH_CUDA(x, SiluCuda(x, y));
-  DispatchCpu(kernel, x, [&](auto real) { SiluCpu<decltype(real)>(x, y); });
-}
-
-void SiluBackward(const Tensor& x, const Tensor& dy, const Tensor& dx) {
-  const char* kernel = "SiluBackward";
-  CheckShape(kernel, "x", x, x.shape);
-  CheckShape(kernel, "dy", dy, x.shape);
-  CheckShape(kernel, "dx", dx, x.shape);
-  CheckTypes(kernel, x, x.dtype, {dy, dx});
-  const KernelScope timed("elementwise");
-  EYRIE_DISPATCH_CUDA(x, SiluBackwardCuda(x, dy, dx));
-  DispatchCpu(kernel, x, [&](auto real) { SiluBackwardCpu<decltype(real)>(x, dy, dx); });
-}
-
 void BroadcastRows(const Tensor& bias, const Tensor& y) {
   const char* kernel = "BroadcastRows";
   CheckRows(kernel, bias, y);
@@ -64,16 +43,6 @@ void AddRow(const Tensor& row, const Tensor& y) {
   const KernelScope timed("elementwise");
   EYRIE_DISPATCH_CUDA(y, AddRowCuda(row, y));
   DispatchCpu(kernel, y, [&](auto real) { AddRowCpu<decltype(real)>(row, y); });
-}
-
-void ScaleRows(const Tensor& row, const Tensor& x, const Tensor& y) {
-  const char* kernel = "ScaleRows";
-  CheckRows(kernel, row, x);
-  CheckShape(kernel, "y", y, x.shape);
-  CheckTypes(kernel, x, x.dtype, {row, y});
-  const KernelScope timed("elementwise");
-  EYRIE_DISPATCH_CUDA(x, ScaleRowsCuda(row, x, y));
-  DispatchCpu(kernel, x, [&](auto real) { ScaleRowsCpu<decltype(real)>(row, x, y); });
 }
 
 void SumRows(const Tensor& dy, const Tensor& dbias, const Tensor& workspace) {

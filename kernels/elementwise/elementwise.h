@@ -8,16 +8,10 @@ namespace eyrie {
 
 // out = a + b; out may be a or b.
 void Add(const Tensor& a, const Tensor& b, const Tensor& out);
-// y = x sigmoid(x); y may be x.
-void Silu(const Tensor& x, const Tensor& y);
-// dx = dy times the derivative of the above at x; dx may be x or dy.
-void SiluBackward(const Tensor& x, const Tensor& dy, const Tensor& dx);
 // Each of the rows of y [..., C] := bias [C].
 void BroadcastRows(const Tensor& bias, const Tensor& y);
 // Each of the rows of y [..., C] += row [C].
 void AddRow(const Tensor& row, const Tensor& y);
-// Each of the rows of y [..., C] := row [C] times that of x [..., C]; y may be x.
-void ScaleRows(const Tensor& row, const Tensor& x, const Tensor& y);
 // dbias[c] += sum over rows of dy[..., c], in row order; on a GPU in an order that depends on
 // shapes alone. dbias [C] has full precision.
 void SumRows(const Tensor& dy, const Tensor& dbias, const Tensor& workspace);

@@ -20,29 +20,6 @@ void AddCpu(const Tensor& a, const Tensor& b, const Tensor& out) {
 }
 
 template <class Real>
-void SiluCpu(const Tensor& x, const Tensor& y) {
-  const Real* from = x.data<Real>();
-  Real* to = y.data<Real>();
-  ForElements(x.size(), [&](int64_t begin, int64_t end) {
-#pragma omp simd
-    for (int64_t i = begin; i < end; ++i) to[i] = from[i] * Sigmoid(from[i]);
-  });
-}
-
-template <class Real>
-void SiluBackwardCpu(const Tensor& x, const Tensor& dy, const Tensor& dx) {
-  const Real *from = x.data<Real>(), *gradient = dy.data<Real>();
-  Real* to = dx.data<Real>();
-  ForElements(x.size(), [&](int64_t begin, int64_t end) {
-#pragma omp simd
-    for (int64_t i = begin; i < end; ++i) {
-      const Real s = Sigmoid(from[i]);
-      to[i] = gradient[i] * s * (Real(1) + from[i] * (Real(1) - s));
-    }
-  });
-}
-
-template <class Real>
 void BroadcastRowsCpu(const Tensor& bias, const Tensor& y) {
   const int64_t width = bias.size();
   const Real* from = bias.data<Real>();
@@ -61,19 +38,6 @@ void AddRowCpu(const Tensor& row, const Tensor& y) {
     for (int64_t r = begin; r < end; ++r) {
 #pragma omp simd
       for (int64_t c = 0; c < width; ++c) to[r * width + c] += from[c];
-    }
-  });
-}
-
-template <class Real>
-void ScaleRowsCpu(const Tensor& row, const Tensor& x, const Tensor& y) {
-  const int64_t width = row.size();
-  const Real *factor = row.data<Real>(), *from = x.data<Real>();
-  Real* to = y.data<Real>();
-  RowTiles(x.size() / width, width).ForEach([&](int64_t, int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-#pragma omp simd
-      for (int64_t c = 0; c < width; ++c) to[r * width + c] = factor[c] * from[r * width + c];
     }
   });
 }

@@ -20,56 +20,6 @@ struct AddOperation {
   }
 };
 
-template <class T>
-struct SiluOperation {
-  const T* x;
-  T* y;
-
-  template <int N>
-  __device__ void At(int64_t i) const {
-    const Vector<T, N> in = LoadVector<N>(x + i);
-    Vector<T, N> result;
-#pragma unroll
-    for (int j = 0; j < N; ++j) result.Set(j, in[j] * Sigmoid(in[j]));
-    StoreVector(y + i, result);
-  }
-};
-
-template <class T>
-struct SiluBackwardOperation {
-  const T *x, *dy;
-  T* dx;
-
-  template <int N>
-  __device__ void At(int64_t i) const {
-    const Vector<T, N> in = LoadVector<N>(x + i), gradient = LoadVector<N>(dy + i);
-    Vector<T, N> result;
-#pragma unroll
-    for (int j = 0; j < N; ++j) {
-      const float s = Sigmoid(in[j]);
-      result.Set(j, gradient[j] * s * (1 + in[j] * (1 - s)));
-    }
-    StoreVector(dx + i, result);
-  }
-};
-
-// Vectors need a width that they divide.
-template <class T>
-struct ScaleRowsOperation {
-  const T *row, *x;
-  T* y;
-  int64_t width;
-
-  template <int N>
-  __device__ void At(int64_t i) const {
-    const Vector<T, N> factor = LoadVector<N>(row + i % width), in = LoadVector<N>(x + i);
-    Vector<T, N> result;
-#pragma unroll
-    for (int j = 0; j < N; ++j) result.Set(j, factor[j] * in[j]);
-    StoreVector(y + i, result);
-  }
-};
-
 // y := row, or with kAdd y += row. A block of 8 warps covers 8 rows of 32 vectors of columns.
 constexpr int kRowWarps = 8;
 template <class T, int kWidth, bool kAdd>
@@ -112,38 +62,11 @@ void AddCuda(const Tensor& a, const Tensor& b, const Tensor& out) {
   });
 }
 
-void SiluCuda(const Tensor& x, const Tensor& y) {
-  DispatchCuda("Silu", x, [&]<class T>(T) {
-    constexpr int kWidth = kVectorWidth<T>;
-    const SiluOperation<T> silu{x.data<T>(), y.data<T>()};
-    LaunchElementwise<kWidth>("Silu", x.size(), Aligned<kWidth>(silu.x, silu.y), silu);
-  });
-}
-
-void SiluBackwardCuda(const Tensor& x, const Tensor& dy, const Tensor& dx) {
-  DispatchCuda("SiluBackward", x, [&]<class T>(T) {
-    constexpr int kWidth = kVectorWidth<T>;
-    const SiluBackwardOperation<T> silu{x.data<T>(), dy.data<T>(), dx.data<T>()};
-    LaunchElementwise<kWidth>("SiluBackward", x.size(), Aligned<kWidth>(silu.x, silu.dy, silu.dx),
-                              silu);
-  });
-}
-
 void BroadcastRowsCuda(const Tensor& bias, const Tensor& y) {
   LaunchRows<false>("BroadcastRows", bias, y);
 }
 
 void AddRowCuda(const Tensor& row, const Tensor& y) { LaunchRows<true>("AddRow", row, y); }
-
-void ScaleRowsCuda(const Tensor& row, const Tensor& x, const Tensor& y) {
-  DispatchCuda("ScaleRows", x, [&]<class T>(T) {
-    constexpr int kWidth = kVectorWidth<T>;
-    const ScaleRowsOperation<T> scale{row.data<T>(), x.data<T>(), y.data<T>(), row.size()};
-    LaunchElementwise<kWidth>(
-        "ScaleRows", x.size(),
-        Aligned<kWidth>(scale.row, scale.x, scale.y) && scale.width % kWidth == 0, scale);
-  });
-}
 
 void SumRowsCuda(const Tensor& dy, const Tensor& dbias, const Tensor& workspace) {
   const char* kernel = "SumRows";

@@ -7,11 +7,8 @@
 namespace eyrie {
 
 void AddCuda(const Tensor& a, const Tensor& b, const Tensor& out);
-void SiluCuda(const Tensor& x, const Tensor& y);
-void SiluBackwardCuda(const Tensor& x, const Tensor& dy, const Tensor& dx);
 void BroadcastRowsCuda(const Tensor& bias, const Tensor& y);
 void AddRowCuda(const Tensor& row, const Tensor& y);
-void ScaleRowsCuda(const Tensor& row, const Tensor& x, const Tensor& y);
 void SumRowsCuda(const Tensor& dy, const Tensor& dbias, const Tensor& workspace);
 
 }  // namespace eyrie

@@ -1,40 +1,12 @@
-// LayerNorm on the GPU. N rows of G groups of D channels. A team of threads, a part of a warp or a
-// whole block, holds a group in registers, each thread kVectors vectors of kWidth elements that lie
-// a team's width apart: one pass over every tensor.
+// LayerNorm on the GPU. N rows of G groups of D channels, each held by a team of threads
+// (norm_teams.cuh): one pass over every tensor.
 #include "kernels/column_sum.cuh"
 #include "kernels/norm/layer_norm_cuda.h"
+#include "kernels/norm/norm_teams.cuh"
 #include "kernels/norm/rms_norm_cuda.h"
 
 namespace eyrie {
 namespace {
-
-constexpr int kLaneThreads = 256;  // of a block that is many teams
-
-// Part of a warp.
-template <int kLanes>
-struct LaneTeam {
-  static constexpr int kMaxThreads = kLaneThreads, kMinBlocks = 2;
-  static __device__ int Size() { return kLanes; }
-  static __device__ int Index() { return static_cast<int>(threadIdx.x) % kLanes; }
-  static __device__ int64_t Number() {
-    return int64_t{blockIdx.x} * (kLaneThreads / kLanes) + threadIdx.x / kLanes;
-  }
-  // Over the team. All teams of a warp come here together.
-  static __device__ float Sum(float x, float*) {
-#pragma unroll
-    for (int lane = kLanes / 2; lane > 0; lane /= 2) x += __shfl_xor_sync(0xffffffffu, x, lane);
-    return x;
-  }
-};
-// A whole block of at most kMost threads, kBlocks of which should fit a multiprocessor.
-template <int kMost, int kBlocks>
-struct BlockTeam {
-  static constexpr int kMaxThreads = kMost, kMinBlocks = kBlocks;
-  static __device__ int Size() { return static_cast<int>(blockDim.x); }
-  static __device__ int Index() { return static_cast<int>(threadIdx.x); }
-  static __device__ int64_t Number() { return blockIdx.x; }
-  static __device__ float Sum(float x, float* shared) { return BlockSum(x, shared); }
-};
 
 // Group `group` of all N G.
 template <class Team, class T, int kWidth, int kVectors>
@@ -158,43 +130,6 @@ __global__ void __launch_bounds__(Team::kMaxThreads, Team::kMinBlocks)
   }
 }
 
-// How a launch is cut into blocks.
-struct Blocks {
-  unsigned threads, teams;  // of a block
-};
-
-// Calls body<team, vectors' width, vectors of a thread>(blocks) for groups of so many channels.
-template <class T, class Body>
-void PickTeam(int64_t width, bool fits_vectors, const Body& body) {
-  const auto lanes = [&]<int kLanes, int kWidth, int kVectors>() {
-    const Blocks blocks{kLaneThreads, kLaneThreads / kLanes};
-    body.template operator()<LaneTeam<kLanes>, kWidth, kVectors>(blocks);
-  };
-  const auto block = [&]<int kMost, int kMinBlocks, int kWidth, int kVectors>() {
-    const Blocks blocks{32 * Pieces(width, 32 * kWidth * kVectors), 1};
-    body.template operator()<BlockTeam<kMost, kMinBlocks>, kWidth, kVectors>(blocks);
-  };
-  constexpr int kWidth = kVectorWidth<T>, kMost = static_cast<int>(kMaxNormWidthCuda);
-  if (!fits_vectors) {
-    width <= 128 ? lanes.template operator()<32, 1, 4>()
-                 : block.template operator()<kMost / 16, 1, 1, 16>();
-  } else if (width <= 8 * kWidth) {
-    lanes.template operator()<8, kWidth, 1>();
-  } else if (width <= 16 * kWidth) {
-    lanes.template operator()<16, kWidth, 1>();
-  } else if (width <= 32 * kWidth) {
-    lanes.template operator()<32, kWidth, 1>();
-  } else if (width <= 64 * kWidth) {
-    lanes.template operator()<32, kWidth, 2>();
-  } else if (width <= 256 * kWidth) {
-    block.template operator()<256, 4, kWidth, 1>();
-  } else if (width <= 512 * kWidth) {
-    block.template operator()<256, 2, kWidth, 2>();
-  } else {
-    block.template operator()<kMost / (4 * kWidth), 1, kWidth, 4>();
-  }
-}
-
 void CheckWidth(const char* kernel, int64_t width) {
   EYRIE_CHECK(width <= kMaxNormWidthCuda, kernel, ": groups of ", width, " elements, at most ",
               kMaxNormWidthCuda);
@@ -209,14 +144,14 @@ void LayerNormForwardCuda(const LayerNormForwardArgs& args) {
   DispatchCuda(kernel, args.x, [&]<class T>(T) {
     const T *x = args.x.data<T>(), *weight = args.weight.data<T>();
     T* y = args.y.data<T>();
-    PickTeam<T>(width, AllFitVectors<T>(width, {x, weight, y}),
-                [&]<class Team, int kWidth, int kVectors>(Blocks blocks) {
-                  Launch(kernel, ForwardKernel<Team, T, kWidth, kVectors>,
-                         Pieces(all_groups, blocks.teams), blocks.threads, 0, x, weight, y,
-                         args.mean.data<float>(), args.rstd.data<float>(), all_groups,
-                         static_cast<int>(args.x.dim(-2)), static_cast<int>(width),
-                         static_cast<float>(args.epsilon));
-                });
+    PickTeam<T, kMaxNormWidthCuda>(
+        width, AllFitVectors<T>(width, {x, weight, y}),
+        [&]<class Team, int kWidth, int kVectors>(Blocks blocks) {
+          Launch(kernel, ForwardKernel<Team, T, kWidth, kVectors>, Pieces(all_groups, blocks.teams),
+                 blocks.threads, 0, x, weight, y, args.mean.data<float>(), args.rstd.data<float>(),
+                 all_groups, static_cast<int>(args.x.dim(-2)), static_cast<int>(width),
+                 static_cast<float>(args.epsilon));
+        });
   });
 }
 
@@ -232,13 +167,14 @@ void LayerNormBackwardCuda(const LayerNormBackwardArgs& args) {
     const T *x = args.x.data<T>(), *weight = args.weight.data<T>(), *dy = args.dy.data<T>();
     const T* dresidual = args.dresidual.data<T>();
     T* dx = args.dx.data<T>();
-    PickTeam<T>(width, AllFitVectors<T>(width, {x, weight, dy, dresidual, dx}),
-                [&]<class Team, int kWidth, int kVectors>(Blocks blocks) {
-                  Launch(kernel, BackwardKernel<Team, T, kWidth, kVectors>,
-                         Pieces(stripes * groups, blocks.teams), blocks.threads, 0, x, weight,
-                         args.mean.data<float>(), args.rstd.data<float>(), dy, dresidual, dx,
-                         partial, rows, stripes, static_cast<int>(groups), static_cast<int>(width));
-                });
+    PickTeam<T, kMaxNormWidthCuda>(
+        width, AllFitVectors<T>(width, {x, weight, dy, dresidual, dx}),
+        [&]<class Team, int kWidth, int kVectors>(Blocks blocks) {
+          Launch(kernel, BackwardKernel<Team, T, kWidth, kVectors>,
+                 Pieces(stripes * groups, blocks.teams), blocks.threads, 0, x, weight,
+                 args.mean.data<float>(), args.rstd.data<float>(), dy, dresidual, dx, partial, rows,
+                 stripes, static_cast<int>(groups), static_cast<int>(width));
+        });
   });
   AddColumnSums(kernel, partial, stripes, groups * width, args.dweight.data<float>());
 }

@@ -117,7 +117,7 @@ Event AttentionMixer::StateGrad(Run& run, const Tensor& dpast, const Tensor& hal
   return run.mesh.sequence().AllReduce(dbefore, ReduceOp::kSum);
 }
 
-void AttentionMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
+void AttentionMixer::Forward(Run& run, const Tensor& x, const BranchOutput& out, Stash& stash,
                              const Carry& carry) {
   ArenaScope scope(run.arena);
   Communicator& sequence = run.mesh.sequence();
@@ -163,8 +163,7 @@ void AttentionMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& 
   if (tail_k) tail_k->Wait();
   if (tail_v) tail_v->Wait();
   if (run.pass == Pass::kRecompute) return;
-  out_.Forward(run, stash[o_], y);
-  out_.Reduce(run, y);
+  out_.Forward(run, stash[o_], out);
 }
 
 void AttentionMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const Tensor& dx,

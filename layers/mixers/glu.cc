@@ -45,13 +45,12 @@ void GluMixer::Refill(Run&, const Tensor&, Stash& stash, const Carry&) const {
               .out = stash[product_]});
 }
 
-void GluMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
+void GluMixer::Forward(Run& run, const Tensor& x, const BranchOutput& out, Stash& stash,
                        const Carry& carry) {
   ForwardTogether(run, x, {{&gate_, stash[gate_out_]}, {&up_, stash[up_out_]}});
   Refill(run, x, stash, carry);
   if (run.pass == Pass::kRecompute) return;
-  down_.Forward(run, stash[product_], y);
-  down_.Reduce(run, y);
+  down_.Forward(run, stash[product_], out);
 }
 
 void GluMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const Tensor& dx, Stash& stash,

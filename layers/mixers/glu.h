@@ -24,7 +24,7 @@ class GluMixer final : public Mixer {
   GluMixer(const config::ModelConfig& model, const Options& options);
 
   void Declare(Declaration& declare) override;
-  void Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
+  void Forward(Run& run, const Tensor& x, const BranchOutput& out, Stash& stash,
                const Carry& carry) override;
   void Refill(Run& run, const Tensor& x, Stash& stash, const Carry& carry) const override;
   void Backward(Run& run, const Tensor& x, const Tensor& dy, const Tensor& dx, Stash& stash,

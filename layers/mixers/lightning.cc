@@ -102,12 +102,9 @@ void LightningAttentionMixer::DeclareState(StateTable& table) const {
 }
 
 double LightningAttentionMixer::ExtraFlops(int64_t, int64_t tokens) const {
-  // A token's key and value enter the state and its query reads it; in a tile it sees half of the
-  // tokens, each with a product for its score and another for its value.
-  constexpr double kTile = 64;
-  const double values = static_cast<double>(head_width_), keys = (rotates_ ? 2 : 1) * values;
-  const double each = 4 * keys * values + (kTile + 1) * (keys + values);
-  return static_cast<double>(tokens * heads_) * each;
+  // A token's key and value enter the state and its query reads it.
+  const int64_t keys = (rotates_ ? 2 : 1) * head_width_;
+  return 4.0 * static_cast<double>(tokens * heads_ * keys * head_width_);
 }
 
 Tensor LightningAttentionMixer::Heads(const Tensor& tensor) const {
@@ -173,8 +170,8 @@ void LightningAttentionMixer::Refill(Run&, const Tensor&, Stash& stash, const Ca
                     .out = stash[product_]});
 }
 
-void LightningAttentionMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
-                                      const Carry& carry) {
+void LightningAttentionMixer::Forward(Run& run, const Tensor& x, const BranchOutput& out,
+                                      Stash& stash, const Carry& carry) {
   ArenaScope scope(run.arena);
   Communicator &sequence = run.mesh.sequence(), &tensor = run.mesh.tensor();
   const bool split = sequence.size() > 1, recompute = run.pass == Pass::kRecompute;
@@ -231,8 +228,7 @@ void LightningAttentionMixer::Forward(Run& run, const Tensor& x, const Tensor& y
   summed.Wait();
   Refill(run, x, stash, carry);
   if (recompute) return;
-  out_.Forward(run, stash[product_], y);
-  out_.Reduce(run, y);
+  out_.Forward(run, stash[product_], out);
 }
 
 void LightningAttentionMixer::Backward(Run& run, const Tensor& x, const Tensor& dy,

@@ -208,7 +208,7 @@ void MambaMixer::Refill(Run& run, const Tensor&, Stash& stash, const Carry& carr
   conv_.Refill(run, stash[v_], stash, carry);
 }
 
-void MambaMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
+void MambaMixer::Forward(Run& run, const Tensor& x, const BranchOutput& out, Stash& stash,
                          const Carry& carry) {
   ArenaScope scope(run.arena);
   Communicator& sequence = run.mesh.sequence();
@@ -270,8 +270,7 @@ void MambaMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stas
        .workspace = run.Workspace(SelectiveScanForwardWorkspace(stash[v_], states_))});
   handed_on.Wait();
   if (recomputes) return;
-  out_.Forward(run, stash[product_], y);
-  out_.Reduce(run, y);
+  out_.Forward(run, stash[product_], out);
 }
 
 void MambaMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const Tensor& dx,

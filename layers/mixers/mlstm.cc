@@ -2,15 +2,12 @@
 
 #include "core/blas.h"
 #include "core/tensor_math.h"
-#include "kernels/elementwise/elementwise.h"
-#include "kernels/glu/glu.h"
+#include "kernels/block_map/block_map.h"
 #include "layers/columns.h"
 #include "layers/xlstm_init.h"
 
 namespace eyrie {
 namespace {
-
-constexpr int64_t kBlock = 4;  // of the block-diagonal maps
 
 Linear Up(const char* name, const config::ModelConfig& model) {
   return Linear({.name = name,
@@ -19,13 +16,6 @@ Linear Up(const char* name, const config::ModelConfig& model) {
                  .cut = Linear::Cut::kColumns,
                  .bias = false,
                  .init_std = XlstmInStd(model)});
-}
-
-BlockLinear Map(const char* name, const config::ModelConfig& model) {
-  return BlockLinear({.name = name,
-                      .width = model.mlstm().width(),
-                      .blocks = model.mlstm().width() / kBlock,
-                      .init_std = XlstmInStd(model)});
 }
 
 }  // namespace
@@ -60,6 +50,7 @@ void ValidateMlstmOnGpu(const config::ModelConfig& model, const char* field, int
 MlstmMixer::MlstmMixer(const config::ModelConfig& model)
     : global_width_(model.mlstm().width()),
       global_heads_(model.mlstm().heads()),
+      map_std_(XlstmInStd(model)),
       up_(Up("mlstm.up", model)),
       z_(Up("mlstm.z", model)),
       conv_({.name = "mlstm.conv",
@@ -67,9 +58,6 @@ MlstmMixer::MlstmMixer(const config::ModelConfig& model)
              .weight_init = InitUniform(0.5),
              .bias_init = InitUniform(0.5),
              .silu = true}),
-      q_(Map("mlstm.q", model)),
-      k_(Map("mlstm.k", model)),
-      v_(Map("mlstm.v", model)),
       cell_({.name = "mlstm",
              .heads = global_heads_,
              .key_width = global_width_ / global_heads_,
@@ -80,6 +68,8 @@ MlstmMixer::MlstmMixer(const config::ModelConfig& model)
              .epsilon = model.mlstm().epsilon(),
              .input_bias = InitNormal(0.1),
              .norm_epsilon = model.norm_epsilon(),
+             .out_gate = Activation::kSilu,
+             .skip = true,
              .first_state = 1}),
       down_({.name = "mlstm.down",
              .in = global_width_,
@@ -93,19 +83,23 @@ void MlstmMixer::Declare(Declaration& declare) {
   up_.Declare(declare);
   z_.Declare(declare);
   conv_.Declare(declare);
-  q_.Declare(declare);
-  k_.Declare(declare);
-  v_.Declare(declare);
+  const auto map = [&](const char* name) {
+    return declare.params.Add(
+        {.name = declare.prefix + name,
+         .shape = {global_width_ / kBlockMapWidth, kBlockMapWidth, kBlockMapWidth},
+         .shard_axis = 0,
+         .weight_decay = true,
+         .init = InitNormal(map_std_)});
+  };
+  q_ = map("mlstm.q.w");
+  k_ = map("mlstm.k.w");
+  v_ = map("mlstm.v.w");
   gates_w_ = declare.params.Add({.name = declare.prefix + "mlstm.gates.w",
                                  .shape = {3, 2, global_heads_, global_width_},
                                  .shard_axis = 3,
                                  .weight_decay = true,
                                  .init = InitConstant(0.0)});
   cell_.Declare(declare);
-  skip_ = declare.params.Add({.name = declare.prefix + "mlstm.skip",
-                              .shape = {global_width_},
-                              .shard_axis = 0,
-                              .init = InitConstant(1.0)});
   down_.Declare(declare);
 
   gates_out_ = declare.stash.AddKept(
@@ -116,7 +110,6 @@ void MlstmMixer::Declare(Declaration& declare) {
   k_out_ = declare.stash.AddCheap("k", width_);
   v_out_ = declare.stash.AddCheap("v", width_);
   z_out_ = declare.stash.Add("z", width_);
-  value_ = declare.stash.AddCheap("value", width_);
   product_ = declare.stash.AddCheap("product", width_);
 }
 
@@ -143,7 +136,8 @@ void MlstmMixer::Gates(Run& run, GatePart part, const Tensor& channels, const Te
 }
 
 void MlstmMixer::GatesBackward(Run& run, GatePart part, const Tensor& channels,
-                               const Tensor& dgates, const Tensor& dchannels) const {
+                               const Tensor& dgates, const Tensor& dchannels,
+                               const ParamStore::GradientSum& dweight) const {
   const int64_t gates = 2 * global_heads_, tokens = channels.size() / width_;
   Gemm({.m = tokens,
         .n = width_,
@@ -163,9 +157,9 @@ void MlstmMixer::GatesBackward(Run& run, GatePart part, const Tensor& channels,
         .lda = gates,
         .b = channels,
         .ldb = width_,
-        .c = run.params.grad(gates_w_).Rows(part, part + 1),
+        .c = dweight.tensor.Rows(part, part + 1),
         .ldc = width_,
-        .accumulate = true});
+        .accumulate = dweight.started});
 }
 
 MlstmCell::Inputs MlstmMixer::CellInputs(const Run& run, const Stash& stash) const {
@@ -174,35 +168,36 @@ MlstmCell::Inputs MlstmMixer::CellInputs(const Run& run, const Stash& stash) con
 }
 
 void MlstmMixer::MapInputs(Run& run, Stash& stash) const {
-  q_.Forward(run, stash[s_], stash[q_out_]);
-  k_.Forward(run, stash[s_], stash[k_out_]);
-  v_.Forward(run, conv_.inputs(stash), stash[v_out_]);
+  BlockMapForward({.x = stash[s_],
+                   .maps = {{.w = run.params.value(q_), .y = stash[q_out_]},
+                            {.w = run.params.value(k_), .y = stash[k_out_]}}});
+  BlockMapForward(
+      {.x = conv_.inputs(stash), .maps = {{.w = run.params.value(v_), .y = stash[v_out_]}}});
 }
 
-Tensor MlstmMixer::Skipped(Run& run, const Stash& stash) const {
-  const Tensor skipped = run.Scratch(width_);
-  ScaleRows(run.params.value(skip_), stash[s_], skipped);
-  return skipped;
+void MlstmMixer::MapsBackward(Run& run, const Tensor& x,
+                              std::initializer_list<std::pair<ParamId, Tensor>> maps,
+                              const Tensor& dx) const {
+  ArenaScope scope(run.arena);
+  BlockMapBackwardArgs args{.x = x, .dx = dx, .accumulate = true};
+  for (const auto& [map, dy] : maps) {
+    args.maps.push_back({.w = run.params.value(map), .dy = dy, .dw = run.params.grad(map)});
+  }
+  args.workspace = run.Workspace(BlockMapBackwardWorkspace(x, static_cast<int64_t>(maps.size())));
+  BlockMapBackward(args);
 }
 
-void MlstmMixer::Combine(Run& run, const Tensor& skipped, Stash& stash) const {
-  const Tensor value = stash[value_];
-  cell_.Norm(run, stash, value);
-  Add(value, skipped, value);
-  GluForward({.activation = Activation::kSilu,
-              .gate = stash[z_out_],
-              .value = value,
-              .out = stash[product_]});
+MlstmCell::Outward MlstmMixer::Outward(const Stash& stash) const {
+  return {.gate = stash[z_out_], .s = stash[s_]};
 }
 
 void MlstmMixer::Refill(Run& run, const Tensor&, Stash& stash, const Carry& carry) const {
-  ArenaScope scope(run.arena);
   conv_.Refill(run, stash[s_], stash, carry);
   MapInputs(run, stash);
-  Combine(run, Skipped(run, stash), stash);
+  cell_.Out(run, stash, Outward(stash), stash[product_]);
 }
 
-void MlstmMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
+void MlstmMixer::Forward(Run& run, const Tensor& x, const BranchOutput& out, Stash& stash,
                          const Carry& carry) {
   ArenaScope scope(run.arena);
   const bool recomputes = run.pass == Pass::kRecompute;
@@ -232,39 +227,25 @@ void MlstmMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stas
     }
   }
   MlstmCell::Forward cell(cell_, run, inputs, stash, carry);
-  const Tensor skipped = Skipped(run, stash);
   cell.Finish();
-  Combine(run, skipped, stash);
+  cell_.Out(run, stash, Outward(stash), stash[product_]);
   handed_on.Wait();
   if (recomputes) return;
-  down_.Forward(run, stash[product_], y);
-  down_.Reduce(run, y);
+  down_.Forward(run, stash[product_], out);
 }
 
 void MlstmMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const Tensor& dx,
                           Stash& stash, const Carry& carry, const CarryGrad& carry_grad) {
   ArenaScope scope(run.arena);
-  const Tensor dvalue = run.Scratch(width_), dz = run.Scratch(width_), ds = run.Scratch(width_);
-  const Tensor s = stash[s_];
-  down_.BackwardInput(run, dy, dvalue, /*accumulate=*/false);
-  GluBackward({.activation = Activation::kSilu,
-               .gate = stash[z_out_],
-               .value = stash[value_],
-               .dout = dvalue,
-               .dgate = dz,
-               .dvalue = dvalue});
-  {
-    ArenaScope skip(run.arena);
-    GluForward({.activation = Activation::kNone, .gate = dvalue, .value = s, .out = ds});
-    SumRows(ds, run.params.grad(skip_), run.Workspace(SumRowsWorkspace(ds)));
-  }
-  ScaleRows(run.params.value(skip_), dvalue, ds);
+  const Tensor dproduct = run.Scratch(width_), dz = run.Scratch(width_), ds = run.Scratch(width_);
+  down_.BackwardInput(run, dy, dproduct, /*accumulate=*/false);
 
   // What the chunk does to the state's gradient travels under the products that need no state.
   const MlstmCell::Inputs inputs = CellInputs(run, stash);
   const MlstmCell::Inputs gradients{run.Scratch(width_), run.Scratch(width_), run.Scratch(width_),
                                     run.arena.Allocate(x.dtype, inputs.gates.shape)};
-  MlstmCell::Backward cell(cell_, run, inputs, dvalue, stash, carry, carry_grad);
+  MlstmCell::Backward cell(cell_, run, inputs, Outward(stash), dproduct, {.gate = dz, .s = ds},
+                           stash, carry, carry_grad);
   down_.BackwardWeight(run, stash[product_], dy);
   z_.BackwardInput(run, dz, dx, /*accumulate=*/false);
   z_.BackwardWeight(run, x, dz);
@@ -272,23 +253,20 @@ void MlstmMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const Ten
 
   // The gates' gradients of all heads reach every rank's channels.
   const Tensor dgates = run.Scratch(2 * global_heads_);
-  const Tensor heads = run.Scratch(global_heads_);
   for (const int64_t gate : {0, 1}) {
-    GatherColumns(run, gradients.gates.Rows(gate, gate + 1), heads);
+    ArenaScope gathered(run.arena);
+    const Tensor heads = AllColumns(run, gradients.gates.Rows(gate, gate + 1));
     CopyColumns(heads, 0, dgates, gate * global_heads_, global_heads_);
   }
-  GatesBackward(run, kQ, inputs.q, dgates, gradients.q);
-  GatesBackward(run, kK, inputs.k, dgates, gradients.k);
-  GatesBackward(run, kV, inputs.v, dgates, gradients.v);
-  q_.BackwardInput(run, gradients.q, ds, /*accumulate=*/true);
-  k_.BackwardInput(run, gradients.k, ds, /*accumulate=*/true);
+  const ParamStore::GradientSum dweight = run.params.AddTo(gates_w_);
+  GatesBackward(run, kQ, inputs.q, dgates, gradients.q, dweight);
+  GatesBackward(run, kK, inputs.k, dgates, gradients.k, dweight);
+  GatesBackward(run, kV, inputs.v, dgates, gradients.v, dweight);
+  MapsBackward(run, stash[s_], {{q_, gradients.q}, {k_, gradients.k}}, ds);
 
-  const Tensor da = dvalue;  // which has served
+  const Tensor da = dproduct;  // which has served
   CausalConvolution::Returning returning = conv_.Backward(run, ds, da, stash, carry, carry_grad);
-  v_.BackwardInput(run, gradients.v, da, /*accumulate=*/true);
-  q_.BackwardWeight(run, s, gradients.q);
-  k_.BackwardWeight(run, s, gradients.k);
-  v_.BackwardWeight(run, conv_.inputs(stash), gradients.v);
+  MapsBackward(run, conv_.inputs(stash), {{v_, gradients.v}}, da);
   returning.Wait();
 
   // The sum of dx over tensor ranks travels while the weights' gradients are computed.
@@ -303,9 +281,9 @@ MixerEntry MlstmMixerEntry() {
           [](const config::ModelConfig& model, int64_t tensor, ConfigErrors& errors) {
             ValidateMlstm(model, tensor, errors);
             const auto& own = model.mlstm();
-            if (own.heads() > 0 && own.width() % (own.heads() * kBlock) != 0) {
+            if (own.heads() > 0 && own.width() % (own.heads() * kBlockMapWidth) != 0) {
               errors.Add("model.mlstm.width = ", own.width(), " does not give each of ",
-                         own.heads(), " heads a multiple of ", kBlock, " channels");
+                         own.heads(), " heads a multiple of ", kBlockMapWidth, " channels");
             }
           },
           [](const config::ModelConfig& model, int64_t) -> std::unique_ptr<Mixer> {

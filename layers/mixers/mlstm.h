@@ -10,7 +10,9 @@
 // tensor ranks add up 2 H numbers a token forward, and gather as many backward.
 #pragma once
 
-#include "layers/block_linear.h"
+#include <initializer_list>
+#include <utility>
+
 #include "layers/causal_convolution.h"
 #include "layers/linear.h"
 #include "layers/mlstm_cell.h"
@@ -25,7 +27,7 @@ class MlstmMixer final : public Mixer {
   void Declare(Declaration& declare) override;
   void DeclareState(StateTable& table) const override;
   double ExtraFlops(int64_t before, int64_t tokens) const override;
-  void Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
+  void Forward(Run& run, const Tensor& x, const BranchOutput& out, Stash& stash,
                const Carry& carry) override;
   void Refill(Run& run, const Tensor& x, Stash& stash, const Carry& carry) const override;
   void Backward(Run& run, const Tensor& x, const Tensor& dy, const Tensor& dx, Stash& stash,
@@ -34,29 +36,30 @@ class MlstmMixer final : public Mixer {
  private:
   // q, k and v, of what the convolution read and gave.
   void MapInputs(Run& run, Stash& stash) const;
-  // skip * s, in the arena.
-  Tensor Skipped(Run& run, const Stash& stash) const;
-  // From the cell's outputs to the last projection's input.
-  void Combine(Run& run, const Tensor& skipped, Stash& stash) const;
+  // dx += what the maps of x make of the gradients of their outputs; adds their weights' gradients.
+  void MapsBackward(Run& run, const Tensor& x,
+                    std::initializer_list<std::pair<ParamId, Tensor>> maps, const Tensor& dx) const;
+  // What is added to the cell's outputs and what gates them.
+  MlstmCell::Outward Outward(const Stash& stash) const;
   // What a part of the gates' weight multiplies.
   enum GatePart { kQ, kK, kV };
   // gates [B, T, 2 H] := or += the share of this rank's channels of one part; input gates first.
   void Gates(Run& run, GatePart part, const Tensor& channels, const Tensor& gates) const;
-  // dchannels += dgates W, and adds the gradient of W.
+  // dchannels += dgates W, and adds the gradient of W to `dweight`.
   void GatesBackward(Run& run, GatePart part, const Tensor& channels, const Tensor& dgates,
-                     const Tensor& dchannels) const;
+                     const Tensor& dchannels, const ParamStore::GradientSum& dweight) const;
   MlstmCell::Inputs CellInputs(const Run& run, const Stash& stash) const;
 
   int64_t global_width_, global_heads_;
+  double map_std_;
   int64_t width_ = 0;  // local
   Linear up_, z_;
   CausalConvolution conv_;
-  BlockLinear q_, k_, v_;
   MlstmCell cell_;
   Linear down_;
-  ParamId gates_w_ = -1, skip_ = -1;
+  ParamId q_ = -1, k_ = -1, v_ = -1, gates_w_ = -1;
   SlotId gates_out_ = -1;  // what tensor ranks added up, of this rank's heads
-  SlotId s_ = -1, q_out_ = -1, k_out_ = -1, v_out_ = -1, z_out_ = -1, value_ = -1, product_ = -1;
+  SlotId s_ = -1, q_out_ = -1, k_out_ = -1, v_out_ = -1, z_out_ = -1, product_ = -1;
 };
 
 MixerEntry MlstmMixerEntry();

@@ -1,6 +1,5 @@
 #include "layers/mixers/mlstm_large.h"
 
-#include "kernels/glu/glu.h"
 #include "layers/mixers/mlstm.h"
 #include "layers/xlstm_init.h"
 
@@ -35,6 +34,7 @@ MlstmLargeMixer::MlstmLargeMixer(const config::ModelConfig& model)
              .epsilon = model.mlstm().epsilon(),
              .input_bias = InitConstant(-10.0),
              .norm_epsilon = model.norm_epsilon(),
+             .out_gate = Activation::kSigmoid,
              .first_state = 0}),
       out_({.name = "mlstm.out",
             .in = model.mlstm().width(),
@@ -53,7 +53,6 @@ void MlstmLargeMixer::Declare(Declaration& declare) {
   v_out_ = declare.stash.Add("v", cell_.values());
   gates_out_ = declare.stash.Add("gates", 2 * cell_.heads(), Holds::kFullPrecision);
   gate_out_ = declare.stash.Add("out_gate", cell_.values());
-  value_ = declare.stash.AddCheap("value", cell_.values());
   product_ = declare.stash.AddCheap("product", cell_.values());
 }
 
@@ -69,14 +68,10 @@ MlstmCell::Inputs MlstmLargeMixer::CellInputs(const Run& run, const Stash& stash
 }
 
 void MlstmLargeMixer::Refill(Run& run, const Tensor&, Stash& stash, const Carry&) const {
-  cell_.Norm(run, stash, stash[value_]);
-  GluForward({.activation = Activation::kSigmoid,
-              .gate = stash[gate_out_],
-              .value = stash[value_],
-              .out = stash[product_]});
+  cell_.Out(run, stash, {.gate = stash[gate_out_]}, stash[product_]);
 }
 
-void MlstmLargeMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
+void MlstmLargeMixer::Forward(Run& run, const Tensor& x, const BranchOutput& out, Stash& stash,
                               const Carry& carry) {
   ArenaScope scope(run.arena);
   const MlstmCell::Inputs inputs = CellInputs(run, stash);
@@ -91,28 +86,22 @@ void MlstmLargeMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash&
   cell.Finish();
   Refill(run, x, stash, carry);
   if (run.pass == Pass::kRecompute) return;
-  out_.Forward(run, stash[product_], y);
-  out_.Reduce(run, y);
+  out_.Forward(run, stash[product_], out);
 }
 
 void MlstmLargeMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const Tensor& dx,
                                Stash& stash, const Carry& carry, const CarryGrad& carry_grad) {
   ArenaScope scope(run.arena);
-  const Tensor dvalue = run.Scratch(cell_.values()), dgate = run.Scratch(cell_.values());
-  out_.BackwardInput(run, dy, dvalue, /*accumulate=*/false);
-  GluBackward({.activation = Activation::kSigmoid,
-               .gate = stash[gate_out_],
-               .value = stash[value_],
-               .dout = dvalue,
-               .dgate = dgate,
-               .dvalue = dvalue});
+  const Tensor dproduct = run.Scratch(cell_.values()), dgate = run.Scratch(cell_.values());
+  out_.BackwardInput(run, dy, dproduct, /*accumulate=*/false);
 
   // What the chunk does to the state's gradient travels under the products that need no state.
   const MlstmCell::Inputs inputs = CellInputs(run, stash);
   const MlstmCell::Inputs gradients{run.Scratch(cell_.keys()), run.Scratch(cell_.keys()),
                                     run.Scratch(cell_.values()),
                                     run.arena.Allocate(x.dtype, inputs.gates.shape)};
-  MlstmCell::Backward cell(cell_, run, inputs, dvalue, stash, carry, carry_grad);
+  MlstmCell::Backward cell(cell_, run, inputs, {.gate = stash[gate_out_]}, dproduct,
+                           {.gate = dgate}, stash, carry, carry_grad);
   out_.BackwardWeight(run, stash[product_], dy);
   out_gate_.BackwardInput(run, dgate, dx, /*accumulate=*/false);
   out_gate_.BackwardWeight(run, x, dgate);

@@ -20,7 +20,7 @@ class MlstmLargeMixer final : public Mixer {
   void Declare(Declaration& declare) override;
   void DeclareState(StateTable& table) const override;
   double ExtraFlops(int64_t before, int64_t tokens) const override;
-  void Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
+  void Forward(Run& run, const Tensor& x, const BranchOutput& out, Stash& stash,
                const Carry& carry) override;
   void Refill(Run& run, const Tensor& x, Stash& stash, const Carry& carry) const override;
   void Backward(Run& run, const Tensor& x, const Tensor& dy, const Tensor& dx, Stash& stash,
@@ -32,8 +32,7 @@ class MlstmLargeMixer final : public Mixer {
   Linear q_, k_, v_, gate_i_, gate_f_, out_gate_;
   MlstmCell cell_;
   Linear out_;
-  SlotId q_out_ = -1, k_out_ = -1, v_out_ = -1, gates_out_ = -1, gate_out_ = -1, value_ = -1,
-         product_ = -1;
+  SlotId q_out_ = -1, k_out_ = -1, v_out_ = -1, gates_out_ = -1, gate_out_ = -1, product_ = -1;
 };
 
 MixerEntry MlstmLargeMixerEntry();

@@ -97,7 +97,7 @@ void RecurrentMixer::Refill(Run& run, const Tensor&, Stash& stash, const Carry& 
   Multiply(stash);
 }
 
-void RecurrentMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
+void RecurrentMixer::Forward(Run& run, const Tensor& x, const BranchOutput& out, Stash& stash,
                              const Carry& carry) {
   ArenaScope scope(run.arena);
   Communicator& sequence = run.mesh.sequence();
@@ -155,8 +155,7 @@ void RecurrentMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& 
   Multiply(stash);
   handed_on.Wait();
   if (run.pass == Pass::kRecompute) return;
-  out_.Forward(run, stash[product_], y);
-  out_.Reduce(run, y);
+  out_.Forward(run, stash[product_], out);
 }
 
 void RecurrentMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const Tensor& dx,

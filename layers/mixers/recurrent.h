@@ -20,7 +20,7 @@ class RecurrentMixer final : public Mixer {
 
   void Declare(Declaration& declare) override;
   void DeclareState(StateTable& table) const override;
-  void Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
+  void Forward(Run& run, const Tensor& x, const BranchOutput& out, Stash& stash,
                const Carry& carry) override;
   void Refill(Run& run, const Tensor& x, Stash& stash, const Carry& carry) const override;
   void Backward(Run& run, const Tensor& x, const Tensor& dy, const Tensor& dx, Stash& stash,

@@ -139,7 +139,7 @@ void SlstmMixer::Refill(Run& run, const Tensor&, Stash& stash, const Carry& carr
   conv_.Refill(run, stash[s_], stash, carry);
 }
 
-void SlstmMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stash,
+void SlstmMixer::Forward(Run& run, const Tensor& x, const BranchOutput& out, Stash& stash,
                          const Carry& carry) {
   ArenaScope scope(run.arena);
   Communicator& sequence = run.mesh.sequence();
@@ -186,7 +186,10 @@ void SlstmMixer::Forward(Run& run, const Tensor& x, const Tensor& y, Stash& stas
                     .y = Heads(normed),
                     .mean = statistics.Rows(0, 1),
                     .rstd = statistics.Rows(1, 2)});
-  if (!recomputes) GatherColumns(run, normed, y);
+  if (!recomputes) {
+    GatherColumns(run, normed, out.y);
+    if (out.residual.defined()) Add(out.residual, out.y, out.y);
+  }
   handed_on.Wait();
   for (Event& event : carried_on) event.Wait();
 }

@@ -14,10 +14,10 @@ struct Sizes {
 
 // One product on the GPU in `dtype`, and the same rounded numbers in float64 on the CPU.
 void ExpectAgrees(const Sizes& size, DType dtype, DType out, Trans trans_a, Trans trans_b,
-                  bool accumulate, bool bias, TestRandom& random) {
+                  bool accumulate, bool bias, TestRandom& random, bool added = false) {
   SCOPED_TRACE(StrCat(size.m, " x ", size.n, " x ", size.k, " x ", size.batch, " ", Name(dtype),
                       " -> ", Name(out), trans_a == Trans::kYes, trans_b == Trans::kYes, accumulate,
-                      bias));
+                      bias, added));
   const auto draw = [&](int64_t rows, int64_t columns, DType type) {
     return Rounded(RandomTensor(DType::kF32, {size.batch, rows, columns}, random).tensor, type);
   };
@@ -25,6 +25,7 @@ void ExpectAgrees(const Sizes& size, DType dtype, DType out, Trans trans_a, Tran
   const OwnedTensor a = ta ? draw(size.k, size.m, dtype) : draw(size.m, size.k, dtype);
   const OwnedTensor b = tb ? draw(size.n, size.k, dtype) : draw(size.k, size.n, dtype);
   const OwnedTensor c = draw(size.m, size.n, out), row = draw(1, size.n, out);
+  const OwnedTensor more = draw(size.m, size.n, out), gmore = ToCuda(more.tensor, out);
   const OwnedTensor ga = ToCuda(a.tensor, dtype), gb = ToCuda(b.tensor, dtype);
   const OwnedTensor grow = ToCuda(row.tensor, out);
   const OwnedTensor gc =
@@ -42,6 +43,7 @@ void ExpectAgrees(const Sizes& size, DType dtype, DType out, Trans trans_a, Tran
                 .ldc = size.n,
                 .accumulate = accumulate,
                 .bias = bias ? row.tensor : Tensor{},
+                .added = added ? more.tensor : Tensor{},
                 .batch = size.batch,
                 .stride_a = size.m * size.k,
                 .stride_b = size.k * size.n,
@@ -51,6 +53,7 @@ void ExpectAgrees(const Sizes& size, DType dtype, DType out, Trans trans_a, Tran
   args.b = gb.tensor;
   args.c = gc.tensor;
   if (bias) args.bias = grow.tensor;
+  if (added) args.added = gmore.tensor;
   Gemm(args);
   EXPECT_LT(RelativeError(ToHost(gc.tensor).tensor, c.tensor), out == DType::kBF16 ? 4e-3 : 1e-5);
 }
@@ -65,6 +68,9 @@ TEST(CudaGemm, AgreesWithTheCpu) {
           ExpectAgrees(size, dtype, dtype, trans_a, trans_b, false, false, random);
           ExpectAgrees(size, dtype, dtype, trans_a, trans_b, false, true, random);
           ExpectAgrees(size, dtype, DType::kF32, trans_a, trans_b, true, false, random);
+          if (size.batch > 1) continue;
+          ExpectAgrees(size, dtype, dtype, trans_a, trans_b, false, false, random, /*added=*/true);
+          ExpectAgrees(size, dtype, dtype, trans_a, trans_b, false, true, random, /*added=*/true);
         }
       }
     }

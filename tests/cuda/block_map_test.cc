@@ -8,71 +8,87 @@ namespace {
 
 constexpr int64_t kShapes[][2] = {{1, 4}, {3, 12}, {130, 64}, {701, 20}, {65, 516}, {1500, 2048}};
 
-TEST(CudaBlockMap, MapsAndAccumulates) {
+struct Case {
+  OwnedTensor x, dx, workspace;
+  std::vector<OwnedTensor> w, dy, y, dw;
+
+  void Run(bool accumulate) const {
+    BlockMapForwardArgs forward{.x = x.tensor};
+    BlockMapBackwardArgs backward{
+        .x = x.tensor, .dx = dx.tensor, .accumulate = accumulate, .workspace = workspace.tensor};
+    for (size_t m = 0; m < w.size(); ++m) {
+      forward.maps.push_back({w[m].tensor, y[m].tensor});
+      backward.maps.push_back({w[m].tensor, dy[m].tensor, dw[m].tensor});
+    }
+    BlockMapForward(forward);
+    BlockMapBackward(backward);
+  }
+};
+
+TEST(CudaBlockMap, MatchesTheCpu) {
   TestRandom random;
   for (const DType dtype : kCudaTypes) {
     for (const auto& [rows, width] : kShapes) {
-      for (const bool transposed : {false, true}) {
-        SCOPED_TRACE(StrCat(Name(dtype), " ", rows, " x ", width, transposed ? " transposed" : ""));
-        const OwnedTensor x = RandomTensor(DType::kF32, {rows, width}, random);
-        const OwnedTensor w = RandomTensor(DType::kF32, {width / 4, 4, 4}, random);
-        const OwnedTensor added = RandomTensor(DType::kF32, {rows, width}, random);
-        const OwnedTensor x_there = ToCuda(x.tensor, dtype), w_there = ToCuda(w.tensor, dtype);
-        const OwnedTensor y = PoisonedCuda(dtype, {rows, width});
-        const OwnedTensor sum = ToCuda(added.tensor, dtype);
-        const OwnedTensor y_exact(DType::kF64, {rows, width});
-        const OwnedTensor sum_exact = Rounded(added.tensor, dtype);
-        const auto map = [&](const Tensor& in, const Tensor& maps, const Tensor& out,
-                             bool accumulate) {
-          BlockMap(
-              {.x = in, .w = maps, .y = out, .transposed = transposed, .accumulate = accumulate});
-        };
-        const OwnedTensor x_exact = Rounded(x.tensor, dtype), w_exact = Rounded(w.tensor, dtype);
-        map(x_exact.tensor, w_exact.tensor, y_exact.tensor, false);
-        map(x_exact.tensor, w_exact.tensor, sum_exact.tensor, true);
-        map(x_there.tensor, w_there.tensor, y.tensor, false);
-        map(x_there.tensor, w_there.tensor, sum.tensor, true);
-        EXPECT_LT(RelativeError(ToHost(y.tensor).tensor, y_exact.tensor), Tolerance(dtype));
-        EXPECT_LT(RelativeError(ToHost(sum.tensor).tensor, sum_exact.tensor), Tolerance(dtype));
+      for (const int64_t maps : {1, 2}) {
+        for (const bool accumulate : {false, true}) {
+          SCOPED_TRACE(StrCat(Name(dtype), " ", rows, " x ", width, " maps ", maps, " accumulate ",
+                              accumulate));
+          const Shape shape{rows, width}, weights{width / 4, 4, 4};
+          const OwnedTensor x = RandomTensor(DType::kF32, shape, random);
+          const OwnedTensor dx = RandomTensor(DType::kF32, shape, random);
+          Case here{.x = Rounded(x.tensor, dtype), .dx = Rounded(dx.tensor, dtype)};
+          const auto there = [&] {
+            Case c{.x = ToCuda(x.tensor, dtype),
+                   .dx = accumulate ? ToCuda(dx.tensor, dtype) : PoisonedCuda(dtype, shape)};
+            c.workspace = PoisonedCuda(DType::kF32, {BlockMapBackwardWorkspace(c.x.tensor, maps)});
+            return c;
+          };
+          Case one = there(), two = there();
+          for (int64_t m = 0; m < maps; ++m) {
+            const OwnedTensor w = RandomTensor(DType::kF32, weights, random);
+            const OwnedTensor dy = RandomTensor(DType::kF32, shape, random);
+            const OwnedTensor dw = RandomTensor(DType::kF32, weights, random);
+            here.w.push_back(Rounded(w.tensor, dtype));
+            here.dy.push_back(Rounded(dy.tensor, dtype));
+            here.y.push_back(PoisonedTensor(DType::kF64, shape));
+            here.dw.push_back(Cast(dw.tensor, DType::kF64));
+            for (Case* c : {&one, &two}) {
+              c->w.push_back(ToCuda(w.tensor, dtype));
+              c->dy.push_back(ToCuda(dy.tensor, dtype));
+              c->y.push_back(PoisonedCuda(dtype, shape));
+              c->dw.push_back(ToCuda(dw.tensor));
+            }
+          }
+          for (const Case* c : {&here, &one, &two}) c->Run(accumulate);
+          const auto compare = [&](const OwnedTensor& first, const OwnedTensor& second,
+                                   const OwnedTensor& expected, double bound) {
+            const OwnedTensor result = ToHost(first.tensor);
+            EXPECT_LT(RelativeError(result.tensor, expected.tensor), bound);
+            EXPECT_TRUE(BitwiseEqual(result.tensor, ToHost(second.tensor).tensor));
+          };
+          compare(one.dx, two.dx, here.dx, Tolerance(dtype));
+          for (size_t m = 0; m < here.w.size(); ++m) {
+            compare(one.y[m], two.y[m], here.y[m], Tolerance(dtype));
+            compare(one.dw[m], two.dw[m], here.dw[m], 1e-5);
+          }
+        }
       }
     }
   }
 }
 
-TEST(CudaBlockMap, WeightGradientIsRepeatable) {
-  TestRandom random;
-  for (const DType dtype : kCudaTypes) {
-    for (const auto& [rows, width] : kShapes) {
-      SCOPED_TRACE(StrCat(Name(dtype), " ", rows, " x ", width));
-      const Shape weights{width / 4, 4, 4};
-      const OwnedTensor x = RandomTensor(DType::kF32, {rows, width}, random);
-      const OwnedTensor dy = RandomTensor(DType::kF32, {rows, width}, random);
-      const OwnedTensor before = RandomTensor(DType::kF32, weights, random);
-      const OwnedTensor exact = Cast(before.tensor, DType::kF64);
-      BlockMapWeightGrad({.x = Rounded(x.tensor, dtype).tensor,
-                          .dy = Rounded(dy.tensor, dtype).tensor,
-                          .dw = exact.tensor});
-      const OwnedTensor x_there = ToCuda(x.tensor, dtype), dy_there = ToCuda(dy.tensor, dtype);
-      const OwnedTensor workspace = PoisonedCuda(DType::kF32, {BlockMapWorkspace(x_there.tensor)});
-      const OwnedTensor one = ToCuda(before.tensor), two = ToCuda(before.tensor);
-      for (const OwnedTensor* dw : {&one, &two}) {
-        BlockMapWeightGrad({.x = x_there.tensor,
-                            .dy = dy_there.tensor,
-                            .dw = dw->tensor,
-                            .workspace = workspace.tensor});
-      }
-      EXPECT_LT(RelativeError(ToHost(one.tensor).tensor, exact.tensor), 1e-5);
-      EXPECT_TRUE(BitwiseEqual(ToHost(one.tensor).tensor, ToHost(two.tensor).tensor));
-    }
-  }
-}
-
-TEST(CudaBlockMap, RefusesWrongTypes) {
+TEST(CudaBlockMap, RefusesWrongTypesAndMissingWorkspace) {
   const OwnedTensor narrow = ZeroCuda(DType::kBF16, {3, 8}), wide = ZeroCuda(DType::kF32, {3, 8});
   const OwnedTensor w = ZeroCuda(DType::kF32, {2, 4, 4}), here(DType::kF32, {3, 8});
-  EXPECT_THROW(BlockMap({.x = narrow.tensor, .w = w.tensor, .y = narrow.tensor}), Error);
-  EXPECT_THROW(BlockMap({.x = wide.tensor, .w = w.tensor, .y = here.tensor}), Error);
-  EXPECT_THROW(BlockMapWeightGrad({.x = wide.tensor, .dy = wide.tensor, .dw = w.tensor}), Error);
+  const auto forward = [&](const Tensor& x, const Tensor& y) {
+    BlockMapForward({.x = x, .maps = {{w.tensor, y}}});
+  };
+  EXPECT_THROW(forward(narrow.tensor, narrow.tensor), Error);
+  EXPECT_THROW(forward(wide.tensor, here.tensor), Error);
+  EXPECT_THROW(
+      BlockMapBackward(
+          {.x = wide.tensor, .maps = {{w.tensor, wide.tensor, w.tensor}}, .dx = wide.tensor}),
+      Error);
 }
 
 }  // namespace

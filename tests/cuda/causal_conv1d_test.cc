@@ -13,8 +13,12 @@ struct Results {
 
 // Inputs as a GPU holds them in `type`, and float64 copies of these on the host.
 struct Case {
-  Case(DType type, int64_t batch, int64_t time, int64_t channels, int64_t taps, TestRandom& random)
-      : dtype(type), full{batch, time, channels}, state{batch, taps - 1, channels} {
+  Case(DType type, int64_t batch, int64_t time, int64_t channels, int64_t taps, bool with_silu,
+       TestRandom& random)
+      : dtype(type),
+        silu(with_silu),
+        full{batch, time, channels},
+        state{batch, taps - 1, channels} {
     for (OwnedTensor* tensor : {&x, &dy}) *tensor = Draw(full, random);
     for (OwnedTensor* tensor : {&x0, &dx_last}) *tensor = Draw(state, random);
     weight = Draw({taps, channels}, random);
@@ -43,7 +47,8 @@ struct Case {
                          .positions = positions.tensor,
                          .x0 = optional(x0.tensor),
                          .y = r.y.tensor,
-                         .x_last = optional(r.x_last.tensor)});
+                         .x_last = optional(r.x_last.tensor),
+                         .silu = silu});
     CausalConv1dBackward({.x = x.tensor,
                           .weight = weight.tensor,
                           .positions = positions.tensor,
@@ -53,7 +58,9 @@ struct Case {
                           .dx = r.dx.tensor,
                           .dx0 = optional(r.dx0.tensor),
                           .dweight = r.dweight.tensor,
-                          .dbias = r.dbias.tensor});
+                          .dbias = r.dbias.tensor,
+                          .silu = silu,
+                          .bias = silu ? bias.tensor : Tensor{}});
     return r;
   }
 
@@ -74,7 +81,8 @@ struct Case {
                          .positions = positions_.tensor,
                          .x0 = optional(x0_.tensor),
                          .y = r.y.tensor,
-                         .x_last = optional(r.x_last.tensor)});
+                         .x_last = optional(r.x_last.tensor),
+                         .silu = silu});
     CausalConv1dBackward({.x = x_.tensor,
                           .weight = weight_.tensor,
                           .positions = positions_.tensor,
@@ -85,22 +93,25 @@ struct Case {
                           .dx0 = optional(r.dx0.tensor),
                           .dweight = r.dweight.tensor,
                           .dbias = r.dbias.tensor,
-                          .workspace = workspace.tensor});
+                          .workspace = workspace.tensor,
+                          .silu = silu,
+                          .bias = silu ? bias_.tensor : Tensor{}});
     return {ToHost(r.y.tensor),   ToHost(r.x_last.tensor),  ToHost(r.dx.tensor),
             ToHost(r.dx0.tensor), ToHost(r.dweight.tensor), ToHost(r.dbias.tensor)};
   }
 
   DType dtype;
+  bool silu;
   Shape full, state;
   OwnedTensor x, weight, bias, positions, x0, dy, dx_last;
   OwnedTensor dweight, dbias;  // what they hold before the backward pass
 };
 
-void Compare(DType dtype, const Shape& full, int64_t taps, bool states) {
+void Compare(DType dtype, const Shape& full, int64_t taps, bool states, bool silu) {
   TestRandom random;
   SCOPED_TRACE(StrCat(Name(dtype), " ", full.ToString(), " K ", taps, states ? " with" : " without",
-                      " states"));
-  const Case c(dtype, full[0], full[1], full[2], taps, random);
+                      " states", silu ? ", SiLU" : ""));
+  const Case c(dtype, full[0], full[1], full[2], taps, silu, random);
   const Results cuda = c.Cuda(states), cpu = c.Cpu(states);
   const auto error = [&](const OwnedTensor& a, const OwnedTensor& b) {
     return RelativeError(a.tensor, b.tensor, /*floor=*/0.1);
@@ -120,7 +131,9 @@ TEST(CudaCausalConv1d, MatchesTheCpuBodyForEachNumberOfTaps) {
     for (int64_t taps = 1; taps <= 8; ++taps) {
       for (const Shape& full :
            {Shape{1, 1, 1}, Shape{2, 2, 5}, Shape{2, 7, 72}, Shape{1, 33, 264}}) {
-        for (bool states : {true, false}) Compare(dtype, full, taps, states);
+        for (bool states : {true, false}) {
+          for (bool silu : {false, true}) Compare(dtype, full, taps, states, silu);
+        }
       }
     }
   }
@@ -131,7 +144,7 @@ TEST(CudaCausalConv1d, MatchesTheCpuBodyOverManySpans) {
   for (DType dtype : kCudaTypes) {
     for (int64_t taps : {4, 7}) {
       for (const Shape& full : {Shape{2, 256, 130}, Shape{1, 600, 1032}, Shape{3, 261, 77}}) {
-        Compare(dtype, full, taps, true);
+        for (bool silu : {false, true}) Compare(dtype, full, taps, true, silu);
       }
     }
   }
@@ -140,7 +153,7 @@ TEST(CudaCausalConv1d, MatchesTheCpuBodyOverManySpans) {
 TEST(CudaCausalConv1d, SameBitsInEachRun) {
   TestRandom random;
   for (DType dtype : kCudaTypes) {
-    const Case c(dtype, 3, 700, 264, 4, random);
+    const Case c(dtype, 3, 700, 264, 4, /*with_silu=*/true, random);
     const Results first = c.Cuda(true), second = c.Cuda(true);
     EXPECT_TRUE(BitwiseEqual(first.y.tensor, second.y.tensor));
     EXPECT_TRUE(BitwiseEqual(first.dx.tensor, second.dx.tensor));

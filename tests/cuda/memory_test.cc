@@ -29,6 +29,25 @@ TEST(CudaMemory, CopiesRowsOfEachSequence) {
   EXPECT_EQ(RelativeError(ToHost(to.tensor).tensor, Cast(expected.tensor, DType::kF64).tensor), 0);
 }
 
+// Narrow rows, as columns of gates, and wide ones; of each number of bytes that words divide.
+TEST(CudaMemory, CopiesRowsOfAnyWidth) {
+  TestRandom random;
+  for (const DType dtype : kCudaTypes) {
+    for (const int64_t width : {1, 2, 3, 4, 8, 12, 100, 512, 3000}) {
+      for (const int64_t first : {0, 1}) {
+        SCOPED_TRACE(StrCat(Name(dtype), " width ", width, " from ", first));
+        const OwnedTensor x =
+            Rounded(RandomTensor(DType::kF32, {700, 3, width}, random).tensor, dtype);
+        const OwnedTensor there = ToCuda(x.tensor, dtype), to = ZeroCuda(dtype, {700, 4, width});
+        CopyRows(there.tensor, first, to.tensor, 1, 2);
+        const OwnedTensor expected(DType::kF64, {700, 4, width});
+        CopyRows(x.tensor, first, expected.tensor, 1, 2);
+        EXPECT_EQ(RelativeError(ToHost(to.tensor).tensor, expected.tensor), 0);
+      }
+    }
+  }
+}
+
 TEST(CudaMemory, ArenaGrowsWithoutMovingWhatItGave) {
   TestRandom random;
   Arena arena(Device::kCuda);

@@ -55,6 +55,41 @@ TEST_F(CudaRanksTest, APeerThatHangsEndsTheJob) {
   }
 }
 
+// Whose steps are replayed graphs.
+TEST_F(CudaRanksTest, DecodingEndsWithAPeerThatHangsAndNotBefore) {
+  Train("trained", kPairs[0],
+        {"run.device=cuda", "train.precision=FLOAT32", "model.vocab_size=257"});
+  const std::filesystem::path run = directory_ / "trained";
+  const auto generate = [&](int tokens) -> std::vector<std::string> {
+    return {"generate",
+            "--checkpoint",
+            run.string(),
+            "--tokenizer",
+            "byte",
+            "--prompt",
+            "ab",
+            "--set",
+            "run.timeout_seconds=2",
+            "--seed",
+            "1",
+            "--max-tokens",
+            std::to_string(tokens)};
+  };
+  const ProcessResult one = RunEyrie(1, generate(30)), two = RunEyrie(2, generate(30));
+  EXPECT_EQ(one.code, 0) << one.err;
+  EXPECT_EQ(two.code, 0) << two.err;
+  EXPECT_EQ(one.out, two.out);
+
+  const std::string log = (directory_ / "generate").string();
+  const pid_t job = Start(EyrieCommand(2, generate(10'000'000)), log);
+  // Twice the timeout after its first tokens it still runs.
+  for (int i = 0; i < 600 && ReadFile(log + ".out").size() < 100; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  }
+  std::this_thread::sleep_for(std::chrono::seconds(4));
+  ExpectHangEnds(run, [&] { return Finish(job, log); });
+}
+
 TEST_F(CudaRanksTest, APeerThatDiesEndsTheJob) {
   const TrainingJob job(directory_, "killed", {"run.device=cuda"});
   ASSERT_TRUE(job.Underway());

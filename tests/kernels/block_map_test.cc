@@ -1,5 +1,6 @@
 #include "kernels/block_map/block_map.h"
 
+#include "kernels/cuda_partition.h"
 #include "tests/kernels/kernel_test_util.h"
 
 namespace eyrie {
@@ -7,95 +8,151 @@ namespace {
 
 constexpr int64_t kShapes[][2] = {{1, 4}, {3, 12}, {7, 64}, {701, 20}, {65, 516}};  // rows, C
 
-// y [rows, C] by the definition.
-OwnedTensor Reference(const Tensor& x, const Tensor& w, bool transposed) {
-  OwnedTensor y(DType::kF64, x.shape);
-  const int64_t rows = x.dim(0), width = x.dim(1);
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t c = 0; c < width; ++c) {
-      const int64_t g = c / 4, o = c % 4;
-      double sum = 0;
-      for (int64_t i = 0; i < 4; ++i) {
-        sum +=
-            Get(w, 16 * g + (transposed ? 4 * i + o : 4 * o + i)) * Get(x, r * width + 4 * g + i);
-      }
-      Set(y.tensor, r * width + c, sum);
+// Maps of one x, their outputs and gradients.
+struct Case {
+  Case(DType dtype, int64_t rows, int64_t width, size_t maps, TestRandom& random)
+      : x(RandomTensor(dtype, {rows, width}, random)),
+        dx(RandomTensor(dtype, {rows, width}, random)) {
+    for (size_t m = 0; m < maps; ++m) {
+      w.push_back(RandomTensor(dtype, {width / 4, 4, 4}, random));
+      dy.push_back(RandomTensor(dtype, {rows, width}, random));
+    }
+    PrepareOutputs();
+  }
+  Case(const Case& other, DType dtype)
+      : x(Cast(other.x.tensor, dtype)), dx(Cast(other.dx.tensor, dtype)) {
+    for (size_t m = 0; m < other.w.size(); ++m) {
+      w.push_back(Cast(other.w[m].tensor, dtype));
+      dy.push_back(Cast(other.dy[m].tensor, dtype));
+    }
+    PrepareOutputs();
+  }
+  void PrepareOutputs() {
+    for (size_t m = 0; m < w.size(); ++m) {
+      y.push_back(PoisonedTensor(x.tensor.dtype, x.tensor.shape));
+      dw.emplace_back(x.tensor.dtype, w[m].tensor.shape);
     }
   }
-  return y;
-}
+  void Forward() const {
+    BlockMapForwardArgs args{.x = x.tensor};
+    for (size_t m = 0; m < w.size(); ++m) args.maps.push_back({w[m].tensor, y[m].tensor});
+    BlockMapForward(args);
+  }
+  void Backward(bool accumulate) const {
+    BlockMapBackwardArgs args{.x = x.tensor, .dx = dx.tensor, .accumulate = accumulate};
+    for (size_t m = 0; m < w.size(); ++m) {
+      args.maps.push_back({w[m].tensor, dy[m].tensor, dw[m].tensor});
+    }
+    BlockMapBackward(args);
+  }
 
-TEST(BlockMap, MapsAndAccumulates) {
+  OwnedTensor x, dx;
+  std::vector<OwnedTensor> w, dy, y, dw;
+};
+
+TEST(BlockMap, ForwardMatchesReference) {
   TestRandom random;
   for (const auto& [rows, width] : kShapes) {
-    for (const bool transposed : {false, true}) {
-      SCOPED_TRACE(StrCat(rows, " x ", width, transposed ? " transposed" : ""));
-      const OwnedTensor x = RandomTensor(DType::kF64, {rows, width}, random);
-      const OwnedTensor w = RandomTensor(DType::kF64, {width / 4, 4, 4}, random);
-      const OwnedTensor expected = Reference(x.tensor, w.tensor, transposed);
-      const OwnedTensor y = PoisonedTensor(DType::kF64, {rows, width});
-      BlockMap({.x = x.tensor, .w = w.tensor, .y = y.tensor, .transposed = transposed});
-      EXPECT_LT(RelativeError(y.tensor, expected.tensor), 1e-14);
-      const OwnedTensor added = RandomTensor(DType::kF64, {rows, width}, random);
-      const OwnedTensor sum = Clone(added.tensor);
-      BlockMap({.x = x.tensor,
-                .w = w.tensor,
-                .y = sum.tensor,
-                .transposed = transposed,
-                .accumulate = true});
-      for (int64_t i = 0; i < sum.tensor.size(); ++i) {
-        EXPECT_NEAR(Get(sum.tensor, i), Get(added.tensor, i) + Get(expected.tensor, i), 1e-12);
+    for (const size_t maps : {1, 2}) {
+      SCOPED_TRACE(StrCat(rows, " x ", width, " maps ", maps));
+      const Case c(DType::kF64, rows, width, maps, random);
+      const Case narrow(c, DType::kF32);
+      c.Forward();
+      narrow.Forward();
+      for (size_t m = 0; m < maps; ++m) {
+        OwnedTensor expected(DType::kF64, {rows, width});
+        for (int64_t i = 0; i < rows * width; ++i) {
+          const int64_t channel = i % width;
+          double sum = 0;
+          for (int64_t in = 0; in < 4; ++in) {
+            sum += Get(c.w[m].tensor, 4 * channel + in) * Get(c.x.tensor, i - channel % 4 + in);
+          }
+          Set(expected.tensor, i, sum);
+        }
+        EXPECT_LT(RelativeError(c.y[m].tensor, expected.tensor), 1e-14);
+        EXPECT_LT(RelativeError(narrow.y[m].tensor, expected.tensor), 1e-6);
       }
-      const OwnedTensor narrow = PoisonedTensor(DType::kF32, {rows, width});
-      BlockMap({.x = Cast(x.tensor, DType::kF32).tensor,
-                .w = Cast(w.tensor, DType::kF32).tensor,
-                .y = narrow.tensor,
-                .transposed = transposed});
-      EXPECT_LT(RelativeError(narrow.tensor, expected.tensor), 1e-6);
     }
   }
 }
 
 TEST(BlockMap, GradientsAreThoseOfFiniteDifferences) {
   TestRandom random;
-  const OwnedTensor x = RandomTensor(DType::kF64, {2, 9, 24}, random);
-  const OwnedTensor w = RandomTensor(DType::kF64, {6, 4, 4}, random);
-  const OwnedTensor dy = RandomTensor(DType::kF64, {2, 9, 24}, random);
-  const OwnedTensor y = PoisonedTensor(DType::kF64, {2, 9, 24});
-  const auto loss = [&] {
-    BlockMap({.x = x.tensor, .w = w.tensor, .y = y.tensor});
-    return Dot(y.tensor, dy.tensor);
-  };
-  const OwnedTensor dx = PoisonedTensor(DType::kF64, {2, 9, 24});
-  BlockMap({.x = dy.tensor, .w = w.tensor, .y = dx.tensor, .transposed = true});
-  EXPECT_LT(NumericGradientCheck(loss, x.tensor, dx.tensor, random), 1e-9);
-  OwnedTensor dw(DType::kF64, {6, 4, 4});
-  BlockMapWeightGrad({.x = x.tensor, .dy = dy.tensor, .dw = dw.tensor});
-  EXPECT_LT(NumericGradientCheck(loss, w.tensor, dw.tensor, random), 1e-9);
-  // A second call adds.
-  const OwnedTensor once = Clone(dw.tensor);
-  BlockMapWeightGrad({.x = x.tensor, .dy = dy.tensor, .dw = dw.tensor});
-  for (int64_t i = 0; i < dw.tensor.size(); ++i) {
-    EXPECT_NEAR(Get(dw.tensor, i), 2 * Get(once.tensor, i), 1e-12);
+  for (const size_t maps : {1, 2}) {
+    const Case c(DType::kF64, 19, 24, maps, random);
+    const auto loss = [&] {
+      c.Forward();
+      double sum = 0;
+      for (size_t m = 0; m < maps; ++m) sum += Dot(c.y[m].tensor, c.dy[m].tensor);
+      return sum;
+    };
+    Poison(c.dx.tensor);
+    c.Backward(/*accumulate=*/false);
+    EXPECT_LT(NumericGradientCheck(loss, c.x.tensor, c.dx.tensor, random), 1e-9);
+    for (size_t m = 0; m < maps; ++m) {
+      EXPECT_LT(NumericGradientCheck(loss, c.w[m].tensor, c.dw[m].tensor, random), 1e-9);
+    }
+  }
+}
+
+TEST(BlockMap, GradientsAreAddedTo) {
+  TestRandom random;
+  for (const auto& [rows, width] : kShapes) {
+    for (const size_t maps : {1, 2}) {
+      SCOPED_TRACE(StrCat(rows, " x ", width, " maps ", maps));
+      const Case c(DType::kF64, rows, width, maps, random);
+      const OwnedTensor before = Clone(c.dx.tensor);
+      c.Backward(/*accumulate=*/true);
+      const OwnedTensor sum = Clone(c.dx.tensor), once = Clone(c.dw[maps - 1].tensor);
+      c.Backward(/*accumulate=*/false);
+      for (int64_t i = 0; i < rows * width; ++i) {
+        EXPECT_NEAR(Get(sum.tensor, i), Get(before.tensor, i) + Get(c.dx.tensor, i), 1e-12);
+      }
+      for (int64_t i = 0; i < once.tensor.size(); ++i) {
+        EXPECT_NEAR(Get(c.dw[maps - 1].tensor, i), 2 * Get(once.tensor, i), 1e-11);
+      }
+    }
   }
 }
 
 TEST(BlockMap, SumsDoNotDependOnThreads) {
   TestRandom random;
-  const OwnedTensor x = RandomTensor(DType::kF32, {1500, 36}, random);
-  const OwnedTensor dy = RandomTensor(DType::kF32, {1500, 36}, random);
-  OwnedTensor one(DType::kF32, {9, 4, 4}), four(DType::kF32, {9, 4, 4});
-  WithThreads(1, [&] { BlockMapWeightGrad({.x = x.tensor, .dy = dy.tensor, .dw = one.tensor}); });
-  WithThreads(4, [&] { BlockMapWeightGrad({.x = x.tensor, .dy = dy.tensor, .dw = four.tensor}); });
-  EXPECT_TRUE(BitwiseEqual(one.tensor, four.tensor));
+  const Case one(DType::kF32, 1500, 36, 2, random), four(one, DType::kF32);
+  WithThreads(1, [&] { one.Backward(false); });
+  WithThreads(4, [&] { four.Backward(false); });
+  EXPECT_TRUE(BitwiseEqual(one.dx.tensor, four.dx.tensor));
+  for (const size_t m : {0, 1}) EXPECT_TRUE(BitwiseEqual(one.dw[m].tensor, four.dw[m].tensor));
 }
 
 TEST(BlockMap, RefusesWrongShapes) {
   const OwnedTensor x(DType::kF32, {3, 8}), w(DType::kF32, {2, 4, 4}), odd(DType::kF32, {3, 6});
-  EXPECT_THROW(BlockMap({.x = odd.tensor, .w = w.tensor, .y = odd.tensor}), Error);
-  EXPECT_THROW(BlockMap({.x = x.tensor, .w = w.tensor, .y = odd.tensor}), Error);
-  EXPECT_THROW(BlockMap({.x = x.tensor, .w = x.tensor, .y = x.tensor}), Error);
-  EXPECT_THROW(BlockMapWeightGrad({.x = x.tensor, .dy = x.tensor, .dw = x.tensor}), Error);
+  const Tensor good = x.tensor, bad = odd.tensor, maps = w.tensor;
+  const auto forward = [](const Tensor& in, std::vector<BlockMapForwardArgs::Map> of) {
+    BlockMapForward({.x = in, .maps = std::move(of)});
+  };
+  EXPECT_NO_THROW(forward(good, {{maps, good}}));
+  EXPECT_THROW(forward(bad, {{maps, bad}}), Error);
+  EXPECT_THROW(forward(good, {{maps, bad}}), Error);
+  EXPECT_THROW(forward(good, {{good, good}}), Error);
+  EXPECT_THROW(forward(good, {}), Error);
+  EXPECT_THROW(forward(good, {{maps, good}, {maps, good}, {maps, good}}), Error);
+  const auto backward = [&](const Tensor& dy, const Tensor& dw, const Tensor& dx) {
+    BlockMapBackward({.x = good, .maps = {{maps, dy, dw}}, .dx = dx});
+  };
+  EXPECT_NO_THROW(backward(good, maps, good));
+  EXPECT_THROW(backward(bad, maps, good), Error);
+  EXPECT_THROW(backward(good, good, good), Error);
+  EXPECT_THROW(backward(good, maps, bad), Error);
+}
+
+// A share of each map's weights for every chunk of rows.
+TEST(BlockMap, WorkspaceOnGpusIsKnownWithoutOne) {
+  const auto workspace = [](Device device, int64_t maps) {
+    return BlockMapBackwardWorkspace(OwnedTensor(DType::kF32, {100, 64}, device).tensor, maps);
+  };
+  EXPECT_EQ(workspace(Device::kMeta, 2), 0);
+  EXPECT_EQ(workspace(Device::kMetaCuda, 1), CeilDiv(100, ColumnSumChunk(100, 64)) * 64 * 4);
+  EXPECT_EQ(workspace(Device::kMetaCuda, 2), 2 * workspace(Device::kMetaCuda, 1));
 }
 
 }  // namespace

@@ -7,8 +7,10 @@ namespace {
 
 // Inputs and poisoned outputs of one call in each direction; every optional tensor present.
 struct Case {
-  Case(DType dtype, int64_t batch, int64_t time, int64_t channels, int64_t taps, TestRandom& random)
-      : x(RandomTensor(dtype, {batch, time, channels}, random)),
+  Case(DType dtype, int64_t batch, int64_t time, int64_t channels, int64_t taps, TestRandom& random,
+       bool with_silu = false)
+      : silu(with_silu),
+        x(RandomTensor(dtype, {batch, time, channels}, random)),
         weight(RandomTensor(dtype, {taps, channels}, random)),
         bias(RandomTensor(dtype, {channels}, random)),
         positions(RandomPositions(batch, time, random, true)),
@@ -19,7 +21,8 @@ struct Case {
   }
   // The same numbers in another type.
   Case(const Case& other, DType dtype)
-      : x(Cast(other.x.tensor, dtype)),
+      : silu(other.silu),
+        x(Cast(other.x.tensor, dtype)),
         weight(Cast(other.weight.tensor, dtype)),
         bias(Cast(other.bias.tensor, dtype)),
         positions(Clone(other.positions.tensor)),
@@ -30,7 +33,8 @@ struct Case {
   }
   // Tokens [begin, end) of `whole`, between the states given.
   Case(const Case& whole, int64_t begin, int64_t end, const Tensor& x0_in, const Tensor& dx_last_in)
-      : x(TimeSlice(whole.x.tensor, begin, end)),
+      : silu(whole.silu),
+        x(TimeSlice(whole.x.tensor, begin, end)),
         weight(Clone(whole.weight.tensor)),
         bias(Clone(whole.bias.tensor)),
         positions(TimeSlice(whole.positions.tensor, begin, end)),
@@ -51,17 +55,28 @@ struct Case {
   }
   void Forward() {
     CausalConv1dForward({x.tensor, weight.tensor, bias.tensor, positions.tensor, x0.tensor,
-                         y.tensor, x_last.tensor});
+                         y.tensor, x_last.tensor, silu});
   }
   void Backward() {
-    CausalConv1dBackward({x.tensor, weight.tensor, positions.tensor, x0.tensor, dy.tensor,
-                          dx_last.tensor, dx.tensor, dx0.tensor, dweight.tensor, dbias.tensor});
+    CausalConv1dBackward({.x = x.tensor,
+                          .weight = weight.tensor,
+                          .positions = positions.tensor,
+                          .x0 = x0.tensor,
+                          .dy = dy.tensor,
+                          .dx_last = dx_last.tensor,
+                          .dx = dx.tensor,
+                          .dx0 = dx0.tensor,
+                          .dweight = dweight.tensor,
+                          .dbias = dbias.tensor,
+                          .silu = silu,
+                          .bias = silu ? bias.tensor : Tensor{}});
   }
   double Loss() {
     Forward();
     return Dot(dy.tensor, y.tensor) + Dot(dx_last.tensor, x_last.tensor);
   }
 
+  bool silu;
   OwnedTensor x, weight, bias, positions, x0, dy, dx_last;
   OwnedTensor y, x_last, dx, dx0, dweight, dbias;
 };
@@ -82,7 +97,7 @@ OwnedTensor ReferenceForward(const Case& c) {
                      : Get(c.x0.tensor, (b * (taps - 1) + taps - 1 + t - s) * channels + r);
           sum += Get(c.weight.tensor, (taps - 1 - s) * channels + r) * input;
         }
-        Set(y.tensor, (b * time + t) * channels + r, sum);
+        Set(y.tensor, (b * time + t) * channels + r, c.silu ? sum / (1 + std::exp(-sum)) : sum);
       }
     }
   }
@@ -95,11 +110,14 @@ TEST(CausalConv1d, ForwardMatchesReference) {
     for (int64_t time : {1, 2, 3, 7, 33}) {
       for (int64_t channels : {1, 5, 17, 64, 130, 1100}) {
         for (int64_t taps : {1, 2, 4, 8}) {
-          SCOPED_TRACE(StrCat("B ", batch, " T ", time, " C ", channels, " K ", taps));
-          Case c(DType::kF64, batch, time, channels, taps, random);
-          const OwnedTensor expected = ReferenceForward(c);
-          c.Forward();
-          EXPECT_LT(RelativeError(c.y.tensor, expected.tensor), 1e-13);
+          for (bool silu : {false, true}) {
+            SCOPED_TRACE(StrCat("B ", batch, " T ", time, " C ", channels, " K ", taps,
+                                silu ? " SiLU" : ""));
+            Case c(DType::kF64, batch, time, channels, taps, random, silu);
+            const OwnedTensor expected = ReferenceForward(c);
+            c.Forward();
+            EXPECT_LT(RelativeError(c.y.tensor, expected.tensor), 1e-13);
+          }
         }
       }
     }
@@ -120,17 +138,20 @@ TEST(CausalConv1d, LastInputsAreHandedOn) {
 
 TEST(CausalConv1d, FloatAgreesWithDouble) {
   TestRandom random;
-  Case wide(DType::kF64, 3, 33, 130, 4, random);
-  Case narrow(wide, DType::kF32);
-  for (Case* c : {&wide, &narrow}) {
-    c->Forward();
-    c->Backward();
+  for (bool silu : {false, true}) {
+    SCOPED_TRACE(silu ? "SiLU" : "");
+    Case wide(DType::kF64, 3, 33, 130, 4, random, silu);
+    Case narrow(wide, DType::kF32);
+    for (Case* c : {&wide, &narrow}) {
+      c->Forward();
+      c->Backward();
+    }
+    EXPECT_LT(RelativeError(narrow.y.tensor, wide.y.tensor), 1e-6);
+    EXPECT_LT(RelativeError(narrow.dx.tensor, wide.dx.tensor), 1e-6);
+    EXPECT_LT(RelativeError(narrow.dx0.tensor, wide.dx0.tensor), 1e-6);
+    EXPECT_LT(RelativeError(narrow.dweight.tensor, wide.dweight.tensor), 2e-6);
+    EXPECT_LT(RelativeError(narrow.dbias.tensor, wide.dbias.tensor), 2e-6);
   }
-  EXPECT_LT(RelativeError(narrow.y.tensor, wide.y.tensor), 1e-6);
-  EXPECT_LT(RelativeError(narrow.dx.tensor, wide.dx.tensor), 1e-6);
-  EXPECT_LT(RelativeError(narrow.dx0.tensor, wide.dx0.tensor), 1e-6);
-  EXPECT_LT(RelativeError(narrow.dweight.tensor, wide.dweight.tensor), 2e-6);
-  EXPECT_LT(RelativeError(narrow.dbias.tensor, wide.dbias.tensor), 2e-6);
 }
 
 // Every input, x0 and the gradient handed on by x_last included; T shorter than K-1 too.
@@ -138,19 +159,21 @@ TEST(CausalConv1d, GradientsMatchFiniteDifferences) {
   TestRandom random;
   for (int64_t time : {1, 2, 3, 7, 33}) {
     for (int64_t taps : {1, 4, 8}) {
-      SCOPED_TRACE(StrCat("T ", time, " K ", taps));
-      Case c(DType::kF64, 3, time, 5, taps, random);
-      Set(c.positions.tensor, 0, 2);  // at least one sequence reads its state
-      c.Forward();
-      c.Backward();
-      const auto loss = [&] { return c.Loss(); };
-      const auto check = [&](const OwnedTensor& input, const OwnedTensor& gradient) {
-        return NumericGradientCheck(loss, input.tensor, gradient.tensor, random);
-      };
-      EXPECT_LT(check(c.x, c.dx), 1e-6);
-      EXPECT_LT(check(c.weight, c.dweight), 1e-6);
-      EXPECT_LT(check(c.bias, c.dbias), 1e-6);
-      EXPECT_LT(check(c.x0, c.dx0), 1e-6);
+      for (bool silu : {false, true}) {
+        SCOPED_TRACE(StrCat("T ", time, " K ", taps, silu ? " SiLU" : ""));
+        Case c(DType::kF64, 3, time, 5, taps, random, silu);
+        Set(c.positions.tensor, 0, 2);  // at least one sequence reads its state
+        c.Forward();
+        c.Backward();
+        const auto loss = [&] { return c.Loss(); };
+        const auto check = [&](const OwnedTensor& input, const OwnedTensor& gradient) {
+          return NumericGradientCheck(loss, input.tensor, gradient.tensor, random);
+        };
+        EXPECT_LT(check(c.x, c.dx), 1e-6);
+        EXPECT_LT(check(c.weight, c.dweight), 1e-6);
+        EXPECT_LT(check(c.bias, c.dbias), 1e-6);
+        EXPECT_LT(check(c.x0, c.dx0), 1e-6);
+      }
     }
   }
 }
@@ -177,7 +200,7 @@ TEST(CausalConv1d, NeverLooksAcrossADocumentStart) {
 TEST(CausalConv1d, ChunksWithCarriedStateEqualTheWhole) {
   TestRandom random;
   const int64_t batch = 3, time = 33, channels = 17, taps = 4;
-  Case whole(DType::kF64, batch, time, channels, taps, random);
+  Case whole(DType::kF64, batch, time, channels, taps, random, /*with_silu=*/true);
   whole.Forward();
   whole.Backward();
 
@@ -248,7 +271,8 @@ TEST(CausalConv1d, SameBitsWithAnyNumberOfThreads) {
   for (int64_t channels : {70, 261, 700, 1029}) {
     for (int threads : {2, 3}) {
       SCOPED_TRACE(StrCat("C ", channels, " threads ", threads));
-      Case one(DType::kF32, 1 + threads % 2, 8192 / channels + 1, channels, 4, random);
+      Case one(DType::kF32, 1 + threads % 2, 8192 / channels + 1, channels, 4, random,
+               /*with_silu=*/channels % 2 == 0);
       Case many(one, DType::kF32);
       for (Case* c : {&one, &many}) {
         WithThreads(c == &one ? 1 : threads, [&] {
@@ -279,6 +303,10 @@ TEST(CausalConv1d, RejectsWrongShapes) {
                Error);
   Case nine(DType::kF32, 2, 5, 3, 9, random);
   EXPECT_THROW(nine.Forward(), Error);
+  Case without_bias(DType::kF32, 2, 5, 3, 4, random, /*with_silu=*/true);
+  EXPECT_NO_THROW(without_bias.Backward());
+  without_bias.bias = {};
+  EXPECT_THROW(without_bias.Backward(), Error);
 }
 
 }  // namespace

@@ -25,35 +25,6 @@ TEST(Elementwise, Add) {
   }
 }
 
-TEST(Elementwise, Silu) {
-  TestRandom random;
-  for (int64_t size : {1, 7, 130, 20001}) {
-    SCOPED_TRACE(StrCat("size ", size));
-    OwnedTensor x = RandomTensor(DType::kF64, {size}, random, 3);
-    const OwnedTensor dy = RandomTensor(DType::kF64, {size}, random);
-    OwnedTensor y = PoisonedTensor(DType::kF64, {size}), dx = PoisonedTensor(DType::kF64, {size});
-    Silu(x.tensor, y.tensor);
-    for (int64_t i = 0; i < size; ++i) {
-      const double value = Get(x.tensor, i);
-      EXPECT_NEAR(Get(y.tensor, i), value / (1 + std::exp(-value)), 1e-14);
-    }
-    SiluBackward(x.tensor, dy.tensor, dx.tensor);
-    const auto loss = [&] {
-      Silu(x.tensor, y.tensor);
-      return Dot(y.tensor, dy.tensor);
-    };
-    EXPECT_LT(NumericGradientCheck(loss, x.tensor, dx.tensor, random), 1e-6);
-    Silu(x.tensor, y.tensor);
-    // In place, and in float32.
-    const OwnedTensor narrow = Cast(x.tensor, DType::kF32),
-                      narrow_dy = Cast(dy.tensor, DType::kF32);
-    SiluBackward(narrow.tensor, narrow_dy.tensor, narrow_dy.tensor);
-    EXPECT_LT(RelativeError(narrow_dy.tensor, dx.tensor), 1e-6);
-    Silu(narrow.tensor, narrow.tensor);
-    EXPECT_LT(RelativeError(narrow.tensor, y.tensor), 1e-6);
-  }
-}
-
 TEST(Elementwise, BroadcastRows) {
   TestRandom random;
   for (int64_t rows : {1, 3, 701}) {
@@ -66,26 +37,6 @@ TEST(Elementwise, BroadcastRows) {
         wrong += Get(y.tensor, i) == Get(bias.tensor, i % width) ? 0 : 1;
       }
       EXPECT_EQ(wrong, 0) << rows << " rows of " << width;
-    }
-  }
-}
-
-TEST(Elementwise, ScaleRows) {
-  TestRandom random;
-  for (int64_t rows : {1, 3, 701}) {
-    for (int64_t width : {1, 17, 130}) {
-      const OwnedTensor row = RandomTensor(DType::kF32, {width}, random);
-      const OwnedTensor x = RandomTensor(DType::kF32, {rows, width}, random);
-      OwnedTensor y = PoisonedTensor(DType::kF32, {rows, width});
-      OwnedTensor expected(DType::kF32, {rows, width});
-      for (int64_t i = 0; i < y.tensor.size(); ++i) {
-        expected.tensor.data<float>()[i] =
-            row.tensor.data<float>()[i % width] * x.tensor.data<float>()[i];
-      }
-      ScaleRows(row.tensor, x.tensor, y.tensor);
-      EXPECT_TRUE(BitwiseEqual(y.tensor, expected.tensor));
-      ScaleRows(row.tensor, x.tensor, x.tensor);
-      EXPECT_TRUE(BitwiseEqual(x.tensor, expected.tensor));
     }
   }
 }

@@ -88,7 +88,8 @@ class MixerTest : public testing::TestWithParam<Place> {
     piece.y = PoisonedTensor(DType::kF64, piece.x.tensor.shape);
     run_->positions = piece.positions.tensor;
     piece.stash = MakeStash(end - begin);
-    mixer_->Forward(*run_, piece.x.tensor, piece.y.tensor, piece.stash, {before, after});
+    mixer_->Forward(*run_, piece.x.tensor, {.y = piece.y.tensor, .residual = {}}, piece.stash,
+                    {before, after});
     return piece;
   }
   OwnedTensor Backward(Piece& piece, const Tensor& dy, const State* before, const State* dafter,

@@ -4,6 +4,7 @@
 #include <signal.h>
 
 #include <chrono>
+#include <functional>
 #include <thread>
 
 #include "tests/support/eyrie_process.h"
@@ -35,6 +36,7 @@ class TrainingJob {
     }
     return false;
   }
+  const std::filesystem::path& run() const { return run_; }
   std::vector<pid_t> ranks() const { return RanksOf(run_); }
   bool RanksAreGone() const { return eyrie::RanksAreGone(run_); }
   ProcessResult Finish() const { return eyrie::Finish(job_, log_); }
@@ -45,20 +47,29 @@ class TrainingJob {
   pid_t job_ = -1;
 };
 
-// Stops one rank without ending it: the other says so, and the job fails in the time it was given.
+// Stops one rank of a run without ending it: another says so, and the job, which `finish` waits
+// for, fails in the few seconds of run.timeout_seconds that it was given.
+inline void ExpectHangEnds(const std::filesystem::path& run,
+                           const std::function<ProcessResult()>& finish) {
+  const std::vector<pid_t> ranks = RanksOf(run);
+  ASSERT_EQ(ranks.size(), 2u);
+  kill(ranks.back(), SIGSTOP);
+  const ProcessResult result = finish();
+  EXPECT_EQ(result.code, 3);
+  EXPECT_GT(result.seconds, 1.0);
+  EXPECT_LT(result.seconds, 20.0);
+  EXPECT_NE(OnlyLine(result).find("(run.timeout_seconds)"), std::string::npos) << result.err;
+  EXPECT_TRUE(RanksAreGone(run));
+}
+
+// The same of a run that trains.
 inline void ExpectHangEndsJob(const TestDirectory& directory, const std::string& name,
                               std::vector<std::string> settings) {
   SCOPED_TRACE(name);
   settings.push_back("run.timeout_seconds=3");
   const TrainingJob job(directory, "hung-" + name, settings);
   ASSERT_TRUE(job.Underway());
-  kill(job.ranks().back(), SIGSTOP);
-  const ProcessResult result = job.Finish();
-  EXPECT_EQ(result.code, 3);
-  EXPECT_GT(result.seconds, 1.0);
-  EXPECT_LT(result.seconds, 20.0);
-  EXPECT_NE(OnlyLine(result).find("(run.timeout_seconds)"), std::string::npos) << result.err;
-  EXPECT_TRUE(job.RanksAreGone());
+  ExpectHangEnds(job.run(), [&] { return job.Finish(); });
 }
 
 }  // namespace eyrie
