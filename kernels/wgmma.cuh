@@ -16,6 +16,26 @@
 
 namespace eyrie {
 
+// Whether `kernel`, of a source file that is compiled for sm_90a where that is asked for
+// (EYRIE_SM90A), runs warpgroup products on this GPU. Code for plain sm_90 has none, and looks
+// alike.
+template <class Kernel>
+bool RunsWgmma(Kernel kernel) {
+#ifdef EYRIE_SM90A
+  static const bool runs = [&] {
+    int device = 0;
+    cudaDeviceProp properties{};
+    EYRIE_CUDA_CHECK(cudaGetDevice(&device));
+    EYRIE_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+    return properties.major == 9 && CompiledForClusters(kernel);
+  }();
+  return runs;
+#else
+  static_cast<void>(kernel);
+  return false;
+#endif
+}
+
 // The barrier of a buffer that may be filled again once `count` arrivals said that nobody reads it.
 // The bulk copies that fill it complete on a FillBarrier.
 struct FreeBarrier {
@@ -51,6 +71,10 @@ __device__ __forceinline__ void FenceForBulkCopies() {
 __device__ __forceinline__ void NamedBarrier(int name, int threads) {
   asm volatile("bar.sync %0, %1;\n" ::"r"(name), "r"(threads) : "memory");
 }
+// Counts as this thread's part of one, without waiting.
+__device__ __forceinline__ void ArriveAtNamedBarrier(int name, int threads) {
+  asm volatile("bar.arrive %0, %1;\n" ::"r"(name), "r"(threads) : "memory");
+}
 
 // A box of the mapped tensor, at coordinates with the innermost first, to shared memory; its bytes
 // count at `barrier`, also those out of bounds, which become zeros.
@@ -60,6 +84,14 @@ __device__ __forceinline__ void LoadBox(uint32_t to, const CUtensorMap& map, uin
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%3, %4}], [%2];\n" ::"r"(to),
       "l"(&map), "r"(barrier), "r"(c0), "r"(c1)
+      : "memory");
+}
+__device__ __forceinline__ void LoadBox(uint32_t to, const CUtensorMap& map, uint32_t barrier,
+                                        int c0, int c1, int c2) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%3, %4, %5}], [%2];\n" ::"r"(to),
+      "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2)
       : "memory");
 }
 __device__ __forceinline__ void LoadBox(uint32_t to, const CUtensorMap& map, uint32_t barrier,
@@ -120,7 +152,7 @@ __device__ __forceinline__ void LowerRegisters() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
 }
 
-// Descriptors of operand B out of boxes with rows of kRow bytes, which name the swizzle. `address`
+// Descriptors of operands out of boxes with rows of kRow bytes, which name the swizzle. `address`
 // is a multiple of 8 rows.
 template <int kRow>
 __device__ __forceinline__ uint64_t BoxDescriptor(uint32_t address, uint32_t leading,
@@ -132,7 +164,7 @@ __device__ __forceinline__ uint64_t BoxDescriptor(uint32_t address, uint32_t lea
          kSwizzle << 62;
 }
 // B [16, N] = rows^T: its columns are rows of a box, the inner index, from multiple of 16 `step`
-// on, lies along these ("K-major").
+// on, lies along these ("K-major"). Likewise A [64, 16], whose rows are rows of a box.
 template <int kRow>
 __device__ __forceinline__ uint64_t RowsDescriptor(uint32_t box, int step) {
   return BoxDescriptor<kRow>(box + step * 32, 16, 8 * kRow);
@@ -142,6 +174,11 @@ __device__ __forceinline__ uint64_t RowsDescriptor(uint32_t box, int step) {
 template <int kRow>
 __device__ __forceinline__ uint64_t ColumnsDescriptor(uint32_t box, int step, uint32_t box_bytes) {
   return BoxDescriptor<kRow>(box + step * 16 * kRow, box_bytes, 8 * kRow);
+}
+// The descriptor of what lies `bytes` further on.
+__device__ __forceinline__ uint64_t Further(uint64_t descriptor, uint32_t bytes) {
+  const uint32_t low = static_cast<uint32_t>(descriptor) + (bytes >> 4);
+  return (descriptor >> 32 << 32) | low;
 }
 
 // Orders what this thread did to registers before the products that follow.
@@ -157,9 +194,12 @@ template <int kPending>
 __device__ __forceinline__ void WgmmaWait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kPending) : "memory");
 }
-// Holds registers in their place until here: of operands A, and accumulators.
+// Holds registers in their place until here: of operands A, descriptors, and accumulators.
 __device__ __forceinline__ void Hold(uint32_t (&a)[4]) {
   asm volatile("" : "+r"(a[0]), "+r"(a[1]), "+r"(a[2]), "+r"(a[3])::"memory");
+}
+__device__ __forceinline__ void Hold(uint64_t& descriptor) {
+  asm volatile("" : "+l"(descriptor)::"memory");
 }
 template <int kGroups>
 __device__ __forceinline__ void Hold(float (&d)[kGroups][4]) {
@@ -169,75 +209,96 @@ __device__ __forceinline__ void Hold(float (&d)[kGroups][4]) {
   }
 }
 
-// D (+)= A B for N = 256, 64, 32, 16; kOuterMajor with a ColumnsDescriptor. Without `accumulates` D
-// is overwritten.
-#define EYRIE_WGMMA_1(d, i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
-#define EYRIE_WGMMA_2(d, i) EYRIE_WGMMA_1(d, i), EYRIE_WGMMA_1(d, i + 1)
-#define EYRIE_WGMMA_4(d, i) EYRIE_WGMMA_2(d, i), EYRIE_WGMMA_2(d, i + 2)
-#define EYRIE_WGMMA_8(d, i) EYRIE_WGMMA_4(d, i), EYRIE_WGMMA_4(d, i + 4)
-template <bool kOuterMajor>
-__device__ __forceinline__ void Wgmma(float (&d)[32][4], const uint32_t (&a)[4], uint64_t b,
-                                      bool accumulates) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %133, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
-      "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "
-      "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "
-      "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, "
-      "%70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, "
-      "%87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, "
-      "%104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, "
-      "%118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
-      "{%128, %129, %130, %131}, %132, p, 1, 1, %134;\n}\n"
-      : EYRIE_WGMMA_8(d, 0), EYRIE_WGMMA_8(d, 8), EYRIE_WGMMA_8(d, 16), EYRIE_WGMMA_8(d, 24)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulates)),
-        "n"(kOuterMajor ? 1 : 0)
-      : "memory");
-}
-template <bool kOuterMajor>
-__device__ __forceinline__ void Wgmma(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b,
-                                      bool accumulates) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
-      "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "{%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}\n"
-      : EYRIE_WGMMA_8(d, 0)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulates)),
-        "n"(kOuterMajor ? 1 : 0)
-      : "memory");
-}
-template <bool kOuterMajor>
-__device__ __forceinline__ void Wgmma(float (&d)[4][4], const uint32_t (&a)[4], uint64_t b,
-                                      bool accumulates) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
-      "{%16, %17, %18, %19}, %20, p, 1, 1, %22;\n}\n"
-      : EYRIE_WGMMA_4(d, 0)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulates)),
-        "n"(kOuterMajor ? 1 : 0)
-      : "memory");
-}
-template <bool kOuterMajor>
-__device__ __forceinline__ void Wgmma(float (&d)[2][4], const uint32_t (&a)[4], uint64_t b,
-                                      bool accumulates) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %13, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7}, "
-      "{%8, %9, %10, %11}, %12, p, 1, 1, %14;\n}\n"
-      : EYRIE_WGMMA_2(d, 0)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulates)),
-        "n"(kOuterMajor ? 1 : 0)
-      : "memory");
-}
-#undef EYRIE_WGMMA_1
-#undef EYRIE_WGMMA_2
-#undef EYRIE_WGMMA_4
-#undef EYRIE_WGMMA_8
+// D (+)= A B for the N below, A in registers or rows of boxes in shared memory that a
+// RowsDescriptor names; kOuterMajor with a ColumnsDescriptor of B. Without `accumulates` D is
+// overwritten. The numbers after N are those of the operands behind D's N / 2.
+#define EYRIE_OUT_1(d, i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
+#define EYRIE_OUT_2(d, i) EYRIE_OUT_1(d, i), EYRIE_OUT_1(d, i + 1)
+#define EYRIE_OUT_4(d, i) EYRIE_OUT_2(d, i), EYRIE_OUT_2(d, i + 2)
+#define EYRIE_OUT_8(d, i) EYRIE_OUT_4(d, i), EYRIE_OUT_4(d, i + 4)
+#define EYRIE_OUT_16(d, i) EYRIE_OUT_8(d, i), EYRIE_OUT_8(d, i + 8)
+#define EYRIE_REGISTERS_8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define EYRIE_REGISTERS_16 \
+  EYRIE_REGISTERS_8        \
+  ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define EYRIE_REGISTERS_24 \
+  EYRIE_REGISTERS_16       \
+  ", %16, %17, %18, %19, %20, %21, %22, %23"
+#define EYRIE_REGISTERS_32 \
+  EYRIE_REGISTERS_24       \
+  ", %24, %25, %26, %27, %28, %29, %30, %31"
+#define EYRIE_REGISTERS_40 \
+  EYRIE_REGISTERS_32       \
+  ", %32, %33, %34, %35, %36, %37, %38, %39"
+#define EYRIE_REGISTERS_48 \
+  EYRIE_REGISTERS_40       \
+  ", %40, %41, %42, %43, %44, %45, %46, %47"
+#define EYRIE_REGISTERS_64 \
+  EYRIE_REGISTERS_48       \
+  ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define EYRIE_REGISTERS_88                                                           \
+  EYRIE_REGISTERS_64                                                                 \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79" \
+  ", %80, %81, %82, %83, %84, %85, %86, %87"
+#define EYRIE_REGISTERS_128                                                        \
+  EYRIE_REGISTERS_88                                                               \
+  ", %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102" \
+  ", %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115" \
+  ", %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define EYRIE_WGMMA(n, registers, r0, r1, r2, r3, r4, r5, r6, ...)                              \
+  template <bool kOuterMajor>                                                                   \
+  __device__ __forceinline__ void Wgmma(float(&d)[n / 8][4], const uint32_t(&a)[4], uint64_t b, \
+                                        bool accumulates) {                                     \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #r5                                       \
+                 ", 0;\n"                                                                       \
+                 "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" registers         \
+                 "}, "                                                                          \
+                 "{%" #r0 ", %" #r1 ", %" #r2 ", %" #r3 "}, %" #r4 ", p, 1, 1, %" #r6 ";\n}\n"  \
+                 : __VA_ARGS__                                                                  \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b),                          \
+                   "r"(static_cast<int>(accumulates)), "n"(kOuterMajor ? 1 : 0)                 \
+                 : "memory");                                                                   \
+  }                                                                                             \
+  template <bool kOuterMajor>                                                                   \
+  __device__ __forceinline__ void Wgmma(float(&d)[n / 8][4], uint64_t a, uint64_t b,            \
+                                        bool accumulates) {                                     \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #r2                                       \
+                 ", 0;\n"                                                                       \
+                 "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" registers         \
+                 "}, "                                                                          \
+                 "%" #r0 ", %" #r1 ", p, 1, 1, 0, %" #r3 ";\n}\n"                               \
+                 : __VA_ARGS__                                                                  \
+                 : "l"(a), "l"(b), "r"(static_cast<int>(accumulates)), "n"(kOuterMajor ? 1 : 0) \
+                 : "memory");                                                                   \
+  }
+EYRIE_WGMMA(16, EYRIE_REGISTERS_8, 8, 9, 10, 11, 12, 13, 14, EYRIE_OUT_2(d, 0))
+EYRIE_WGMMA(32, EYRIE_REGISTERS_16, 16, 17, 18, 19, 20, 21, 22, EYRIE_OUT_4(d, 0))
+EYRIE_WGMMA(48, EYRIE_REGISTERS_24, 24, 25, 26, 27, 28, 29, 30, EYRIE_OUT_4(d, 0),
+            EYRIE_OUT_2(d, 4))
+EYRIE_WGMMA(64, EYRIE_REGISTERS_32, 32, 33, 34, 35, 36, 37, 38, EYRIE_OUT_8(d, 0))
+EYRIE_WGMMA(80, EYRIE_REGISTERS_40, 40, 41, 42, 43, 44, 45, 46, EYRIE_OUT_8(d, 0),
+            EYRIE_OUT_2(d, 8))
+EYRIE_WGMMA(96, EYRIE_REGISTERS_48, 48, 49, 50, 51, 52, 53, 54, EYRIE_OUT_8(d, 0),
+            EYRIE_OUT_4(d, 8))
+EYRIE_WGMMA(128, EYRIE_REGISTERS_64, 64, 65, 66, 67, 68, 69, 70, EYRIE_OUT_16(d, 0))
+EYRIE_WGMMA(176, EYRIE_REGISTERS_88, 88, 89, 90, 91, 92, 93, 94, EYRIE_OUT_16(d, 0),
+            EYRIE_OUT_4(d, 16), EYRIE_OUT_2(d, 20))
+EYRIE_WGMMA(256, EYRIE_REGISTERS_128, 128, 129, 130, 131, 132, 133, 134, EYRIE_OUT_16(d, 0),
+            EYRIE_OUT_16(d, 16))
+#undef EYRIE_REGISTERS_8
+#undef EYRIE_REGISTERS_16
+#undef EYRIE_REGISTERS_24
+#undef EYRIE_REGISTERS_32
+#undef EYRIE_REGISTERS_40
+#undef EYRIE_REGISTERS_48
+#undef EYRIE_REGISTERS_64
+#undef EYRIE_REGISTERS_88
+#undef EYRIE_REGISTERS_128
+#undef EYRIE_WGMMA
+#undef EYRIE_OUT_1
+#undef EYRIE_OUT_2
+#undef EYRIE_OUT_4
+#undef EYRIE_OUT_8
+#undef EYRIE_OUT_16
 
 }  // namespace eyrie

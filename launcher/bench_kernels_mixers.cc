@@ -10,13 +10,18 @@
 
 namespace eyrie {
 
-std::vector<KernelCase> AttentionCases(const KernelProblem& p) {
+namespace {
+
+// `named`: what the rows of the table say besides the direction.
+std::vector<KernelCase> AttentionCasesFor(const KernelProblem& p, int64_t window,
+                                          const std::string& named) {
   const Shape heads = p.Heads();
   const Shape keys{p.batch, p.time, heads[3]};
   AttentionForwardArgs forward{.q = p.device.Uniform(heads),
                                .k = p.device.Uniform(keys),
                                .v = p.device.Uniform(keys),
                                .positions = p.Positions(),
+                               .window = window,
                                .o = p.device.Zeros(p.device.dtype(), heads),
                                .lse = p.Full({p.batch, p.time, heads[2]})};
   forward.workspace = p.Workspace(AttentionForwardWorkspace(forward));
@@ -25,6 +30,7 @@ std::vector<KernelCase> AttentionCases(const KernelProblem& p) {
                                  .k = forward.k,
                                  .v = forward.v,
                                  .positions = forward.positions,
+                                 .window = window,
                                  .o = forward.o,
                                  .lse = forward.lse,
                                  .dout = p.device.Uniform(heads),
@@ -32,13 +38,28 @@ std::vector<KernelCase> AttentionCases(const KernelProblem& p) {
                                  .dk = p.device.Zeros(p.device.dtype(), keys),
                                  .dv = p.device.Zeros(p.device.dtype(), keys)};
   backward.workspace = p.Workspace(AttentionBackwardWorkspace(backward));
-  // Two products of every query with every key it sees; backward takes five.
-  const double product = 2.0 * static_cast<double>(p.batch * p.channels) *
-                         static_cast<double>(p.time * (p.time + 1)) / 2;
+  // Two products of every query with every key it sees; backward takes five. Those before a query
+  // are all, or as many as the window has.
+  const int64_t before = window == 0 ? p.time - 1 : std::min(window, p.time - 1);
+  const double seen =
+      static_cast<double>(p.time * (before + 1)) - static_cast<double>(before * (before + 1)) / 2;
+  const double product = 2.0 * static_cast<double>(p.batch * p.channels) * seen;
   const double inputs = BytesOf({forward.q, forward.k, forward.v, forward.o, forward.lse});
-  return {{"forward", heads, [forward] { AttentionForward(forward); }, inputs, 2 * product},
-          {"backward", heads, [backward] { AttentionBackward(backward); },
+  return {{"forward" + named, heads, [forward] { AttentionForward(forward); }, inputs, 2 * product},
+          {"backward" + named, heads, [backward] { AttentionBackward(backward); },
            inputs + BytesOf({backward.dout, backward.dq, backward.dk, backward.dv}), 5 * product}};
+}
+
+}  // namespace
+
+// Also local, with Griffin's window.
+std::vector<KernelCase> AttentionCases(const KernelProblem& p) {
+  constexpr int64_t kWindow = 1024;
+  std::vector<KernelCase> cases = AttentionCasesFor(p, 0, "");
+  for (const KernelCase& local : AttentionCasesFor(p, kWindow, StrCat(", window ", kWindow))) {
+    cases.push_back(local);
+  }
+  return cases;
 }
 
 std::vector<KernelCase> CausalConv1dCases(const KernelProblem& p) {

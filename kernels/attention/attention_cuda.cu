@@ -135,6 +135,11 @@ AttentionView<T> ViewOf(const char* kernel, const Args& args) {
           .scale = static_cast<float>(1.0 / std::sqrt(static_cast<double>(sizes.width)))};
 }
 
+// Whether a pass runs on warpgroup products: where a sequence fills a tile of their query rows.
+bool UsesWgmma(const AttentionSizes& sizes, const AttentionTiles& tiles) {
+  return tiles.tensor_cores && sizes.rows() >= kHeldByTensorCores && AttentionRunsWgmma();
+}
+
 unsigned Blocks(int64_t items, int64_t each) {
   return static_cast<unsigned>(DivideUp(items, each));
 }
@@ -156,7 +161,10 @@ void AttentionForwardCuda(const AttentionForwardArgs& args) {
       out.partial_lse = out.partial_o + out.parts * rows * sizes.width;
     }
     if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-      if (tiles.tensor_cores) {
+      // In parts are few queries with many keys, as in decoding.
+      if (UsesWgmma(sizes, tiles) && out.parts == 1) {
+        AttentionForwardWgmma(view, out);
+      } else if (tiles.tensor_cores) {
         AttentionForwardMma(view, out);
       } else {
         AttentionForwardPlain(view, out);
@@ -186,14 +194,18 @@ void AttentionBackwardCuda(const AttentionBackwardArgs& args) {
                             .parts = BackwardParts(sizes, tiles.backward)};
     const T* dout = Pointer<T>(kKernel, args.dout);
     T* dq = Pointer<T>(kKernel, args.dq);
-    const int tile_rows = tiles.backward.streamed;
+    const bool wgmma = std::is_same_v<T, __nv_bfloat16> && UsesWgmma(sizes, tiles);
+    const int tile_rows = wgmma ? kWgmmaStreamedRows : tiles.backward.streamed;
     const int64_t row_tiles = sizes.sequences * DivideUp(sizes.rows(), tile_rows);
     Launch("attention_backward rows", DescribeRowsKernel<T>, dim3(static_cast<unsigned>(row_tiles)),
            dim3(kThreads), 0, view, Pointer<T>(kKernel, args.o), dout, args.lse.data<float>(),
            tile_rows, records, sights);
     const BackwardInputs in{.records = records, .sights = sights};
     if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-      if (tiles.tensor_cores) {
+      if (wgmma) {
+        AttentionBackwardKeysWgmma(view, dout, in, sums);
+        AttentionBackwardQueriesWgmma(view, dout, records, dq);
+      } else if (tiles.tensor_cores) {
         AttentionBackwardMma(view, dout, in, dq, sums);
       } else {
         AttentionBackwardPlain(view, dout, in, dq, sums);

@@ -4,7 +4,7 @@
 // in registers. Where queries are few, several blocks share the keys of a tile of rows.
 #include "core/early_launch.cuh"
 #include "kernels/attention/attention_kernels.cuh"
-#include "kernels/attention/attention_mma.cuh"
+#include "kernels/attention/attention_softmax.cuh"
 
 namespace eyrie {
 namespace {
@@ -26,55 +26,6 @@ struct ForwardShape {
   static constexpr uint32_t kStage = 2 * kStreamedBytes, kRows = kHeldBytes + 2 * kStage;
   static constexpr uint32_t kShared = kRows + kHeld * sizeof(int2);
 };
-
-// The running softmax of a lane's rows: row 16 m + AccumulatorRow(lane, 2 h) of its warp at [m][h].
-template <int kTiles>
-struct Softmax {
-  float largest[kTiles][2];  // score so far, not scaled
-  float sum[kTiles][2];      // of this lane's columns
-};
-
-// scores -> probabilities relative to the largest score; rescales `o` where that has grown.
-template <int kTiles, int kKeys, int kWidth>
-__device__ __forceinline__ void UpdateSoftmax(float scale_log2, Accumulators<kTiles, kKeys>& scores,
-                                              Softmax<kTiles>& softmax,
-                                              Accumulators<kTiles, kWidth>& o) {
-#pragma unroll
-  for (int m = 0; m < kTiles; ++m) {
-    float shrink[2];
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      float largest = softmax.largest[m][h];
-#pragma unroll
-      for (int n = 0; n < kKeys / 8; ++n) {
-        largest = fmaxf(largest, fmaxf(scores[m][n][2 * h], scores[m][n][2 * h + 1]));
-      }
-      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
-      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
-      // A row that has seen nothing yet must not subtract infinities.
-      const float base = largest == -INFINITY ? 0.0f : largest * scale_log2;
-      shrink[h] = Exp2(softmax.largest[m][h] * scale_log2 - base);
-      softmax.largest[m][h] = largest;
-      float sum = 0.0f;
-#pragma unroll
-      for (int n = 0; n < kKeys / 8; ++n) {
-#pragma unroll
-        for (int i = 2 * h; i < 2 * h + 2; ++i) {
-          scores[m][n][i] = Exp2(fmaf(scores[m][n][i], scale_log2, -base));
-          sum += scores[m][n][i];
-        }
-      }
-      softmax.sum[m][h] = softmax.sum[m][h] * shrink[h] + sum;
-    }
-    if (__any_sync(0xffffffffu, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
-#pragma unroll
-      for (int n = 0; n < kWidth / 8; ++n) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) o[m][n][i] *= shrink[i / 2];
-      }
-    }
-  }
-}
 
 template <class S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
@@ -113,15 +64,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
   const float scale_log2 = view.scale * kLog2e;
   Accumulators<kTiles, kWidth> o;
   SetZero<kTiles, kWidth>(o);
-  Softmax<kTiles> softmax;
-#pragma unroll
-  for (int m = 0; m < kTiles; ++m) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      softmax.largest[m][h] = -INFINITY;
-      softmax.sum[m][h] = 0.0f;
-    }
-  }
+  RunningSoftmax softmax[kTiles];
   const bool has_rows = row_begin + warp_row < view.rows();
   for (int tile = tiles.begin; tile < tiles.end; ++tile) {
     // After the barrier this tile is there, and nobody reads the one before it any more.
@@ -151,7 +94,12 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
         }
       }
     }
-    UpdateSoftmax<kTiles, S::kStreamed, kWidth>(scale_log2, scores, softmax, o);
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+      float shrink[2];
+      softmax[m].Update(scale_log2, scores[m], shrink);
+      ShrinkRows(shrink, o[m]);
+    }
     AddProduct<kWidth, kTiles, S::kStreamed>(scores, stage + S::kStreamedBytes, o);
   }
   WaitForCopies();  // of the queries, in a part without tiles
@@ -160,13 +108,9 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
   for (int m = 0; m < kTiles; ++m) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      float sum = softmax.sum[m][h];
-      sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-      sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+      const auto [sum, lse] = softmax[m].Finish(h, view.scale);
       const int row = row_begin + warp_row + 16 * m + AccumulatorRow(lane, 2 * h);
       if (row >= view.rows()) continue;
-      // Nothing seen: only in a part of several.
-      const float lse = sum > 0.0f ? softmax.largest[m][h] * view.scale + __logf(sum) : -INFINITY;
       const float factor = sum > 0.0f ? 1.0f / sum : 0.0f;
       const int64_t all_rows = static_cast<int64_t>(view.sequences) * view.rows();
       const int64_t at = static_cast<int64_t>(b) * view.rows() + row;

@@ -17,6 +17,19 @@ void AttentionForwardMma(const AttentionView<__nv_bfloat16>& view,
 void AttentionBackwardMma(const AttentionView<__nv_bfloat16>& view, const __nv_bfloat16* dout,
                           const BackwardInputs& in, __nv_bfloat16* dq, const BackwardSums& sums);
 
+// Query rows of a tile that the gradients of keys are computed from, as `sights` has them there.
+inline constexpr int kWgmmaStreamedRows = 64;
+// On Hopper's warpgroup products, if this GPU and build have them; any width that divides by 8, and
+// no parts in the forward pass.
+bool AttentionRunsWgmma();
+void AttentionForwardWgmma(const AttentionView<__nv_bfloat16>& view,
+                           const ForwardOutputs<__nv_bfloat16>& out);
+void AttentionBackwardQueriesWgmma(const AttentionView<__nv_bfloat16>& view,
+                                   const __nv_bfloat16* dout, const RowRecord* records,
+                                   __nv_bfloat16* dq);
+void AttentionBackwardKeysWgmma(const AttentionView<__nv_bfloat16>& view, const __nv_bfloat16* dout,
+                                const BackwardInputs& in, const BackwardSums& sums);
+
 // In float32 arithmetic.
 template <class T>
 void AttentionForwardPlain(const AttentionView<T>& view, const ForwardOutputs<T>& out);

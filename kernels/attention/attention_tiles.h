@@ -46,6 +46,30 @@ struct Sight {
   }
 };
 
+// Keys [begin, end) in tiles of `size`, none of them with keys of both the past (negative) and this
+// chunk, since these lie apart.
+struct SegmentTiles {
+  int begin, end, size;
+
+  constexpr int past_tiles() const { return Tiles(begin, end < 0 ? end : 0); }
+  constexpr int count() const { return past_tiles() + Tiles(first_current(), end); }
+  // The keys of a tile are [First(tile), End(tile)).
+  constexpr int First(int tile) const {
+    const int past = past_tiles();
+    return tile < past ? begin + tile * size : first_current() + (tile - past) * size;
+  }
+  constexpr int End(int tile) const {
+    const int full = First(tile) + size, limit = tile < past_tiles() && end > 0 ? 0 : end;
+    return full < limit ? full : limit;
+  }
+
+ private:
+  constexpr int first_current() const { return begin > 0 ? begin : 0; }
+  constexpr int Tiles(int from, int to) const {
+    return to > from ? static_cast<int>(DivideUp(int64_t{to} - from, size)) : 0;
+  }
+};
+
 // Tiles of `size` query rows that hold all rows that may see keys [begin, end), given that no row
 // sees further than the window.
 constexpr TileRange RowTilesSeeing(int begin, int end, int tokens, int heads, int window,

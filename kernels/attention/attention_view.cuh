@@ -71,6 +71,21 @@ __device__ Sight LookAtRows(const AttentionView<T>& view, int b, int row_begin, 
           row_begin / view.heads, last_row / view.heads};
 }
 
+// Likewise, as one warp finds it, without the rows' own first and last keys.
+template <int kRows, class T>
+__device__ Sight SightOfRows(const AttentionView<T>& view, int b, int row_begin) {
+  const int last_row = min(row_begin + kRows, view.rows()) - 1;
+  const int begin = row_begin / view.heads, last = last_row / view.heads;
+  int first_min = INT_MAX, first_max = INT_MIN;
+  for (int token = begin + static_cast<int>(threadIdx.x) % 32; token <= last; token += 32) {
+    const int first = view.FirstKey(b, token);
+    first_min = min(first_min, first);
+    first_max = max(first_max, first);
+  }
+  return {__reduce_min_sync(0xffffffffu, first_min), __reduce_max_sync(0xffffffffu, first_max),
+          begin, last};
+}
+
 // The next tile of streamed rows from `tile` on, before `end`, that may see a key before key_end;
 // `end` if there is none. sights: of the tiles of this sequence. The warp looks at 32 at a time.
 __device__ inline int NextTileSeeing(const int2* sights, int key_end, int tile, int end) {

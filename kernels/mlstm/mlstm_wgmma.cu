@@ -414,20 +414,9 @@ constexpr int BlocksFor(int keys) {
 }  // namespace
 
 bool MlstmFitsWgmma(const MlstmPass<Bf16>& pass) {
-#ifdef EYRIE_SM90A
-  constexpr bool kBuilt = true;
-#else
-  constexpr bool kBuilt = false;  // code for sm_90 has no warpgroup products, and looks alike
-#endif
-  static const bool hopper = [] {
-    int device = 0;
-    cudaDeviceProp properties{};
-    EYRIE_CUDA_CHECK(cudaGetDevice(&device));
-    EYRIE_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
-    return kBuilt && properties.major == 9 && CompiledForClusters(MlstmWgmmaKernel<1, false>);
-  }();
   // Blocks must be as many as is planned for.
-  return hopper && pass.keys > 128 && pass.keys <= 4 * kBlockKeys && pass.values >= 64 &&
+  return RunsWgmma(MlstmWgmmaKernel<1, false>) && pass.keys > 128 && pass.keys <= 4 * kBlockKeys &&
+         pass.values >= 64 &&
          MlstmBlockOf(true, pass.keys).count(pass.keys, pass.values) ==
              BlocksFor(pass.keys) * CeilDiv(pass.values, kBlockValues);
 }

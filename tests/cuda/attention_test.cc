@@ -69,25 +69,25 @@ Problem RoundedProblem(const Problem& p, DType dtype) {
   return CastProblem(CastProblem(p, dtype), DType::kF64);
 }
 
+void Check(const Problem& problem, DType dtype) {
+  SCOPED_TRACE(StrCat(Name(dtype), " B=", problem.batch, " T=", problem.time, " H=", problem.heads,
+                      " dh=", problem.width, " P=", problem.past, " window=", problem.window));
+  const Results results = OnHost(SolveOnCuda(CudaProblem(problem, dtype), dtype), problem);
+  const Problem rounded = RoundedProblem(problem, dtype);
+  Results expected = Outputs(rounded, DType::kF64);
+  Forward(rounded, expected);
+  EXPECT_LT(ErrorOf(results.o, expected.o), Tolerance(dtype));
+  EXPECT_LT(ErrorOf(results.lse, expected.lse), Tolerance(dtype));
+  // The backward pass is given what the forward pass wrote, rounded; so is its reference. Where a
+  // row sees two keys of nearly the same dP, their gradients are far smaller than dout . o, and
+  // rounding o to bfloat16 alone may change them by more than a hundredth.
+  Copy(results.o.tensor, expected.o.tensor);
+  Copy(results.lse.tensor, expected.lse.tensor);
+  Backward(rounded, expected);
+  ExpectNear(results, expected, Tolerance(dtype));
+}
 void Check(const Problem& problem) {
-  for (DType dtype : kCudaTypes) {
-    SCOPED_TRACE(StrCat(Name(dtype), " B=", problem.batch, " T=", problem.time,
-                        " H=", problem.heads, " dh=", problem.width, " P=", problem.past,
-                        " window=", problem.window));
-    const Results results = OnHost(SolveOnCuda(CudaProblem(problem, dtype), dtype), problem);
-    const Problem rounded = RoundedProblem(problem, dtype);
-    Results expected = Outputs(rounded, DType::kF64);
-    Forward(rounded, expected);
-    EXPECT_LT(ErrorOf(results.o, expected.o), Tolerance(dtype));
-    EXPECT_LT(ErrorOf(results.lse, expected.lse), Tolerance(dtype));
-    // The backward pass is given what the forward pass wrote, rounded; so is its reference. Where a
-    // row sees two keys of nearly the same dP, their gradients are far smaller than dout . o, and
-    // rounding o to bfloat16 alone may change them by more than a hundredth.
-    Copy(results.o.tensor, expected.o.tensor);
-    Copy(results.lse.tensor, expected.lse.tensor);
-    Backward(rounded, expected);
-    ExpectNear(results, expected, Tolerance(dtype));
-  }
+  for (DType dtype : kCudaTypes) Check(problem, dtype);
 }
 
 TEST(CudaAttention, MatchesTheCpu) {
@@ -111,6 +111,16 @@ TEST(CudaAttention, SeveralBlocksShareKeysAndRows) {
     Check(MakeProblem(1, 515, 3, width, 0, 0, 1000000, random));
     Check(MakeProblem(1, 515, 10, width, 77, 130, 1000000, random));
     Check(MakeProblem(2, 515, 3, width, 260, 0, 60, random));
+  }
+}
+
+// Where blocks see all keys of their rows, several tiles of them, and take several tiles of rows.
+TEST(CudaAttention, ManyRowsSeeManyKeys) {
+  TestRandom random;
+  for (int64_t width : {64, 128, 256, 200}) {
+    Check(MakeProblem(2, 1100, 10, width, 0, 0, 1000000, random), DType::kBF16);
+    Check(MakeProblem(2, 1077, 16, width, 333, 401, 1000000, random), DType::kBF16);
+    Check(MakeProblem(3, 737, 11, width, 70, 0, 150, random), DType::kBF16);
   }
 }
 
@@ -139,9 +149,10 @@ TEST(CudaAttention, TakesAnyPositions) {
 TEST(CudaAttention, ASecondRunGivesTheSameBits) {
   TestRandom random;
   for (DType dtype : kCudaTypes) {
-    for (int64_t width : {64, 128, 256}) {
+    for (const auto& [width, time] :
+         {std::pair{64, 333}, {128, 333}, {256, 333}, {64, 901}, {128, 901}, {256, 901}}) {
       const Problem problem =
-          CudaProblem(MakeProblem(2, 333, 10, width, 40, 0, 200, random), dtype);
+          CudaProblem(MakeProblem(2, time, 10, width, 40, 0, 200, random), dtype);
       const Results one = OnHost(SolveOnCuda(problem, dtype), problem);
       const Results two = OnHost(SolveOnCuda(problem, dtype), problem);
       EXPECT_TRUE(BitwiseEqual(one.o.tensor, two.o.tensor));

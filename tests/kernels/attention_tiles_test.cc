@@ -102,6 +102,24 @@ TEST(AttentionTiles, TilesOfKeysCoverWhatRowsSee) {
   }
 }
 
+TEST(AttentionTiles, NoTileHasKeysOfThePastAndOfTheChunk) {
+  TestRandom random;
+  for (int trial = 0; trial < 100; ++trial) {
+    const int begin = static_cast<int>(random.Int(-60, 60));
+    const SegmentTiles tiles{begin, static_cast<int>(random.Int(begin, 90)),
+                             static_cast<int>(random.Int(1, 40))};
+    int key = begin;
+    for (int tile = 0; tile < tiles.count(); ++tile) {
+      ASSERT_EQ(tiles.First(tile), key);
+      key = tiles.End(tile);
+      ASSERT_GT(key, tiles.First(tile));
+      ASSERT_LE(key - tiles.First(tile), tiles.size);
+      EXPECT_EQ(tiles.First(tile) < 0, key <= 0);
+    }
+    EXPECT_EQ(key, tiles.end);
+  }
+}
+
 TEST(AttentionTiles, TilesOfRowsCoverWhatSeesKeys) {
   TestRandom random;
   for (int trial = 0; trial < 60; ++trial) {
