@@ -26,6 +26,14 @@ struct FreeBarrier {
   static __device__ __forceinline__ void Arrive(uint32_t address) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(address) : "memory");
   }
+  // At the barrier that lies at this address in block `rank` of the cluster: its buffer is waited
+  // for by FillBarrier::Wait.
+  static __device__ __forceinline__ void Arrive(uint32_t address, int rank) {
+    uint32_t remote;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(remote) : "r"(address), "r"(rank));
+    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];\n" ::"r"(remote)
+                 : "memory");
+  }
 };
 // Until a phase of either kind of barrier is over, by arrivals and copies of this block alone; a
 // phase before the first one, of parity 1, is over from the start.
@@ -68,6 +76,16 @@ __device__ __forceinline__ void LoadBox(uint32_t to, const CUtensorMap& map, uin
       "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%3, %4, %5, %6}], [%2];\n" ::"r"(to),
       "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+      : "memory");
+}
+// To the same place in all blocks of the cluster that have a bit in `blocks`, at whose barriers at
+// this address the bytes count.
+__device__ __forceinline__ void LoadBoxInto(uint16_t blocks, uint32_t to, const CUtensorMap& map,
+                                            uint32_t barrier, int c0, int c1, int c2, int c3) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%4, %5, %6, %7}], [%2], %3;\n" ::"r"(to),
+      "l"(&map), "r"(barrier), "h"(blocks), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
       : "memory");
 }
 // Contiguous bytes, a multiple of 16.
@@ -120,8 +138,8 @@ __device__ __forceinline__ void LowerRegisters() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
 }
 
-// Descriptors of operand B out of boxes with rows of kRow bytes, which name the swizzle. `address`
-// is a multiple of 8 rows.
+// Descriptors of operand B, or of A with "columns" for its rows, out of boxes with rows of kRow
+// bytes, which name the swizzle. `address` is a multiple of 8 rows.
 template <int kRow>
 __device__ __forceinline__ uint64_t BoxDescriptor(uint32_t address, uint32_t leading,
                                                   uint32_t stride) {
@@ -193,6 +211,26 @@ __device__ __forceinline__ void Wgmma(float (&d)[32][4], const uint32_t (&a)[4],
       : EYRIE_WGMMA_8(d, 0), EYRIE_WGMMA_8(d, 8), EYRIE_WGMMA_8(d, 16), EYRIE_WGMMA_8(d, 24)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulates)),
         "n"(kOuterMajor ? 1 : 0)
+      : "memory");
+}
+// The same with A in shared memory: outer-major where its descriptor is a ColumnsDescriptor.
+template <bool kOuterMajorA, bool kOuterMajorB>
+__device__ __forceinline__ void Wgmma(float (&d)[32][4], uint64_t a, uint64_t b, bool accumulates) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
+      "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "
+      "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "
+      "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, "
+      "%70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, "
+      "%87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, "
+      "%104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, "
+      "%118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
+      "%128, %129, p, 1, 1, %131, %132;\n}\n"
+      : EYRIE_WGMMA_8(d, 0), EYRIE_WGMMA_8(d, 8), EYRIE_WGMMA_8(d, 16), EYRIE_WGMMA_8(d, 24)
+      : "l"(a), "l"(b), "r"(static_cast<int>(accumulates)), "n"(kOuterMajorA ? 1 : 0),
+        "n"(kOuterMajorB ? 1 : 0)
       : "memory");
 }
 template <bool kOuterMajor>
