@@ -29,7 +29,7 @@ struct Unit {
     first_column = column_block * kMlstmChunkColumns;
   }
 };
-int64_t Units(const MlstmLayout& sizes) {
+__host__ __device__ int64_t Units(const MlstmLayout& sizes) {
   return int64_t{sizes.all_heads()} * MlstmColumnBlocks(sizes.values) *
          (MlstmRowBlocks(sizes.keys) / kCluster);
 }
