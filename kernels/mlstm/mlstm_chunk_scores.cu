@@ -35,7 +35,7 @@ __host__ __device__ int64_t Units(const View& view) {
   return int64_t{view.sizes.all_heads()} * view.sizes.chunks * (view.args.dh == nullptr ? 1 : 2);
 }
 
-__device__ __forceinline__ void Produce(const View& view, const Block& block) {
+[[maybe_unused]] __device__ __forceinline__ void Produce(const View& view, const Block& block) {
   const MlstmLayout& sizes = view.sizes;
   const int units = static_cast<int>(Units(view));
   int step = 0;
@@ -59,7 +59,7 @@ __device__ __forceinline__ void Produce(const View& view, const Block& block) {
   }
 }
 
-__device__ __forceinline__ void Consume(const View& view, const Block& block, int group) {
+[[maybe_unused]] __device__ __forceinline__ void Consume(const View& view, const Block& block, int group) {
   const MlstmLayout& sizes = view.sizes;
   const MlstmVectors& vectors = view.vectors;
   const bool backward = view.args.dh != nullptr;

@@ -34,7 +34,7 @@ __host__ __device__ int64_t Units(const MlstmLayout& sizes) {
          (MlstmRowBlocks(sizes.keys) / kCluster);
 }
 
-__device__ __forceinline__ void Produce(const View& view, const Block& block) {
+[[maybe_unused]] __device__ __forceinline__ void Produce(const View& view, const Block& block) {
   const MlstmLayout& sizes = view.sizes;
   const int units = static_cast<int>(Units(sizes));
   int step = 0;

@@ -126,8 +126,7 @@ void MlstmSummaryByChunks(const MlstmLayout& sizes, const MlstmScratch& scratch,
 
 void MlstmGradSummaryByChunks(const MlstmLayout& sizes, const MlstmScratch& scratch,
                               const MlstmGradSummaryArgs& args) {
-  MlstmChunkStates states =
-      GradientStatesOf(scratch, args.q.data<Bf16>(), args.dh.data<Bf16>());
+  MlstmChunkStates states = GradientStatesOf(scratch, args.q.data<Bf16>(), args.dh.data<Bf16>());
   states.leaving = args.increment_c.data<float>();
   states.leaving_n = args.increment_n.data<float>();
   states.states = nullptr;

@@ -2,9 +2,9 @@
 // laid out, the stages that its products read, and the thread that fills them.
 //
 // All are products [128 rows, 256 columns] of a block, a warpgroup for 64 rows, over an inner index
-// that comes 64 at a time: a stage holds two boxes of 64 x 64 elements for the left operand and four
-// for the right one. The two blocks of a cluster have different rows and the same right operand:
-// each copies half of it into both. A third warpgroup copies, as in FlashAttention-3
+// that comes 64 at a time: a stage holds two boxes of 64 x 64 elements for the left operand and
+// four for the right one. The two blocks of a cluster have different rows and the same right
+// operand: each copies half of it into both. A third warpgroup copies, as in FlashAttention-3
 // (arXiv:2407.08608).
 #pragma once
 

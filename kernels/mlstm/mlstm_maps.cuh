@@ -24,14 +24,13 @@ inline CUtensorMap MapRows(const MlstmLayout& sizes, const __nv_bfloat16* data, 
 inline CUtensorMap MapStates(const MlstmLayout& sizes, const __nv_bfloat16* data) {
   const uint64_t row = static_cast<uint64_t>(sizes.values) * sizeof(__nv_bfloat16);
   const uint64_t state = row * sizes.keys, head = state * (sizes.chunks + 1);
-  return MakeTensorMap({.data = data,
-                        .dimensions = 4,
-                        .sizes = {static_cast<uint64_t>(sizes.values),
-                                  static_cast<uint64_t>(sizes.keys),
-                                  static_cast<uint64_t>(sizes.chunks) + 1,
-                                  static_cast<uint64_t>(sizes.all_heads())},
-                        .strides = {row, state, head},
-                        .box = {64, 64, 1, 1}});
+  return MakeTensorMap(
+      {.data = data,
+       .dimensions = 4,
+       .sizes = {static_cast<uint64_t>(sizes.values), static_cast<uint64_t>(sizes.keys),
+                 static_cast<uint64_t>(sizes.chunks) + 1, static_cast<uint64_t>(sizes.all_heads())},
+       .strides = {row, state, head},
+       .box = {64, 64, 1, 1}});
 }
 
 }  // namespace eyrie
