@@ -30,7 +30,9 @@ struct Unit {
 __host__ __device__ int64_t Units(const View& view) {
   return int64_t{view.sizes.all_heads()} * view.sizes.chunks * MlstmColumnBlocks(view.width);
 }
-[[maybe_unused]] __device__ __forceinline__ int InnerSteps(const View& view) { return (view.inner + 63) / 64; }
+[[maybe_unused]] __device__ __forceinline__ int InnerSteps(const View& view) {
+  return (view.inner + 63) / 64;
+}
 
 template <bool kReverse, bool kTransposed>
 __device__ __forceinline__ void Produce(const View& view, const Block& block) {

@@ -59,7 +59,8 @@ __host__ __device__ int64_t Units(const View& view) {
   }
 }
 
-[[maybe_unused]] __device__ __forceinline__ void Consume(const View& view, const Block& block, int group) {
+[[maybe_unused]] __device__ __forceinline__ void Consume(const View& view, const Block& block,
+                                                         int group) {
   const MlstmLayout& sizes = view.sizes;
   const MlstmVectors& vectors = view.vectors;
   const bool backward = view.args.dh != nullptr;

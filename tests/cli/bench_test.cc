@@ -58,25 +58,12 @@ TEST(Bench, KernelsTableHoldsEveryKernel) {
     EXPECT_NEAR(row["share"].get<double>(), rate / ceiling, 1e-6 * rate / ceiling) << row;
   }
   // Every kernel of kernels/, by its folder's or header's name.
-  const std::set<std::string> names = {"adamw",
-                                       "attention",
-                                       "block_map",
-                                       "causal_conv1d",
-                                       "cross_entropy",
-                                       "elementwise",
-                                       "embedding",
-                                       "gated_norm",
-                                       "glu",
-                                       "layer_norm",
-                                       "lightning_attention",
-                                       "lrpe",
-                                       "mlstm",
-                                       "mlstm_gates",
-                                       "rg_lru",
-                                       "rms_norm",
-                                       "rotary",
-                                       "selective_scan",
-                                       "slstm"};
+  const std::set<std::string> names = {
+      "adamw",         "attention",   "block_map",           "causal_conv1d",
+      "cross_entropy", "elementwise", "embedding",           "gated_norm",
+      "glu",           "layer_norm",  "lightning_attention", "lrpe",
+      "mlstm",         "mlstm_gates", "mlstm_wide",          "rg_lru",
+      "rms_norm",      "rotary",      "selective_scan",      "slstm"};
   EXPECT_EQ(directions.size(), names.size());
   for (const auto& entry :
        std::filesystem::directory_iterator(std::filesystem::path(EYRIE_SOURCE_DIR) / "kernels")) {
@@ -86,8 +73,8 @@ TEST(Bench, KernelsTableHoldsEveryKernel) {
   }
   for (const char* name :
        {"attention", "causal_conv1d", "cross_entropy", "embedding", "gated_norm", "glu",
-        "layer_norm", "lightning_attention", "lrpe", "mlstm", "mlstm_gates", "rg_lru", "rms_norm",
-        "rotary", "selective_scan", "slstm"}) {
+        "layer_norm", "lightning_attention", "lrpe", "mlstm", "mlstm_gates", "mlstm_wide", "rg_lru",
+        "rms_norm", "rotary", "selective_scan", "slstm"}) {
     EXPECT_TRUE(directions[name].contains("backward")) << name;
   }
 }
