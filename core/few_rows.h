@@ -7,8 +7,9 @@
 
 namespace eyrie {
 
-// C = A B^T + bias + added or C += A B^T of bfloat16 A and B: at most kMostFewRowsProducts products, none
-// of more than kMostFewRows rows, with m, k and C's type in common, and A and B in 16-byte vectors.
+// C = A B^T + bias + added or C += A B^T of bfloat16 A and B: at most kMostFewRowsProducts
+// products, none of more than kMostFewRows rows, with m, k and C's type in common, and A and B in
+// 16-byte vectors.
 inline constexpr int64_t kMostFewRows = 16;
 inline constexpr int kMostFewRowsProducts = 4;
 

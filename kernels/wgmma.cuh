@@ -46,6 +46,14 @@ struct FreeBarrier {
   static __device__ __forceinline__ void Arrive(uint32_t address) {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(address) : "memory");
   }
+  // At the barrier that lies at this address in block `rank` of the cluster: its buffer is waited
+  // for by FillBarrier::Wait.
+  static __device__ __forceinline__ void Arrive(uint32_t address, int rank) {
+    uint32_t remote;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(remote) : "r"(address), "r"(rank));
+    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];\n" ::"r"(remote)
+                 : "memory");
+  }
 };
 // Until a phase of either kind of barrier is over, by arrivals and copies of this block alone; a
 // phase before the first one, of parity 1, is over from the start.
@@ -102,6 +110,16 @@ __device__ __forceinline__ void LoadBox(uint32_t to, const CUtensorMap& map, uin
       "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
       : "memory");
 }
+// To the same place in all blocks of the cluster that have a bit in `blocks`, at whose barriers at
+// this address the bytes count.
+__device__ __forceinline__ void LoadBoxInto(uint16_t blocks, uint32_t to, const CUtensorMap& map,
+                                            uint32_t barrier, int c0, int c1, int c2, int c3) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%4, %5, %6, %7}], [%2], %3;\n" ::"r"(to),
+      "l"(&map), "r"(barrier), "h"(blocks), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+      : "memory");
+}
 // Contiguous bytes, a multiple of 16.
 __device__ __forceinline__ void LoadBytes(uint32_t to, const void* from, uint32_t bytes,
                                           uint32_t barrier) {
@@ -152,8 +170,13 @@ __device__ __forceinline__ void LowerRegisters() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
 }
 
+<<<<<<< HEAD
 // Descriptors of operands out of boxes with rows of kRow bytes, which name the swizzle. `address`
 // is a multiple of 8 rows.
+=======
+// Descriptors of operand B, or of A with "columns" for its rows, out of boxes with rows of kRow
+// bytes, which name the swizzle. `address` is a multiple of 8 rows.
+>>>>>>> wide
 template <int kRow>
 __device__ __forceinline__ uint64_t BoxDescriptor(uint32_t address, uint32_t leading,
                                                   uint32_t stride) {
@@ -209,6 +232,7 @@ __device__ __forceinline__ void Hold(float (&d)[kGroups][4]) {
   }
 }
 
+<<<<<<< HEAD
 // D (+)= A B for the N below, A in registers or rows of boxes in shared memory that a
 // RowsDescriptor names; kOuterMajor with a ColumnsDescriptor of B. Without `accumulates` D is
 // overwritten. The numbers after N are those of the operands behind D's N / 2.
@@ -300,5 +324,97 @@ EYRIE_WGMMA(256, EYRIE_REGISTERS_128, 128, 129, 130, 131, 132, 133, 134, EYRIE_O
 #undef EYRIE_OUT_4
 #undef EYRIE_OUT_8
 #undef EYRIE_OUT_16
+=======
+// D (+)= A B for N = 256, 64, 32, 16; kOuterMajor with a ColumnsDescriptor. Without `accumulates` D
+// is overwritten.
+#define EYRIE_WGMMA_1(d, i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
+#define EYRIE_WGMMA_2(d, i) EYRIE_WGMMA_1(d, i), EYRIE_WGMMA_1(d, i + 1)
+#define EYRIE_WGMMA_4(d, i) EYRIE_WGMMA_2(d, i), EYRIE_WGMMA_2(d, i + 2)
+#define EYRIE_WGMMA_8(d, i) EYRIE_WGMMA_4(d, i), EYRIE_WGMMA_4(d, i + 4)
+    template <bool kOuterMajor>
+    __device__ __forceinline__ void Wgmma(float (&d)[32][4], const uint32_t (&a)[4], uint64_t b,
+                                          bool accumulates) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %133, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
+      "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "
+      "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "
+      "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, "
+      "%70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, "
+      "%87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, "
+      "%104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, "
+      "%118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
+      "{%128, %129, %130, %131}, %132, p, 1, 1, %134;\n}\n"
+      : EYRIE_WGMMA_8(d, 0), EYRIE_WGMMA_8(d, 8), EYRIE_WGMMA_8(d, 16), EYRIE_WGMMA_8(d, 24)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulates)),
+        "n"(kOuterMajor ? 1 : 0)
+      : "memory");
+}
+// The same with A in shared memory: outer-major where its descriptor is a ColumnsDescriptor.
+template <bool kOuterMajorA, bool kOuterMajorB>
+__device__ __forceinline__ void Wgmma(float (&d)[32][4], uint64_t a, uint64_t b, bool accumulates) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
+      "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "
+      "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "
+      "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, "
+      "%70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, "
+      "%87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, "
+      "%104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, "
+      "%118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
+      "%128, %129, p, 1, 1, %131, %132;\n}\n"
+      : EYRIE_WGMMA_8(d, 0), EYRIE_WGMMA_8(d, 8), EYRIE_WGMMA_8(d, 16), EYRIE_WGMMA_8(d, 24)
+      : "l"(a), "l"(b), "r"(static_cast<int>(accumulates)), "n"(kOuterMajorA ? 1 : 0),
+        "n"(kOuterMajorB ? 1 : 0)
+      : "memory");
+}
+template <bool kOuterMajor>
+__device__ __forceinline__ void Wgmma(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b,
+                                      bool accumulates) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
+      "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+      "{%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}\n"
+      : EYRIE_WGMMA_8(d, 0)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulates)),
+        "n"(kOuterMajor ? 1 : 0)
+      : "memory");
+}
+template <bool kOuterMajor>
+__device__ __forceinline__ void Wgmma(float (&d)[4][4], const uint32_t (&a)[4], uint64_t b,
+                                      bool accumulates) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+      "{%16, %17, %18, %19}, %20, p, 1, 1, %22;\n}\n"
+      : EYRIE_WGMMA_4(d, 0)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulates)),
+        "n"(kOuterMajor ? 1 : 0)
+      : "memory");
+}
+template <bool kOuterMajor>
+__device__ __forceinline__ void Wgmma(float (&d)[2][4], const uint32_t (&a)[4], uint64_t b,
+                                      bool accumulates) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %13, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7}, "
+      "{%8, %9, %10, %11}, %12, p, 1, 1, %14;\n}\n"
+      : EYRIE_WGMMA_2(d, 0)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulates)),
+        "n"(kOuterMajor ? 1 : 0)
+      : "memory");
+}
+#undef EYRIE_WGMMA_1
+#undef EYRIE_WGMMA_2
+#undef EYRIE_WGMMA_4
+#undef EYRIE_WGMMA_8
+>>>>>>> wide
 
 }  // namespace eyrie

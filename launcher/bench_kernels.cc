@@ -183,6 +183,7 @@ constexpr Kernel kKernels[] = {
     {"lrpe", LrpeCases},
     {"mlstm", MlstmCases},
     {"mlstm_gates", MlstmGatesCases},
+    {"mlstm_wide", MlstmWideCases},
     {"rg_lru", RgLruCases},
     {"rms_norm", RmsNormCases},
     {"rotary", RotaryCases},

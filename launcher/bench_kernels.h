@@ -63,6 +63,7 @@ std::vector<KernelCase> LightningAttentionCases(const KernelProblem& p);
 std::vector<KernelCase> LrpeCases(const KernelProblem& p);
 std::vector<KernelCase> MlstmCases(const KernelProblem& p);
 std::vector<KernelCase> MlstmGatesCases(const KernelProblem& p);
+std::vector<KernelCase> MlstmWideCases(const KernelProblem& p);
 std::vector<KernelCase> RgLruCases(const KernelProblem& p);
 std::vector<KernelCase> RotaryCases(const KernelProblem& p);
 std::vector<KernelCase> SelectiveScanCases(const KernelProblem& p);

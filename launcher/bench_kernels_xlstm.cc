@@ -9,11 +9,11 @@
 
 namespace eyrie {
 
-// Values as wide as the channels, queries and keys half so: the heads of xLSTM 7B where there are
-// 4096 channels. Nothing is forgotten.
-std::vector<KernelCase> MlstmCases(const KernelProblem& p) {
-  const Shape values = p.Heads(512), gates{p.batch, p.time, values[2]};
-  const Shape keys{p.batch, p.time, values[2], values[3] / 2};
+namespace {
+
+// Values as wide as the channels, queries and keys of a width of their own. Nothing is forgotten.
+std::vector<KernelCase> MlstmCasesOf(const KernelProblem& p, const Shape& values, int64_t width) {
+  const Shape gates{p.batch, p.time, values[2]}, keys{p.batch, p.time, values[2], width};
   const Shape heads{p.batch, values[2]}, n{p.batch, values[2], keys[3]};
   const Shape c{p.batch, values[2], keys[3], values[3]};
   const auto output = [&](Shape shape) { return p.device.Zeros(p.device.dtype(), shape); };
@@ -85,7 +85,19 @@ std::vector<KernelCase> MlstmCases(const KernelProblem& p) {
            product}};
 }
 
-// Of as many heads as above.
+}  // namespace
+
+// The heads of xLSTM 7B where there are 4096 channels, and those of xLSTM 1.3B.
+std::vector<KernelCase> MlstmCases(const KernelProblem& p) {
+  const Shape heads = p.Heads(512);
+  return MlstmCasesOf(p, heads, heads[3] / 2);
+}
+std::vector<KernelCase> MlstmWideCases(const KernelProblem& p) {
+  const Shape heads = p.Heads(1024);
+  return MlstmCasesOf(p, heads, heads[3]);
+}
+
+// Of as many heads as xLSTM 7B has.
 std::vector<KernelCase> MlstmGatesCases(const KernelProblem& p) {
   const Shape gates{p.batch, p.time, p.Heads(512)[2]};
   const Tensor bias = p.Full({gates[2]});

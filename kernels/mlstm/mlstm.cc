@@ -58,8 +58,11 @@ void CheckState(const char* kernel, const Tensor& keys, const Tensor& values,
 
 int64_t MlstmWorkspace(const Tensor& q, const Tensor& v, const MlstmOptions& options) {
   if (!IsGpu(q.device)) return 0;
-  const MlstmLayout sizes = MlstmLayoutOf(q, v, nullptr, options);
-  return MlstmScratch(sizes, q.dtype == DType::kBF16, nullptr).total;
+  const auto total = [&](bool by_chunks) {
+    const MlstmLayout sizes = MlstmLayoutOf(q, v, nullptr, options, by_chunks);
+    return MlstmScratch(sizes, q.dtype == DType::kBF16, by_chunks, nullptr).total;
+  };
+  return MlstmHasWideHeads(q, v) ? std::max(total(false), total(true)) : total(false);
 }
 
 void MlstmForward(const MlstmForwardArgs& args) {

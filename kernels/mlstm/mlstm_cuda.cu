@@ -1,4 +1,5 @@
 // The mLSTM on the GPU: what its passes consist of, and in which order (mlstm_kernels.cuh).
+#include "kernels/mlstm/mlstm_chunks.h"
 #include "kernels/mlstm/mlstm_cuda.h"
 #include "kernels/mlstm/mlstm_kernels.cuh"
 
@@ -9,6 +10,11 @@ using Bf16 = __nv_bfloat16;
 
 template <class T>
 constexpr bool kTensorCores = std::is_same_v<T, Bf16>;
+
+// Whether queries and values like these go by products over chunks (mlstm_chunks.h).
+bool ByChunks(const Tensor& q, const Tensor& v) {
+  return MlstmHasWideHeads(q, v) && HasWarpgroupProducts();
+}
 
 template <class T>
 void CheckRows(const char* kernel, const MlstmLayout& sizes,
@@ -109,10 +115,11 @@ void RunStep(const MlstmForwardArgs& args, const MlstmLayout& sizes, const Mlstm
 
 template <class T>
 void RunForward(const MlstmForwardArgs& args) {
+  const bool by_chunks = ByChunks(args.q, args.v);
   const MlstmLayout sizes =
-      MlstmLayoutOf(args.q, args.v, args.positions.data<int32_t>(), args.options);
+      MlstmLayoutOf(args.q, args.v, args.positions.data<int32_t>(), args.options, by_chunks);
   CheckRows<T>("MlstmForward", sizes, {args.q, args.k, args.v, args.h});
-  const MlstmScratch scratch(sizes, kTensorCores<T>, args.workspace.data<float>());
+  const MlstmScratch scratch(sizes, kTensorCores<T>, by_chunks, args.workspace.data<float>());
   if (sizes.tokens == 1) return RunStep<T>(args, sizes, scratch);
   const MlstmVectors& vectors = scratch.vectors;
   auto* w = static_cast<Bf16*>(scratch.w);
@@ -129,6 +136,7 @@ void RunForward(const MlstmForwardArgs& args) {
                 .stabilised = args.options.stabilised,
                 .tokenwise = !kTensorCores<T>},
                vectors);
+  if (by_chunks) return MlstmForwardByChunks(sizes, scratch, args);
   if constexpr (kTensorCores<T>) {
     MlstmTileScores(
         sizes, vectors,
@@ -140,7 +148,12 @@ void RunForward(const MlstmForwardArgs& args) {
                 .entering = n_before,
                 .leaving = n_after},
                vectors.log_decay);
-    AddStatesToNormalisers(sizes, q, scratch.normaliser_states, vectors.before, normaliser);
+    AddStatesToNormalisers(sizes, q,
+                           {.states = scratch.normaliser_states,
+                            .per_head = sizes.tiles,
+                            .tiles = 1,
+                            .log_decay = vectors.log_decay},
+                           vectors.before, normaliser);
   } else {
     RunPass<T>(sizes, scratch,
                {.q = q,
@@ -190,13 +203,11 @@ void ComputeGradientDenominators(const MlstmLayout& sizes, const Args& args,
                          vectors.inverse_b, vectors.dnormaliser);
 }
 
+// Gradients of all but the gates, by passes over the tiles. Returns in how many parts the products
+// of a token come.
 template <class T>
-void RunBackward(const MlstmBackwardArgs& args) {
-  const MlstmLayout sizes =
-      MlstmLayoutOf(args.q, args.v, args.positions.data<int32_t>(), args.options);
-  CheckRows<T>("MlstmBackward", sizes,
-               {args.q, args.k, args.v, args.h, args.dh, args.dq, args.dk, args.dv});
-  const MlstmScratch scratch(sizes, kTensorCores<T>, args.workspace.data<float>());
+int BackwardByPasses(const MlstmLayout& sizes, const MlstmScratch& scratch,
+                     const MlstmBackwardArgs& args) {
   const MlstmVectors& vectors = scratch.vectors;
   auto *w = static_cast<Bf16*>(scratch.w), *p = static_cast<Bf16*>(scratch.p);
   const T *q = args.q.data<T>(), *k = args.k.data<T>(), *v = args.v.data<T>();
@@ -205,17 +216,6 @@ void RunBackward(const MlstmBackwardArgs& args) {
   const MlstmRestarts restarts{.states = scratch.restart_states,
                                .first = args.before.c.defined(),
                                .last = dc_after != nullptr};
-  ComputeGradientDenominators<T>(sizes, args, vectors);
-  MlstmWeights(sizes,
-               {.log_i = args.log_i.data<float>(),
-                .log_f = args.log_f.data<float>(),
-                .before_m = args.before.m.data<float>(),
-                .after_m = args.after_m.data<float>(),
-                .given_m = args.maximum.data<float>(),
-                .stabilised = args.options.stabilised,
-                .tokenwise = !kTensorCores<T>,
-                .backward = true},
-               vectors);
   if constexpr (kTensorCores<T>) {
     MlstmTileScores(sizes, vectors, {.q = q, .k = k, .v = v, .dh = dh, .w = w, .p = p});
   }
@@ -274,9 +274,8 @@ void RunBackward(const MlstmBackwardArgs& args) {
   values.leaving = args.dbefore.c.data<float>();
   RunPass(sizes, scratch, values);
 
-  int product_slices = 1;
   if constexpr (kTensorCores<T>) {
-    product_slices = MlstmProductSlices(queries);
+    return MlstmProductSlices(queries);
   } else {
     MultiplyRows(sizes, {.q = q,
                          .k = k,
@@ -284,24 +283,55 @@ void RunBackward(const MlstmBackwardArgs& args) {
                          .dk = args.dk.data<T>(),
                          .query_products = scratch.query_products,
                          .key_products = scratch.key_products});
+    return 1;
+  }
+}
+
+template <class T>
+void RunBackward(const MlstmBackwardArgs& args) {
+  const bool by_chunks = ByChunks(args.q, args.v);
+  const MlstmLayout sizes =
+      MlstmLayoutOf(args.q, args.v, args.positions.data<int32_t>(), args.options, by_chunks);
+  CheckRows<T>("MlstmBackward", sizes,
+               {args.q, args.k, args.v, args.h, args.dh, args.dq, args.dk, args.dv});
+  const MlstmScratch scratch(sizes, kTensorCores<T>, by_chunks, args.workspace.data<float>());
+  const MlstmVectors& vectors = scratch.vectors;
+  ComputeGradientDenominators<T>(sizes, args, vectors);
+  MlstmWeights(sizes,
+               {.log_i = args.log_i.data<float>(),
+                .log_f = args.log_f.data<float>(),
+                .before_m = args.before.m.data<float>(),
+                .after_m = args.after_m.data<float>(),
+                .given_m = args.maximum.data<float>(),
+                .stabilised = args.options.stabilised,
+                .tokenwise = !kTensorCores<T>,
+                .backward = true},
+               vectors);
+  int product_slices = 1;
+  if (by_chunks) {
+    MlstmBackwardByChunks(sizes, scratch, args);
+    product_slices = MlstmColumnBlocks(sizes.keys);
+  } else {
+    product_slices = BackwardByPasses<T>(sizes, scratch, args);
   }
   ComputeGateGradients(sizes, {.query_products = scratch.query_products,
                                .key_products = scratch.key_products,
                                .slices = product_slices,
                                .restart_products = scratch.restart_products,
                                .restart_parts = scratch.restart_parts,
-                               .first = restarts.first,
-                               .last = restarts.last,
+                               .first = args.before.c.defined(),
+                               .last = args.dafter.c.defined(),
                                .dlog_i = args.dlog_i.data<float>(),
                                .dlog_f = args.dlog_f.data<float>()});
 }
 
 template <class T>
 void RunSummary(const MlstmSummaryArgs& args) {
+  const bool by_chunks = ByChunks(args.k, args.v);
   const MlstmLayout sizes =
-      MlstmLayoutOf(args.k, args.v, args.positions.data<int32_t>(), args.options);
+      MlstmLayoutOf(args.k, args.v, args.positions.data<int32_t>(), args.options, by_chunks);
   CheckRows<T>("MlstmSummary", sizes, {args.k, args.v});
-  const MlstmScratch scratch(sizes, kTensorCores<T>, args.workspace.data<float>());
+  const MlstmScratch scratch(sizes, kTensorCores<T>, by_chunks, args.workspace.data<float>());
   MlstmWeights(sizes,
                {.log_i = args.log_i.data<float>(),
                 .log_f = args.log_f.data<float>(),
@@ -310,6 +340,7 @@ void RunSummary(const MlstmSummaryArgs& args) {
                 .stabilised = args.options.stabilised,
                 .tokenwise = !kTensorCores<T>},
                scratch.vectors);
+  if (by_chunks) return MlstmSummaryByChunks(sizes, scratch, args);
   MlstmPass<T> pass = PassOverValues<T>(sizes);
   pass.k = args.v.data<T>();
   pass.v = args.k.data<T>();
@@ -322,10 +353,11 @@ void RunSummary(const MlstmSummaryArgs& args) {
 
 template <class T>
 void RunGradSummary(const MlstmGradSummaryArgs& args) {
+  const bool by_chunks = ByChunks(args.q, args.h);
   const MlstmLayout sizes =
-      MlstmLayoutOf(args.q, args.h, args.positions.data<int32_t>(), args.options);
+      MlstmLayoutOf(args.q, args.h, args.positions.data<int32_t>(), args.options, by_chunks);
   CheckRows<T>("MlstmGradSummary", sizes, {args.q, args.h, args.dh});
-  const MlstmScratch scratch(sizes, kTensorCores<T>, args.workspace.data<float>());
+  const MlstmScratch scratch(sizes, kTensorCores<T>, by_chunks, args.workspace.data<float>());
   ComputeGradientDenominators<T>(sizes, args, scratch.vectors);
   MlstmWeights(sizes,
                {.log_f = args.log_f.data<float>(),
@@ -337,6 +369,7 @@ void RunGradSummary(const MlstmGradSummaryArgs& args) {
                 .tokenwise = !kTensorCores<T>,
                 .backward = true},
                scratch.vectors);
+  if (by_chunks) return MlstmGradSummaryByChunks(sizes, scratch, args);
   MlstmPass<T> pass = PassOverValues<T>(sizes);
   pass.k = args.dh.data<T>();
   pass.v = args.q.data<T>();

@@ -152,7 +152,9 @@ __device__ __forceinline__ bool StateLeaves(const MlstmLayout& sizes, const Mlst
 
 // On the tensor cores: keys and values divide by 16, rows are aligned to 16 bytes.
 void MlstmPassMma(const MlstmLayout& sizes, const MlstmPass<__nv_bfloat16>& pass);
-// The same on GPUs and in shapes that warpgroup products are for; `partial` stays as it is.
+// Whether the GPU has warpgroup products, and this build code for them.
+bool HasWarpgroupProducts();
+// The same on such GPUs, in shapes that they are for; `partial` stays as it is.
 bool MlstmFitsWgmma(const MlstmPass<__nv_bfloat16>& pass);
 void MlstmPassWgmma(const MlstmLayout& sizes, const MlstmPass<__nv_bfloat16>& pass);
 void MlstmPassPlain(const MlstmLayout& sizes, const MlstmPass<float>& pass);
@@ -187,9 +189,16 @@ template <class T>
 void ComputeDenominators(const MlstmLayout& sizes, const MlstmDenominators<T>& in, float* inverse_b,
                          float* dnormaliser);
 
-// normaliser [B, T, H] += before q . n, where states [B, H, tiles, dk] are n before each tile.
-void AddStatesToNormalisers(const MlstmLayout& sizes, const __nv_bfloat16* q, const float* states,
-                            const float* before, float* normaliser);
+// normaliser [B, T, H] += before q . n, where states [B, H, per_head, dk] are n before every
+// `tiles` tiles; it decays in those between.
+struct MlstmNormaliserStates {
+  const float* states;
+  int per_head, tiles;
+  const float* log_decay;
+};
+void AddStatesToNormalisers(const MlstmLayout& sizes, const __nv_bfloat16* q,
+                            const MlstmNormaliserStates& states, const float* before,
+                            float* normaliser);
 
 // Makes of the increments of pieces of `tiles` tiles what enters each of them.
 struct MlstmScan {

@@ -36,6 +36,22 @@ constexpr MlstmBlock MlstmBlockOf(bool tensor_cores, int keys) {
 // The sum that is the forget gates' gradient starts again at least so often.
 inline constexpr int kMaxMlstmRestartTiles = 8;
 
+// Products over chunks of wide heads (mlstm_chunks.h): tiles of a chunk, at most, and what a block
+// computes of a state or of outputs, in clusters of two blocks of rows.
+inline constexpr int kMaxMlstmChunkTiles = 4, kMlstmChunkRows = 128, kMlstmChunkColumns = 256;
+static_assert(kMaxMlstmChunkTiles * kMlstmTile == kMlstmChunkColumns &&
+              kMaxMlstmChunkTiles <= kMaxMlstmRestartTiles);
+EYRIE_HOST_DEVICE constexpr int MlstmRowBlocks(int rows) {
+  return (rows + 2 * kMlstmChunkRows - 1) / (2 * kMlstmChunkRows) * 2;
+}
+EYRIE_HOST_DEVICE constexpr int MlstmColumnBlocks(int columns) {
+  return (columns + kMlstmChunkColumns - 1) / kMlstmChunkColumns;
+}
+// The heads that they are for, on GPUs that can.
+inline bool MlstmHasWideHeads(const Tensor& q, const Tensor& v) {
+  return q.dtype == DType::kBF16 && std::max(q.dim(3), v.dim(3)) > kMaxMlstmBlockKeys;
+}
+
 // Tokens, heads and where their rows lie.
 struct MlstmLayout {
   int sequences, tokens, heads, keys, values;  // keys: dk, values: dv
@@ -62,6 +78,12 @@ struct MlstmLayout {
     return token < position ? -1 : token - position;
   }
 };
+
+// In how many parts a product of two states comes: one for each warp, of 16 rows and a block's
+// columns.
+EYRIE_HOST_DEVICE inline int MlstmStateParts(const MlstmLayout& sizes) {
+  return MlstmRowBlocks(sizes.keys) * (kMlstmChunkRows / 16) * MlstmColumnBlocks(sizes.values);
+}
 
 // What a pass needs of the gates, in the workspace.
 struct MlstmVectors {
@@ -100,11 +122,15 @@ inline int64_t MlstmRestartTiles(int64_t tiles, int64_t keys, int64_t values) {
   return std::min({int64_t{kMaxMlstmRestartTiles}, worth, CeilDiv(tiles, 4)});
 }
 
+// With `by_chunks` for products over chunks, which start again at each.
 inline MlstmLayout MlstmLayoutOf(const Tensor& q, const Tensor& v, const int32_t* positions,
-                                 const MlstmOptions& options) {
+                                 const MlstmOptions& options, bool by_chunks) {
   const int64_t tiles = CeilDiv(q.dim(1), kMlstmTile);
-  const int64_t chunk_tiles = MlstmChunkTiles(q, v, options);
-  const int64_t restart_tiles = MlstmRestartTiles(tiles, q.dim(3), v.dim(3));
+  const int64_t wanted = options.chunk > 0 ? CeilDiv(options.chunk, kMlstmTile) : tiles;
+  const int64_t chunk_tiles = by_chunks ? std::min({int64_t{kMaxMlstmChunkTiles}, tiles, wanted})
+                                        : MlstmChunkTiles(q, v, options);
+  const int64_t restart_tiles =
+      by_chunks ? chunk_tiles : MlstmRestartTiles(tiles, q.dim(3), v.dim(3));
   return {.sequences = static_cast<int>(q.dim(0)),
           .tokens = static_cast<int>(q.dim(1)),
           .heads = static_cast<int>(q.dim(2)),
@@ -120,15 +146,31 @@ inline MlstmLayout MlstmLayoutOf(const Tensor& q, const Tensor& v, const int32_t
 
 // Where a call keeps what in its workspace. Where `base` is null, only `total` means anything.
 struct MlstmScratch {
-  MlstmScratch(const MlstmLayout& sizes, bool tensor_cores, float* base) : next_(base) {
+  MlstmScratch(const MlstmLayout& sizes, bool tensor_cores, bool by_chunks, float* base)
+      : next_(base) {
     const int64_t heads = sizes.all_heads(), tokens = heads * sizes.padded();
     const int64_t width = sizes.keys, state = width * sizes.values;
+    const int64_t all_restarts = heads * (sizes.restarts + 1);
     for (float** vector : {&vectors.row, &vectors.column, &vectors.before, &vectors.after,
                            &vectors.before_normaliser, &vectors.inverse_b, &vectors.dnormaliser}) {
       *vector = Take(tokens);
     }
     vectors.log_decay = Take(heads * sizes.tiles);
     step = Take(4 * heads);
+    if (by_chunks) {
+      const int64_t parts = MlstmColumnBlocks(sizes.keys);
+      query_products = Take(tokens * parts);
+      key_products = Take(tokens * parts);
+      const int64_t scores = heads * sizes.chunks * sizes.chunk_tiles * sizes.chunk_tiles *
+                             kMlstmTile * kMlstmTile / 2;
+      w = Take(scores);
+      p = Take(scores);
+      chunk_states = Take(all_restarts * state / 2);
+      normaliser_states = Take(all_restarts * width);
+      restart_parts = MlstmStateParts(sizes);
+      restart_products = Take(all_restarts * restart_parts);
+      return;
+    }
     const MlstmBlock by_keys = MlstmBlockOf(tensor_cores, sizes.keys);
     const MlstmBlock by_values = MlstmBlockOf(tensor_cores, sizes.values);
     const int64_t key_slices = by_keys.slices(sizes.keys);
@@ -143,7 +185,6 @@ struct MlstmScratch {
     key_products = Take(tokens * product_slices);
     // Of the passes over values, whose values are dk.
     const int64_t blocks = by_values.count(sizes.values, sizes.keys);
-    const int64_t all_restarts = heads * (sizes.restarts + 1);
     restart_states = Take(all_restarts * blocks * by_values.kept());
     restart_parts = static_cast<int>(blocks * kMlstmPassWarps);
     restart_products = Take(all_restarts * restart_parts);
@@ -160,13 +201,17 @@ struct MlstmScratch {
   }
 
   MlstmVectors vectors{};
-  float* step;                               // of a single token
-  float* partial = nullptr;                  // [slices, B, T, H, dv or dk]
-  float *query_products, *key_products;      // [B, H, slices, padded]
-  float *restart_states, *restart_products;  // [B, H, restarts + 1, blocks, ...]
-  int restart_parts;                         // of a product
-  void *w = nullptr, *p = nullptr;           // bfloat16 [B, H, tiles, kMlstmTile, kMlstmTile]
-  float* normaliser_states = nullptr;        // [B, H, tiles, dk]
+  float* step;                           // of a single token
+  float* partial = nullptr;              // [slices, B, T, H, dv or dk]
+  float *query_products, *key_products;  // [B, H, slices, padded]
+  float* restart_states = nullptr;       // [B, H, restarts + 1, blocks, ...]
+  float* restart_products;               // [B, H, restarts + 1, restart_parts]
+  int restart_parts;                     // of a product
+  void *w = nullptr, *p = nullptr;       // bfloat16 [B, H, tiles, kMlstmTile, kMlstmTile]
+  float* normaliser_states = nullptr;    // [B, H, tiles, dk]
+  // By chunks: bfloat16 [B, H, chunks + 1, dk, dv], with normaliser_states [B, H, chunks + 1, dk]
+  // and scores [B, H, chunks, L, L] of all L tokens of a chunk.
+  void* chunk_states = nullptr;
   float *states = nullptr, *extra_states = nullptr;  // [B, H, chunks, ...]
   int64_t total = 0;                                 // float32 elements
 

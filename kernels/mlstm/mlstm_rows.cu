@@ -55,16 +55,23 @@ __global__ void __launch_bounds__(kThreads)
   if (in.dh != nullptr) dnormaliser[warp.at] = gradient;
 }
 
-// Adds what the state before each tile gives to its tokens' normalisers.
+// Adds what the states before tiles give to their tokens' normalisers.
 __global__ void __launch_bounds__(kThreads)
-    NormaliserKernel(const MlstmLayout sizes, const __nv_bfloat16* q, const float* states,
-                     const float* before, float* normaliser) {
+    NormaliserKernel(const MlstmLayout sizes, const __nv_bfloat16* q,
+                     const MlstmNormaliserStates states, const float* before, float* normaliser) {
   const WarpRow warp = RowOfWarp(sizes);
   if (!warp.exists) return;
-  const int64_t tile = warp.at / kMlstmTile;  // of all heads' tiles
-  const float sum = Dot<4>(q + warp.row * sizes.keys, states + tile * sizes.keys, sizes.keys);
+  const int64_t head = warp.at / sizes.padded();
+  const int tile = static_cast<int>(warp.at % sizes.padded() / kMlstmTile);
+  const int64_t state = head * states.per_head + tile / states.tiles;
+  float log_decay = 0.0f;
+  for (int i = tile / states.tiles * states.tiles; i < tile; ++i) {
+    log_decay += states.log_decay[head * sizes.tiles + i];
+  }
+  const float sum =
+      Dot<4>(q + warp.row * sizes.keys, states.states + state * sizes.keys, sizes.keys);
   if (threadIdx.x % 32 == 0) {
-    normaliser[warp.row] = fmaf(before[warp.at], sum, normaliser[warp.row]);
+    normaliser[warp.row] = fmaf(before[warp.at] * expf(log_decay), sum, normaliser[warp.row]);
   }
 }
 
@@ -262,8 +269,9 @@ template void ComputeDenominators<__nv_bfloat16>(const MlstmLayout&,
                                                  const MlstmDenominators<__nv_bfloat16>&, float*,
                                                  float*);
 
-void AddStatesToNormalisers(const MlstmLayout& sizes, const __nv_bfloat16* q, const float* states,
-                            const float* before, float* normaliser) {
+void AddStatesToNormalisers(const MlstmLayout& sizes, const __nv_bfloat16* q,
+                            const MlstmNormaliserStates& states, const float* before,
+                            float* normaliser) {
   Launch("mlstm normalisers", NormaliserKernel, RowBlocks(sizes), kThreads, 0, sizes, q, states,
          before, normaliser);
 }

@@ -368,18 +368,6 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
-// Rows [B, T, H, width] in boxes of 64 elements of a number of tokens.
-CUtensorMap MapRows(const MlstmLayout& sizes, const Bf16* data, int width, int tokens) {
-  const uint64_t row = static_cast<uint64_t>(width) * sizeof(Bf16), time = row * sizes.heads;
-  return MakeTensorMap(
-      {.data = data,
-       .dimensions = 4,
-       .sizes = {static_cast<uint64_t>(width), static_cast<uint64_t>(sizes.heads),
-                 static_cast<uint64_t>(sizes.tokens), static_cast<uint64_t>(sizes.sequences)},
-       .strides = {row, time, time * sizes.tokens},
-       .box = {64, 1, static_cast<uint32_t>(tokens), 1}});
-}
-
 template <int kBlocks, bool kReverse>
 void LaunchPass(const MlstmLayout& sizes, const MlstmPass<Bf16>& pass) {
   using S = PassShape<kBlocks>;
@@ -407,15 +395,35 @@ void LaunchPass(const MlstmLayout& sizes, const MlstmPass<Bf16>& pass) {
 }
 
 // Blocks of a cluster that has so many keys.
-constexpr int BlocksFor(int keys) {
-  return keys <= kBlockKeys ? 1 : keys <= 2 * kBlockKeys ? 2 : 4;
-}
+constexpr int BlocksFor(int keys) { return keys <= kBlockKeys ? 1 : 2; }
 
 }  // namespace
 
+<<<<<<< HEAD
 bool MlstmFitsWgmma(const MlstmPass<Bf16>& pass) {
   // Blocks must be as many as is planned for.
   return RunsWgmma(MlstmWgmmaKernel<1, false>) && pass.keys > 128 && pass.keys <= 4 * kBlockKeys &&
+=======
+bool HasWarpgroupProducts() {
+#ifdef EYRIE_SM90A
+  constexpr bool kBuilt = true;
+#else
+  constexpr bool kBuilt = false;  // code for sm_90 has no warpgroup products, and looks alike
+#endif
+  static const bool has = [] {
+    int device = 0;
+    cudaDeviceProp properties{};
+    EYRIE_CUDA_CHECK(cudaGetDevice(&device));
+    EYRIE_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+    return kBuilt && properties.major == 9 && CompiledForClusters(MlstmWgmmaKernel<1, false>);
+  }();
+  return has;
+}
+
+bool MlstmFitsWgmma(const MlstmPass<Bf16>& pass) {
+  // Blocks must be as many as is planned for.
+  return HasWarpgroupProducts() && pass.keys > 128 && pass.keys <= 2 * kBlockKeys &&
+>>>>>>> wide
          pass.values >= 64 &&
          MlstmBlockOf(true, pass.keys).count(pass.keys, pass.values) ==
              BlocksFor(pass.keys) * CeilDiv(pass.values, kBlockValues);
@@ -425,10 +433,10 @@ void MlstmPassWgmma(const MlstmLayout& sizes, const MlstmPass<Bf16>& pass) {
   const auto launch = [&]<int kBlocks>(std::integral_constant<int, kBlocks>) {
     pass.reverse ? LaunchPass<kBlocks, true>(sizes, pass) : LaunchPass<kBlocks, false>(sizes, pass);
   };
-  switch (BlocksFor(pass.keys)) {
-    case 1: return launch(std::integral_constant<int, 1>{});
-    case 2: return launch(std::integral_constant<int, 2>{});
-    default: return launch(std::integral_constant<int, 4>{});
+  if (BlocksFor(pass.keys) == 1) {
+    launch(std::integral_constant<int, 1>{});
+  } else {
+    launch(std::integral_constant<int, 2>{});
   }
 }
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "kernels/mlstm/mlstm_kernels.cuh"
-#include "kernels/tensor_map.cuh"
+#include "kernels/mlstm/mlstm_maps.cuh"
 #include "kernels/wgmma.cuh"
 
 namespace eyrie::mlstm_wgmma {

@@ -32,8 +32,8 @@ __device__ __forceinline__ float Weighted(float x, float weight) {
 
 template <class T, int kWidth, int kVectors>
 __global__ void __launch_bounds__(MaxThreads(kWidth* kVectors))
-    ForwardKernel(const T* x, const T* __restrict__ weight, T* y, float* rstd,
-                  int width, float epsilon) {
+    ForwardKernel(const T* x, const T* __restrict__ weight, T* y, float* rstd, int width,
+                  float epsilon) {
   LetNextStart();
   AwaitEarlier();
   __shared__ float shared[32];

@@ -59,11 +59,12 @@ TEST(Bench, KernelsTableHoldsEveryKernel) {
   }
   // Every kernel of kernels/, by its folder's or header's name.
   const std::set<std::string> names = {
-      "adamw",         "attention",   "block_map",      "causal_conv1d",
-      "cross_entropy", "elementwise", "embedding",      "gated_layer_norm",
-      "gated_norm",    "glu",         "layer_norm",     "lightning_attention",
-      "lrpe",          "mlstm",       "mlstm_gates",    "rg_lru",
-      "rms_norm",      "rotary",      "selective_scan", "slstm"};
+      "adamw",         "attention",   "block_map",   "causal_conv1d",
+      "cross_entropy", "elementwise", "embedding",   "gated_layer_norm",
+      "gated_norm",    "glu",         "layer_norm",  "lightning_attention",
+      "lrpe",          "mlstm",       "mlstm_gates", "mlstm_wide",
+      "rg_lru",        "rms_norm",    "rotary",      "selective_scan",
+      "slstm"};
   EXPECT_EQ(directions.size(), names.size());
   for (const auto& entry :
        std::filesystem::directory_iterator(std::filesystem::path(EYRIE_SOURCE_DIR) / "kernels")) {
@@ -74,7 +75,7 @@ TEST(Bench, KernelsTableHoldsEveryKernel) {
   for (const char* name :
        {"attention", "block_map", "causal_conv1d", "cross_entropy", "embedding", "gated_layer_norm",
         "gated_norm", "glu", "layer_norm", "lightning_attention", "lrpe", "mlstm", "mlstm_gates",
-        "rg_lru", "rms_norm", "rotary", "selective_scan", "slstm"}) {
+        "mlstm_wide", "rg_lru", "rms_norm", "rotary", "selective_scan", "slstm"}) {
     EXPECT_TRUE(directions[name].contains("backward")) << name;
   }
 }

@@ -29,7 +29,9 @@ TEST(Gemm, AddsABiasAndAMatrix) {
           .ldc = kLd,
           .bias = with_bias ? bias.tensor : Tensor{},
           .added = added.tensor});
-    const auto at = [](const OwnedTensor& tensor, int64_t i) { return tensor.tensor.data<double>()[i]; };
+    const auto at = [](const OwnedTensor& tensor, int64_t i) {
+      return tensor.tensor.data<double>()[i];
+    };
     for (int64_t i = 0; i < kM; ++i) {
       for (int64_t j = 0; j < kLd; ++j) {
         double expected = at(before, i * kLd + j);

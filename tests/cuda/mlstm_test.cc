@@ -194,6 +194,25 @@ TEST(CudaMlstm, WideHeads) {
   }
 }
 
+// In bfloat16, Hopper takes wide heads by products over chunks of 256 tokens, or fewer if the
+// caller wants: whole ones, their parts, widths that do not fill the blocks of rows or of columns.
+TEST(CudaMlstm, WideHeadsByChunks) {
+  TestRandom random;
+  for (const auto& [time, keys, values] : {std::tuple<int64_t, int64_t, int64_t>{256, 528, 272},
+                                           {300, 272, 528},
+                                           {30, 528, 16},
+                                           {65, 16, 784},
+                                           {517, 768, 64},
+                                           {385, 640, 656},
+                                           {575, 144, 1280}}) {
+    for (MlstmOptions options : kKinds) {
+      options.chunk = random.Int(0, 3) * 64;
+      options.normaliser_gradient = random.Int(0, 1) == 0;
+      ExpectMatchesTheCpu({random.Int(1, 2), time, 1, keys, values}, options, DType::kBF16, random);
+    }
+  }
+}
+
 // The forget gates' gradient starts again several times, at distances that depend on the size.
 TEST(CudaMlstm, LongSequences) {
   TestRandom random;
@@ -311,10 +330,10 @@ TEST(CudaMlstm, SummariesMatchTheCpu) {
     for (MlstmOptions options : kKinds) {
       for (const int64_t time : {1, 70, 300}) {
         options.chunk = random.Int(0, 1) * 64;
-        // The wide heads are those of Hopper's own kernel.
-        const int64_t wide = random.Int(0, 1);
-        MlstmProblem problem(DType::kF64, {2, time, 2, wide ? 272 : 48, wide ? 144 : 80}, options,
-                             random, 2);
+        // Wide enough for Hopper's own kernels, and for products over chunks.
+        const auto [keys, values] = std::array<std::pair<int64_t, int64_t>, 3>{
+            {{48, 80}, {272, 144}, {144, 528}}}[static_cast<size_t>(random.Int(0, 2))];
+        MlstmProblem problem(DType::kF64, {2, time, 2, keys, values}, options, random, 2);
         if (random.Int(0, 1) == 0) problem.UseOneDocument();
         MlstmProblem expected = RoundedProblem(problem, dtype);
         expected.Forward();

@@ -1,0 +1,282 @@
+// The states at the boundaries of the mLSTM's chunks (mlstm_chunks.h). A block takes 128 rows and
+// 256 columns of a head's state through all chunks; a warpgroup keeps 64 of the rows as float32
+// accumulators. Over a chunk these only add up, as each tile's rows are weighed by what decays
+// until the chunk ends. At a boundary the state goes to memory through shared memory; where it is
+// multiplied with what lay there before, that comes the same way.
+#include "kernels/mlstm/mlstm_chunks.cuh"
+
+namespace eyrie {
+namespace {
+
+using namespace mlstm_chunks;
+
+struct View {
+  MlstmLayout sizes;
+  MlstmChunkStates args;
+  CUtensorMap rows, columns, states;
+};
+
+// What a cluster does at a time.
+struct Unit {
+  int head, first_row, first_column, column_block;
+
+  __device__ Unit(const MlstmLayout& sizes, int unit, int rank) {
+    const int column_blocks = MlstmColumnBlocks(sizes.values);
+    const int row_blocks = MlstmRowBlocks(sizes.keys) / kCluster;
+    column_block = unit % column_blocks;
+    head = unit / column_blocks / row_blocks;
+    first_row = (unit / column_blocks % row_blocks * kCluster + rank) * kMlstmChunkRows;
+    first_column = column_block * kMlstmChunkColumns;
+  }
+};
+__host__ __device__ int64_t Units(const MlstmLayout& sizes) {
+  return int64_t{sizes.all_heads()} * MlstmColumnBlocks(sizes.values) *
+         (MlstmRowBlocks(sizes.keys) / kCluster);
+}
+
+[[maybe_unused]] __device__ __forceinline__ void Produce(const View& view, const Block& block) {
+  const MlstmLayout& sizes = view.sizes;
+  const int units = static_cast<int>(Units(sizes));
+  int step = 0;
+  for (int i = block.cluster; i < units; i += block.clusters) {
+    const Unit unit(sizes, i, block.rank);
+    const int in_sequence = unit.head % sizes.heads, sequence = unit.head / sizes.heads;
+    for (int c = 0; c < sizes.chunks; ++c) {
+      const int first = (view.args.reverse ? sizes.chunks - 1 - c : c) * sizes.chunk_tiles;
+      for (int tile = first; tile < min(first + sizes.chunk_tiles, sizes.tiles); ++tile, ++step) {
+        const int begin = tile * kTile;
+        block.Fill(
+            step, 2 * kVectorBytes,
+            [&](int j, uint32_t to, uint32_t full) {
+              LoadBox(to, view.rows, full, unit.first_row + 64 * j, in_sequence, begin, sequence);
+            },
+            [&](int j, uint32_t to, uint32_t full) {
+              LoadShared(to, view.columns, full, unit.first_column + 64 * j, in_sequence, begin,
+                         sequence);
+            });
+        const int64_t at = unit.head * sizes.padded() + begin;
+        const uint32_t vectors = block.Vectors(step), full = block.Full(step);
+        LoadBytes(vectors, view.args.seen + at, kVectorBytes, full);
+        LoadBytes(vectors + kVectorBytes, view.args.extra_seen + at, kVectorBytes, full);
+      }
+    }
+  }
+}
+
+template <bool kReverse>
+__device__ __forceinline__ void Consume(const View& view, const Block& block, int group) {
+  const MlstmLayout& sizes = view.sizes;
+  const MlstmChunkStates& args = view.args;
+  const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, lane = thread % 32;
+  const int warp = thread / 32, units = static_cast<int>(Units(sizes));
+  const bool multiplies = args.products != nullptr;
+  const uint32_t staged_at = block.Staged(group);
+  unsigned char* staged = block.memory + (staged_at - block.base);
+  const LaneChunk in_b = LaneOfB(lane);
+  const uint32_t box_lane = ChunkOffset<64>(in_b.row, 2 * warp + in_b.chunk);
+  int step = 0, parity = 0;
+  for (int u = block.cluster; u < units; u += block.clusters) {
+    const Unit unit(sizes, u, block.rank);
+    const int first_row = unit.first_row + 64 * group;
+    const int lane_row = first_row + 16 * warp + lane / 4;  // and the one 8 further
+    const bool extra = unit.column_block == 0;
+    const auto entry_of = [&](int boundary) {
+      return static_cast<int64_t>(unit.head) * (sizes.chunks + 1) + boundary;
+    };
+
+    // Calls body(pair of elements, where they lie in memory) for those that exist.
+    float state[kMlstmChunkColumns / 8][4];
+    const auto for_state = [&](const auto& body) {
+#pragma unroll
+      for (int n = 0; n < kMlstmChunkColumns / 8; ++n) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int row = lane_row + 8 * half;
+          const int column = unit.first_column + 8 * n + AccumulatorColumn(lane, 0);
+          if (row >= sizes.keys || column >= sizes.values) continue;
+          body(state[n][2 * half], state[n][2 * half + 1],
+               (static_cast<int64_t>(unit.head) * sizes.keys + row) * sizes.values + column);
+        }
+      }
+    };
+#pragma unroll
+    for (int n = 0; n < kMlstmChunkColumns / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) state[n][i] = 0.0f;
+    }
+    if (args.entering != nullptr) {
+      for_state([&](float& first, float& second, int64_t at) {
+        const float2 pair = *reinterpret_cast<const float2*>(args.entering + at);
+        first = pair.x;
+        second = pair.y;
+      });
+    }
+    // The normaliser's, of the lane's two rows; alike in a quad.
+    float extra_state[2] = {};
+    if (extra && args.entering_n != nullptr) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if (lane_row + 8 * i >= sizes.keys) continue;
+        extra_state[i] = args.entering_n[unit.head * sizes.keys + lane_row + 8 * i];
+      }
+    }
+
+    // Starts to copy what lies at a boundary, after what was staged before is stored.
+    const auto fetch = [&](int boundary) {
+      WaitUntilStoresRead();
+      FillBarrier::Arm(block.StagedFull(group), kStagedBytes);
+      for (int j = 0; j < kRightBoxes; ++j) {
+        LoadBox(staged_at + j * kBoxBytes, view.states, block.StagedFull(group),
+                unit.first_column + 64 * j, first_row, boundary, unit.head);
+      }
+    };
+    const auto keep = [&](int boundary) {
+      if (multiplies) {
+        WaitForBlock(block.StagedFull(group), parity);
+        parity ^= 1;
+      } else {
+        if (thread == 0) WaitUntilStoresRead();
+        NamedBarrier(1 + group, kWarpgroup);
+      }
+      float product = 0.0f;
+#pragma unroll
+      for (int n = 0; n < kMlstmChunkColumns / 8; ++n) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          uint32_t* place = StagedPair(staged, n, half);
+          const float first = state[n][2 * half], second = state[n][2 * half + 1];
+          if (multiplies) {
+            const float2 before = Unpack(*place);
+            product = fmaf(before.x, first, product);
+            product = fmaf(before.y, second, product);
+          }
+          *place = Pack(first, second);
+        }
+      }
+      if (extra && lane % 4 == 0) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int row = lane_row + 8 * i;
+          if (row >= sizes.keys) continue;
+          float* place = args.normalisers + entry_of(boundary) * sizes.keys + row;
+          if (multiplies) product = fmaf(*place, extra_state[i], product);
+          *place = extra_state[i];
+        }
+      }
+      if (multiplies) {
+        product = WarpSum(product);
+        const int part = (first_row / 64 * MlstmColumnBlocks(sizes.values) + unit.column_block) * 4;
+        if (lane == 0) {
+          args.products[entry_of(boundary) * MlstmStateParts(sizes) + part + warp] = product;
+        }
+      }
+      FenceForBulkCopies();
+      NamedBarrier(1 + group, kWarpgroup);
+      if (thread != 0 || first_row >= sizes.keys) return;
+      for (int j = 0; j < kRightBoxes; ++j) {
+        const int column = unit.first_column + 64 * j;
+        if (column >= sizes.values) break;
+        StoreBox(view.states, staged_at + j * kBoxBytes, column, first_row, boundary, unit.head);
+      }
+    };
+
+    if (multiplies && thread == 0) fetch(kReverse ? sizes.chunks : 0);
+    for (int i = 0; i < sizes.chunks; ++i) {
+      const int chunk = kReverse ? sizes.chunks - 1 - i : i;
+      const ChunkTiles tiles(sizes, unit.head, chunk, args.log_decay);
+      if (args.states != nullptr) keep(kReverse ? chunk + 1 : chunk);
+      const float decay = tiles.Decay(0, tiles.count);
+#pragma unroll
+      for (int n = 0; n < kMlstmChunkColumns / 8; ++n) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) state[n][j] *= decay;
+      }
+      float extra_sums[2] = {};
+      for (int tile = 0; tile < tiles.count; ++tile, ++step) {
+        const float passed = kReverse ? tiles.Decay(0, tile) : tiles.Decay(tile + 1, tiles.count);
+        // A lane's two tokens of 8.
+        const unsigned char* vectors =
+            block.memory + (block.Vectors(step) - block.base) + lane % 4 * sizeof(float2);
+        const auto pair_of = [&](int vector, int tokens) {
+          const float2 pair = *reinterpret_cast<const float2*>(vectors + vector * kVectorBytes +
+                                                               tokens * 8 * sizeof(float));
+          return make_float2(pair.x * passed, pair.y * passed);
+        };
+        const uint32_t stage = block.Stage(step);
+        block.WaitForStage(step);
+        // Operand A [64 rows, 16 tokens] of each step.
+        uint32_t rows[kSteps][4];
+#pragma unroll
+        for (int s = 0; s < kSteps; ++s) {
+          LoadMatricesTransposed(rows[s], stage + group * kBoxBytes + box_lane + s * 16 * 128);
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            const int tokens = 2 * s + j / 2;
+            if (extra) {
+              const float2 values = Unpack(rows[s][j]), weights = pair_of(1, tokens);
+              extra_sums[j % 2] += values.x * weights.x + values.y * weights.y;
+            }
+            rows[s][j] = Scale(rows[s][j], pair_of(0, tokens));
+          }
+        }
+        WgmmaFence();
+#pragma unroll
+        for (int s = 0; s < kSteps; ++s) {
+          Wgmma<true>(state, rows[s], ColumnsDescriptor<128>(stage + kRight, s, kBoxBytes), true);
+        }
+        WgmmaCommit();
+        if (multiplies && tile == 0 && thread == 0) fetch(kReverse ? chunk : chunk + 1);
+        WgmmaWait<0>();
+#pragma unroll
+        for (int s = 0; s < kSteps; ++s) Hold(rows[s]);
+        Hold(state);
+        block.Release(step);
+      }
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        extra_state[j] = fmaf(decay, extra_state[j], QuadSum(extra_sums[j]));
+      }
+    }
+    if (args.states != nullptr) keep(kReverse ? 0 : sizes.chunks);
+    if (args.leaving != nullptr) {
+      for_state([&](float first, float second, int64_t at) {
+        *reinterpret_cast<float2*>(args.leaving + at) = make_float2(first, second);
+      });
+    }
+    if (extra && args.leaving_n != nullptr && lane % 4 == 0) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        if (lane_row + 8 * i >= sizes.keys) continue;
+        args.leaving_n[unit.head * sizes.keys + lane_row + 8 * i] = extra_state[i];
+      }
+    }
+  }
+  if (thread == 0) WaitUntilStoresRead();
+}
+
+template <bool kReverse>
+__global__ void __launch_bounds__(kThreads, 1)
+    MlstmChunkStatesKernel(const __grid_constant__ View view) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ __align__(1024) unsigned char shared[];
+  RunBlock(
+      shared, [&](const Block& block) { Produce(view, block); },
+      [&](const Block& block, int group) { Consume<kReverse>(view, block, group); });
+#else
+  __trap();
+#endif
+}
+
+}  // namespace
+
+void ComputeChunkStates(const MlstmLayout& sizes, const MlstmChunkStates& args) {
+  View view{.sizes = sizes, .args = args};
+  view.rows = MapRows(sizes, args.rows, sizes.keys, kTile);
+  view.columns = MapRows(sizes, args.columns, sizes.values, kTile);
+  if (args.states != nullptr) view.states = MapStates(sizes, args.states);
+  LaunchUnits("mlstm chunk states",
+              args.reverse ? MlstmChunkStatesKernel<true> : MlstmChunkStatesKernel<false>,
+              Units(sizes), view);
+}
+
+}  // namespace eyrie

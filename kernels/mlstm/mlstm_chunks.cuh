@@ -1,0 +1,170 @@
+// What the mLSTM's products over chunks share (mlstm_chunks.h says what they are): how a block is
+// laid out, the stages that its products read, and the thread that fills them.
+//
+// All are products [128 rows, 256 columns] of a block, a warpgroup for 64 rows, over an inner index
+// that comes 64 at a time: a stage holds two boxes of 64 x 64 elements for the left operand and
+// four for the right one. The two blocks of a cluster have different rows and the same right
+// operand: each copies half of it into both. A third warpgroup copies, as in FlashAttention-3
+// (arXiv:2407.08608).
+#pragma once
+
+#include "kernels/mlstm/mlstm_chunks.h"
+#include "kernels/mlstm/mlstm_maps.cuh"
+#include "kernels/wgmma.cuh"
+
+namespace eyrie::mlstm_chunks {
+
+using Bf16 = __nv_bfloat16;
+
+inline constexpr int kTile = kMlstmTile, kSteps = kTile / 16;
+inline constexpr int kCluster = 2, kWarpgroup = 128, kConsumers = 2;
+inline constexpr int kThreads = (kConsumers + 1) * kWarpgroup, kStages = 3;
+inline constexpr uint32_t kBoxBytes = 64 * 64 * 2;
+inline constexpr int kLeftBoxes = kMlstmChunkRows / 64, kRightBoxes = kMlstmChunkColumns / 64;
+static_assert(kLeftBoxes == kConsumers && kRightBoxes % kCluster == 0);
+
+// Where what lies in shared memory, from a multiple of 1024 bytes on. Of a stage: the left
+// operand's boxes, the right one's at kRight.
+inline constexpr uint32_t kRight = kLeftBoxes * kBoxBytes;
+inline constexpr uint32_t kStage = kRight + kRightBoxes * kBoxBytes;
+// Of each warpgroup, [64, 256] elements between registers and memory, in boxes.
+inline constexpr uint32_t kStagedBytes = kRightBoxes * kBoxBytes, kStagedAt = kStages * kStage;
+// Two vectors of a tile's tokens for each stage.
+inline constexpr uint32_t kVectorBytes = kTile * sizeof(float);
+inline constexpr uint32_t kVectorsAt = kStagedAt + kConsumers * kStagedBytes;
+// Barriers: that a stage is there, or free again in both blocks; that what a warpgroup's copy
+// staged is there.
+inline constexpr uint32_t kBarriers = kVectorsAt + kStages * 2 * kVectorBytes;
+inline constexpr uint32_t kBytes = kBarriers + (2 * kStages + kConsumers) * sizeof(uint64_t);
+inline constexpr uint32_t kShared = kBytes + 1024;  // wherever the memory starts
+
+// A block and its stages, of which step i takes i % kStages.
+struct Block {
+  __device__ explicit Block(unsigned char* shared)
+      : base((SharedAddress(shared) + 1023) / 1024 * 1024),
+        memory(shared + (base - SharedAddress(shared))),
+        rank(static_cast<int>(blockIdx.x) % kCluster),
+        cluster(static_cast<int>(blockIdx.x) / kCluster),
+        clusters(static_cast<int>(gridDim.x) / kCluster) {}
+
+  __device__ uint32_t Stage(int i) const { return base + i % kStages * kStage; }
+  __device__ uint32_t Vectors(int i) const {
+    return base + kVectorsAt + i % kStages * 2 * kVectorBytes;
+  }
+  __device__ uint32_t Staged(int group) const { return base + kStagedAt + group * kStagedBytes; }
+  __device__ uint32_t Barrier(int i) const { return base + kBarriers + i * sizeof(uint64_t); }
+  __device__ uint32_t Full(int i) const { return Barrier(i % kStages); }
+  __device__ uint32_t Free(int i) const { return Barrier(kStages + i % kStages); }
+  __device__ uint32_t StagedFull(int group) const { return Barrier(2 * kStages + group); }
+
+  __device__ void InitBarriers() const {
+    for (int i = 0; i < kStages; ++i) {
+      FillBarrier::Init(Full(i));
+      FreeBarrier::Init(Free(i), kCluster * kConsumers * 4);
+    }
+    for (int i = 0; i < kConsumers; ++i) FillBarrier::Init(StagedFull(i));
+  }
+
+  // Fills the stage of step i: left(j, to, barrier) starts the copy of a box of the left operand,
+  // right(j, to, barrier) that of one of the right operand into both blocks. Up to `further` bytes
+  // more the caller copies afterwards.
+  template <class Left, class Right>
+  __device__ __forceinline__ void Fill(int i, uint32_t further, const Left& left,
+                                       const Right& right) const {
+    const uint32_t full = Full(i), stage = Stage(i);
+    FillBarrier::Wait(Free(i), i / kStages % 2 ^ 1);
+    FillBarrier::Arm(full, kStage + further);
+    for (int j = 0; j < kLeftBoxes; ++j) left(j, stage + j * kBoxBytes, full);
+    constexpr int kShare = kRightBoxes / kCluster;
+    for (int j = rank * kShare; j < (rank + 1) * kShare; ++j) {
+      right(j, stage + kRight + j * kBoxBytes, full);
+    }
+  }
+  __device__ __forceinline__ void WaitForStage(int i) const {
+    WaitForBlock(Full(i), i / kStages % 2);
+  }
+  // A warp has read the stage of step i.
+  __device__ __forceinline__ void Release(int i) const {
+    __syncwarp();
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    if (lane < kCluster) FreeBarrier::Arrive(Free(i), lane);
+  }
+
+  uint32_t base;
+  unsigned char* memory;  // what lies at `base`
+  int rank, cluster, clusters;
+};
+
+// Copies a box of rows or states into both blocks.
+__device__ __forceinline__ void LoadShared(uint32_t to, const CUtensorMap& map, uint32_t barrier,
+                                           int c0, int c1, int c2, int c3) {
+  LoadBoxInto((1 << kCluster) - 1, to, map, barrier, c0, c1, c2, c3);
+}
+
+// The element pair of accumulators [64, 256] that lies in boxes as a bulk copy has them: of 8
+// columns `n` and row AccumulatorRow(lane, 2 * half) of this warp.
+__device__ __forceinline__ uint32_t* StagedPair(unsigned char* boxes, int n, int half) {
+  const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, lane = thread % 32;
+  const int row = thread / 32 * 16 + lane / 4 + 8 * half;
+  return reinterpret_cast<uint32_t*>(boxes + n / 8 * kBoxBytes + ChunkOffset<64>(row, n % 8) +
+                                     lane % 4 * 4);
+}
+
+// Tiles of a chunk, and the logarithms of their decays, 0 where there is no tile.
+struct ChunkTiles {
+  int first, count;
+  float log_decay[kMaxMlstmChunkTiles];
+
+  __device__ ChunkTiles(const MlstmLayout& sizes, int head, int chunk, const float* log_decays)
+      : first(chunk * sizes.chunk_tiles), count(min(sizes.chunk_tiles, sizes.tiles - first)) {
+#pragma unroll
+    for (int i = 0; i < kMaxMlstmChunkTiles; ++i) {
+      const int64_t at = static_cast<int64_t>(head) * sizes.tiles + first + i;
+      log_decay[i] = i < count ? log_decays[at] : 0.0f;
+    }
+  }
+  // The decay of tiles [begin, end) of the chunk.
+  __device__ float Decay(int begin, int end) const {
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kMaxMlstmChunkTiles; ++i) {
+      if (i >= begin && i < end) sum += log_decay[i];
+    }
+    return expf(sum);
+  }
+};
+
+// Runs a block: produce(block) in one thread, consume(block, warpgroup) in two warpgroups.
+template <class Produce, class Consume>
+__device__ __forceinline__ void RunBlock(unsigned char* shared, const Produce& produce,
+                                         const Consume& consume) {
+  const Block block(shared);
+  if (threadIdx.x == 0) {
+    block.InitBarriers();
+    FenceForBulkCopies();
+  }
+  ClusterBarrier();  // both blocks are there, with their barriers
+  // Registers: three threads, one of each warpgroup, start with 504.
+  constexpr int kOfProducer = 40, kOfConsumer = (504 - kOfProducer) / 2;
+  // The same in all lanes, as the compiler should know.
+  const int group = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
+  if (group == kConsumers) {
+    LowerRegisters<kOfProducer>();
+    if (threadIdx.x == kConsumers * kWarpgroup) produce(block);
+    __syncwarp();
+  } else {
+    RaiseRegisters<kOfConsumer>();
+    consume(block, group);
+  }
+  ClusterBarrier();  // until then the other one may reach this block's memory
+}
+
+// A launch for so many units of work of a cluster, which take turns on the GPU's clusters.
+template <class View>
+void LaunchUnits(const char* name, void (*kernel)(View), int64_t units, const View& view) {
+  const int64_t clusters = std::min<int64_t>(units, Multiprocessors() / kCluster);
+  const dim3 grid(static_cast<unsigned>(clusters * kCluster));
+  ClusterLaunch<View>(kernel, kCluster, grid, kThreads, kShared).Run(name, view);
+}
+
+}  // namespace eyrie::mlstm_chunks
