@@ -170,13 +170,8 @@ __device__ __forceinline__ void LowerRegisters() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
 }
 
-<<<<<<< HEAD
 // Descriptors of operands out of boxes with rows of kRow bytes, which name the swizzle. `address`
 // is a multiple of 8 rows.
-=======
-// Descriptors of operand B, or of A with "columns" for its rows, out of boxes with rows of kRow
-// bytes, which name the swizzle. `address` is a multiple of 8 rows.
->>>>>>> wide
 template <int kRow>
 __device__ __forceinline__ uint64_t BoxDescriptor(uint32_t address, uint32_t leading,
                                                   uint32_t stride) {
@@ -193,7 +188,7 @@ __device__ __forceinline__ uint64_t RowsDescriptor(uint32_t box, int step) {
   return BoxDescriptor<kRow>(box + step * 32, 16, 8 * kRow);
 }
 // B [16, N]: rows 16 `step` and on of boxes side by side, `box_bytes` after each other
-// ("MN-major").
+// ("MN-major"). Likewise A [64, 16], with "columns" for its rows.
 template <int kRow>
 __device__ __forceinline__ uint64_t ColumnsDescriptor(uint32_t box, int step, uint32_t box_bytes) {
   return BoxDescriptor<kRow>(box + step * 16 * kRow, box_bytes, 8 * kRow);
@@ -232,9 +227,8 @@ __device__ __forceinline__ void Hold(float (&d)[kGroups][4]) {
   }
 }
 
-<<<<<<< HEAD
-// D (+)= A B for the N below, A in registers or rows of boxes in shared memory that a
-// RowsDescriptor names; kOuterMajor with a ColumnsDescriptor of B. Without `accumulates` D is
+// D (+)= A B for the N below, A in registers or in shared memory; outer-major is an operand that a
+// ColumnsDescriptor names. Without `accumulates` D is
 // overwritten. The numbers after N are those of the operands behind D's N / 2.
 #define EYRIE_OUT_1(d, i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
 #define EYRIE_OUT_2(d, i) EYRIE_OUT_1(d, i), EYRIE_OUT_1(d, i + 1)
@@ -269,31 +263,32 @@ __device__ __forceinline__ void Hold(float (&d)[kGroups][4]) {
   ", %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102" \
   ", %103, %104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115" \
   ", %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-#define EYRIE_WGMMA(n, registers, r0, r1, r2, r3, r4, r5, r6, ...)                              \
-  template <bool kOuterMajor>                                                                   \
-  __device__ __forceinline__ void Wgmma(float(&d)[n / 8][4], const uint32_t(&a)[4], uint64_t b, \
-                                        bool accumulates) {                                     \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #r5                                       \
-                 ", 0;\n"                                                                       \
-                 "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" registers         \
-                 "}, "                                                                          \
-                 "{%" #r0 ", %" #r1 ", %" #r2 ", %" #r3 "}, %" #r4 ", p, 1, 1, %" #r6 ";\n}\n"  \
-                 : __VA_ARGS__                                                                  \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b),                          \
-                   "r"(static_cast<int>(accumulates)), "n"(kOuterMajor ? 1 : 0)                 \
-                 : "memory");                                                                   \
-  }                                                                                             \
-  template <bool kOuterMajor>                                                                   \
-  __device__ __forceinline__ void Wgmma(float(&d)[n / 8][4], uint64_t a, uint64_t b,            \
-                                        bool accumulates) {                                     \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #r2                                       \
-                 ", 0;\n"                                                                       \
-                 "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" registers         \
-                 "}, "                                                                          \
-                 "%" #r0 ", %" #r1 ", p, 1, 1, 0, %" #r3 ";\n}\n"                               \
-                 : __VA_ARGS__                                                                  \
-                 : "l"(a), "l"(b), "r"(static_cast<int>(accumulates)), "n"(kOuterMajor ? 1 : 0) \
-                 : "memory");                                                                   \
+#define EYRIE_WGMMA(n, registers, r0, r1, r2, r3, r4, r5, r6, ...)                                \
+  template <bool kOuterMajor>                                                                     \
+  __device__ __forceinline__ void Wgmma(float(&d)[n / 8][4], const uint32_t(&a)[4], uint64_t b,   \
+                                        bool accumulates) {                                       \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #r5                                         \
+                 ", 0;\n"                                                                         \
+                 "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" registers           \
+                 "}, "                                                                            \
+                 "{%" #r0 ", %" #r1 ", %" #r2 ", %" #r3 "}, %" #r4 ", p, 1, 1, %" #r6 ";\n}\n"    \
+                 : __VA_ARGS__                                                                    \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b),                            \
+                   "r"(static_cast<int>(accumulates)), "n"(kOuterMajor ? 1 : 0)                   \
+                 : "memory");                                                                     \
+  }                                                                                               \
+  template <bool kOuterMajorA, bool kOuterMajorB>                                                 \
+  __device__ __forceinline__ void Wgmma(float(&d)[n / 8][4], uint64_t a, uint64_t b,              \
+                                        bool accumulates) {                                       \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" #r2                                         \
+                 ", 0;\n"                                                                         \
+                 "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" registers           \
+                 "}, "                                                                            \
+                 "%" #r0 ", %" #r1 ", p, 1, 1, %" #r3 ", %" #r4 ";\n}\n"                          \
+                 : __VA_ARGS__                                                                    \
+                 : "l"(a), "l"(b), "r"(static_cast<int>(accumulates)), "n"(kOuterMajorA ? 1 : 0), \
+                   "n"(kOuterMajorB ? 1 : 0)                                                      \
+                 : "memory");                                                                     \
   }
 EYRIE_WGMMA(16, EYRIE_REGISTERS_8, 8, 9, 10, 11, 12, 13, 14, EYRIE_OUT_2(d, 0))
 EYRIE_WGMMA(32, EYRIE_REGISTERS_16, 16, 17, 18, 19, 20, 21, 22, EYRIE_OUT_4(d, 0))
@@ -324,97 +319,5 @@ EYRIE_WGMMA(256, EYRIE_REGISTERS_128, 128, 129, 130, 131, 132, 133, 134, EYRIE_O
 #undef EYRIE_OUT_4
 #undef EYRIE_OUT_8
 #undef EYRIE_OUT_16
-=======
-// D (+)= A B for N = 256, 64, 32, 16; kOuterMajor with a ColumnsDescriptor. Without `accumulates` D
-// is overwritten.
-#define EYRIE_WGMMA_1(d, i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
-#define EYRIE_WGMMA_2(d, i) EYRIE_WGMMA_1(d, i), EYRIE_WGMMA_1(d, i + 1)
-#define EYRIE_WGMMA_4(d, i) EYRIE_WGMMA_2(d, i), EYRIE_WGMMA_2(d, i + 2)
-#define EYRIE_WGMMA_8(d, i) EYRIE_WGMMA_4(d, i), EYRIE_WGMMA_4(d, i + 4)
-    template <bool kOuterMajor>
-    __device__ __forceinline__ void Wgmma(float (&d)[32][4], const uint32_t (&a)[4], uint64_t b,
-                                          bool accumulates) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %133, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
-      "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "
-      "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "
-      "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, "
-      "%70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, "
-      "%87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, "
-      "%104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, "
-      "%118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
-      "{%128, %129, %130, %131}, %132, p, 1, 1, %134;\n}\n"
-      : EYRIE_WGMMA_8(d, 0), EYRIE_WGMMA_8(d, 8), EYRIE_WGMMA_8(d, 16), EYRIE_WGMMA_8(d, 24)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulates)),
-        "n"(kOuterMajor ? 1 : 0)
-      : "memory");
-}
-// The same with A in shared memory: outer-major where its descriptor is a ColumnsDescriptor.
-template <bool kOuterMajorA, bool kOuterMajorB>
-__device__ __forceinline__ void Wgmma(float (&d)[32][4], uint64_t a, uint64_t b, bool accumulates) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
-      "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "
-      "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "
-      "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, %64, %65, %66, %67, %68, %69, "
-      "%70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, %84, %85, %86, "
-      "%87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, "
-      "%104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, "
-      "%118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
-      "%128, %129, p, 1, 1, %131, %132;\n}\n"
-      : EYRIE_WGMMA_8(d, 0), EYRIE_WGMMA_8(d, 8), EYRIE_WGMMA_8(d, 16), EYRIE_WGMMA_8(d, 24)
-      : "l"(a), "l"(b), "r"(static_cast<int>(accumulates)), "n"(kOuterMajorA ? 1 : 0),
-        "n"(kOuterMajorB ? 1 : 0)
-      : "memory");
-}
-template <bool kOuterMajor>
-__device__ __forceinline__ void Wgmma(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b,
-                                      bool accumulates) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "
-      "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "{%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}\n"
-      : EYRIE_WGMMA_8(d, 0)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulates)),
-        "n"(kOuterMajor ? 1 : 0)
-      : "memory");
-}
-template <bool kOuterMajor>
-__device__ __forceinline__ void Wgmma(float (&d)[4][4], const uint32_t (&a)[4], uint64_t b,
-                                      bool accumulates) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
-      "{%16, %17, %18, %19}, %20, p, 1, 1, %22;\n}\n"
-      : EYRIE_WGMMA_4(d, 0)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulates)),
-        "n"(kOuterMajor ? 1 : 0)
-      : "memory");
-}
-template <bool kOuterMajor>
-__device__ __forceinline__ void Wgmma(float (&d)[2][4], const uint32_t (&a)[4], uint64_t b,
-                                      bool accumulates) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %13, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7}, "
-      "{%8, %9, %10, %11}, %12, p, 1, 1, %14;\n}\n"
-      : EYRIE_WGMMA_2(d, 0)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(accumulates)),
-        "n"(kOuterMajor ? 1 : 0)
-      : "memory");
-}
-#undef EYRIE_WGMMA_1
-#undef EYRIE_WGMMA_2
-#undef EYRIE_WGMMA_4
-#undef EYRIE_WGMMA_8
->>>>>>> wide
 
 }  // namespace eyrie

@@ -114,8 +114,8 @@ __device__ __forceinline__ void MultiplyRows(float (&d)[kGroups][4], uint32_t a,
   Hold(first_b);
 #pragma unroll
   for (int step = 0; step < kSteps; ++step) {
-    Wgmma<false>(d, Further(first_a, step / 4 * a_box + step % 4 * 32),
-                 Further(first_b, step / 4 * b_box + step % 4 * 32), step > 0);
+    Wgmma<false, false>(d, Further(first_a, step / 4 * a_box + step % 4 * 32),
+                        Further(first_b, step / 4 * b_box + step % 4 * 32), step > 0);
   }
   WgmmaCommit();
 }

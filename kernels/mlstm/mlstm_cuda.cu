@@ -13,7 +13,7 @@ constexpr bool kTensorCores = std::is_same_v<T, Bf16>;
 
 // Whether queries and values like these go by products over chunks (mlstm_chunks.h).
 bool ByChunks(const Tensor& q, const Tensor& v) {
-  return MlstmHasWideHeads(q, v) && HasWarpgroupProducts();
+  return MlstmHasWideHeads(q, v) && MlstmRunsWgmma();
 }
 
 template <class T>

@@ -153,7 +153,7 @@ __device__ __forceinline__ bool StateLeaves(const MlstmLayout& sizes, const Mlst
 // On the tensor cores: keys and values divide by 16, rows are aligned to 16 bytes.
 void MlstmPassMma(const MlstmLayout& sizes, const MlstmPass<__nv_bfloat16>& pass);
 // Whether the GPU has warpgroup products, and this build code for them.
-bool HasWarpgroupProducts();
+bool MlstmRunsWgmma();
 // The same on such GPUs, in shapes that they are for; `partial` stays as it is.
 bool MlstmFitsWgmma(const MlstmPass<__nv_bfloat16>& pass);
 void MlstmPassWgmma(const MlstmLayout& sizes, const MlstmPass<__nv_bfloat16>& pass);

@@ -399,32 +399,11 @@ constexpr int BlocksFor(int keys) { return keys <= kBlockKeys ? 1 : 2; }
 
 }  // namespace
 
-<<<<<<< HEAD
-bool MlstmFitsWgmma(const MlstmPass<Bf16>& pass) {
-  // Blocks must be as many as is planned for.
-  return RunsWgmma(MlstmWgmmaKernel<1, false>) && pass.keys > 128 && pass.keys <= 4 * kBlockKeys &&
-=======
-bool HasWarpgroupProducts() {
-#ifdef EYRIE_SM90A
-  constexpr bool kBuilt = true;
-#else
-  constexpr bool kBuilt = false;  // code for sm_90 has no warpgroup products, and looks alike
-#endif
-  static const bool has = [] {
-    int device = 0;
-    cudaDeviceProp properties{};
-    EYRIE_CUDA_CHECK(cudaGetDevice(&device));
-    EYRIE_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
-    return kBuilt && properties.major == 9 && CompiledForClusters(MlstmWgmmaKernel<1, false>);
-  }();
-  return has;
-}
+bool MlstmRunsWgmma() { return RunsWgmma(MlstmWgmmaKernel<1, false>); }
 
 bool MlstmFitsWgmma(const MlstmPass<Bf16>& pass) {
   // Blocks must be as many as is planned for.
-  return HasWarpgroupProducts() && pass.keys > 128 && pass.keys <= 2 * kBlockKeys &&
->>>>>>> wide
-         pass.values >= 64 &&
+  return MlstmRunsWgmma() && pass.keys > 128 && pass.keys <= 2 * kBlockKeys && pass.values >= 64 &&
          MlstmBlockOf(true, pass.keys).count(pass.keys, pass.values) ==
              BlocksFor(pass.keys) * CeilDiv(pass.values, kBlockValues);
 }
