@@ -30,14 +30,17 @@ struct Unit {
 __host__ __device__ int64_t Units(const View& view) {
   return int64_t{view.sizes.all_heads()} * view.sizes.chunks * MlstmColumnBlocks(view.width);
 }
-[[maybe_unused]] __device__ __forceinline__ int InnerSteps(const View& view) {
-  return (view.inner + 63) / 64;
+// None where the state is zero.
+template <bool kReverse>
+__device__ __forceinline__ int InnerSteps(const View& view, const Unit& unit) {
+  const bool first = unit.chunk == (kReverse ? view.sizes.chunks - 1 : 0);
+  return first && !view.args.entered ? 0 : (view.inner + 63) / 64;
 }
 
 template <bool kReverse, bool kTransposed>
 __device__ __forceinline__ void Produce(const View& view, const Block& block) {
   const MlstmLayout& sizes = view.sizes;
-  const int units = static_cast<int>(Units(view)), inner_steps = InnerSteps(view);
+  const int units = static_cast<int>(Units(view));
   int step = 0;
   for (int i = block.cluster; i < units; i += block.clusters) {
     const Unit unit(view, i);
@@ -45,6 +48,7 @@ __device__ __forceinline__ void Produce(const View& view, const Block& block) {
     const int first_tile = unit.chunk * sizes.chunk_tiles;
     const int count = min(sizes.chunk_tiles, sizes.tiles - first_tile);
     const int boundary = unit.chunk + (kReverse ? 1 : 0);
+    const int inner_steps = InnerSteps<kReverse>(view, unit);
     for (int s = 0; s < inner_steps; ++s, ++step) {
       block.Fill(
           step, 0,
@@ -81,7 +85,7 @@ __device__ __forceinline__ void Consume(const View& view, const Block& block, in
   const MlstmChunkOutputs& args = view.args;
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, lane = thread % 32;
   const int warp = thread / 32, own_row = 16 * warp + lane / 4;  // in the tile; and 8 further
-  const int units = static_cast<int>(Units(view)), inner_steps = InnerSteps(view);
+  const int units = static_cast<int>(Units(view));
   const bool multiplies = args.multiplied != nullptr;
   const uint32_t staged_at = block.Staged(group);
   unsigned char* staged = block.memory + (staged_at - block.base);
@@ -105,6 +109,12 @@ __device__ __forceinline__ void Consume(const View& view, const Block& block, in
     }
 
     float sums[kMlstmChunkColumns / 8][4];
+#pragma unroll
+    for (int n = 0; n < kMlstmChunkColumns / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[n][i] = 0.0f;
+    }
+    const int inner_steps = InnerSteps<kReverse>(view, unit);
     for (int s = 0; s < inner_steps; ++s, ++step) {
       const uint32_t left = block.Stage(step) + group * kBoxBytes;
       const uint32_t right = block.Stage(step) + kRight;
@@ -114,7 +124,7 @@ __device__ __forceinline__ void Consume(const View& view, const Block& block, in
       for (int i = 0; i < kSteps; ++i) {
         const uint64_t b = kTransposed ? RowsDescriptor<128>(right, i)
                                        : ColumnsDescriptor<128>(right, i, kBoxBytes);
-        Wgmma<false, !kTransposed>(sums, RowsDescriptor<128>(left, i), b, s > 0 || i > 0);
+        Wgmma<false, !kTransposed>(sums, RowsDescriptor<128>(left, i), b, true);
       }
       WgmmaCommit();
       WgmmaWait<1>();
@@ -122,7 +132,7 @@ __device__ __forceinline__ void Consume(const View& view, const Block& block, in
     }
     WgmmaWait<0>();
     Hold(sums);
-    block.Release(step - 1);
+    if (inner_steps > 0) block.Release(step - 1);
 
     if (exists) {
       const float passed =

@@ -2,7 +2,8 @@
 // 256 columns of a head's state through all chunks; a warpgroup keeps 64 of the rows as float32
 // accumulators. Over a chunk these only add up, as each tile's rows are weighed by what decays
 // until the chunk ends. At a boundary the state goes to memory through shared memory; where it is
-// multiplied with what lay there before, that comes the same way.
+// multiplied with what lay there before, that comes the same way. Products at the ends, where all of
+// a gradient may be, are of float32 alone.
 #include "kernels/mlstm/mlstm_chunks.cuh"
 
 namespace eyrie {
@@ -41,7 +42,8 @@ __host__ __device__ int64_t Units(const MlstmLayout& sizes) {
   for (int i = block.cluster; i < units; i += block.clusters) {
     const Unit unit(sizes, i, block.rank);
     const int in_sequence = unit.head % sizes.heads, sequence = unit.head / sizes.heads;
-    for (int c = 0; c < sizes.chunks; ++c) {
+    const int chunks = view.args.ChunksOnTheWay(sizes.chunks);
+    for (int c = 0; c < chunks; ++c) {
       const int first = (view.args.reverse ? sizes.chunks - 1 - c : c) * sizes.chunk_tiles;
       for (int tile = first; tile < min(first + sizes.chunk_tiles, sizes.tiles); ++tile, ++step) {
         const int begin = tile * kTile;
@@ -69,7 +71,6 @@ __device__ __forceinline__ void Consume(const View& view, const Block& block, in
   const MlstmChunkStates& args = view.args;
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, lane = thread % 32;
   const int warp = thread / 32, units = static_cast<int>(Units(sizes));
-  const bool multiplies = args.products != nullptr;
   const uint32_t staged_at = block.Staged(group);
   unsigned char* staged = block.memory + (staged_at - block.base);
   const LaneChunk in_b = LaneOfB(lane);
@@ -130,7 +131,31 @@ __device__ __forceinline__ void Consume(const View& view, const Block& block, in
                 unit.first_column + 64 * j, first_row, boundary, unit.head);
       }
     };
+    // Whether a product is due between the ends.
+    const auto multiplies_at = [&](int boundary) {
+      return kReverse && args.products != nullptr && boundary > 0 && boundary < sizes.chunks &&
+             sizes.Restart(boundary * sizes.chunk_tiles) >= 0;
+    };
+    const auto write_product = [&](float product, int restart) {
+      product = WarpSum(product);
+      const int64_t entry = static_cast<int64_t>(unit.head) * (sizes.restarts + 1) + restart;
+      const int part = (first_row / 64 * MlstmColumnBlocks(sizes.values) + unit.column_block) * 4;
+      if (lane == 0) args.products[entry * MlstmStateParts(sizes) + part + warp] = product;
+    };
     const auto keep = [&](int boundary) {
+      const bool multiplies = multiplies_at(boundary);
+      float product = 0.0f;
+      if (extra && lane % 4 == 0) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          const int row = lane_row + 8 * i;
+          if (row >= sizes.keys) continue;
+          float* place = args.normalisers + entry_of(boundary) * sizes.keys + row;
+          if (multiplies) product = fmaf(*place, extra_state[i], product);
+          *place = extra_state[i];
+        }
+      }
+      if (args.entering == nullptr && boundary == (kReverse ? sizes.chunks : 0)) return;
       if (multiplies) {
         WaitForBlock(block.StagedFull(group), parity);
         parity ^= 1;
@@ -138,7 +163,6 @@ __device__ __forceinline__ void Consume(const View& view, const Block& block, in
         if (thread == 0) WaitUntilStoresRead();
         NamedBarrier(1 + group, kWarpgroup);
       }
-      float product = 0.0f;
 #pragma unroll
       for (int n = 0; n < kMlstmChunkColumns / 8; ++n) {
 #pragma unroll
@@ -153,23 +177,7 @@ __device__ __forceinline__ void Consume(const View& view, const Block& block, in
           *place = Pack(first, second);
         }
       }
-      if (extra && lane % 4 == 0) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const int row = lane_row + 8 * i;
-          if (row >= sizes.keys) continue;
-          float* place = args.normalisers + entry_of(boundary) * sizes.keys + row;
-          if (multiplies) product = fmaf(*place, extra_state[i], product);
-          *place = extra_state[i];
-        }
-      }
-      if (multiplies) {
-        product = WarpSum(product);
-        const int part = (first_row / 64 * MlstmColumnBlocks(sizes.values) + unit.column_block) * 4;
-        if (lane == 0) {
-          args.products[entry_of(boundary) * MlstmStateParts(sizes) + part + warp] = product;
-        }
-      }
+      if (multiplies) write_product(product, sizes.Restart(boundary * sizes.chunk_tiles));
       FenceForBulkCopies();
       NamedBarrier(1 + group, kWarpgroup);
       if (thread != 0 || first_row >= sizes.keys) return;
@@ -180,11 +188,12 @@ __device__ __forceinline__ void Consume(const View& view, const Block& block, in
       }
     };
 
-    if (multiplies && thread == 0) fetch(kReverse ? sizes.chunks : 0);
+    const int chunks = args.ChunksOnTheWay(sizes.chunks);
     for (int i = 0; i < sizes.chunks; ++i) {
       const int chunk = kReverse ? sizes.chunks - 1 - i : i;
       const ChunkTiles tiles(sizes, unit.head, chunk, args.log_decay);
       if (args.states != nullptr) keep(kReverse ? chunk + 1 : chunk);
+      if (i == chunks) break;
       const float decay = tiles.Decay(0, tiles.count);
 #pragma unroll
       for (int n = 0; n < kMlstmChunkColumns / 8; ++n) {
@@ -225,7 +234,7 @@ __device__ __forceinline__ void Consume(const View& view, const Block& block, in
           Wgmma<true>(state, rows[s], ColumnsDescriptor<128>(stage + kRight, s, kBoxBytes), true);
         }
         WgmmaCommit();
-        if (multiplies && tile == 0 && thread == 0) fetch(kReverse ? chunk : chunk + 1);
+        if (tile == 0 && thread == 0 && multiplies_at(chunk)) fetch(chunk);
         WgmmaWait<0>();
 #pragma unroll
         for (int s = 0; s < kSteps; ++s) Hold(rows[s]);
@@ -237,7 +246,23 @@ __device__ __forceinline__ void Consume(const View& view, const Block& block, in
         extra_state[j] = fmaf(decay, extra_state[j], QuadSum(extra_sums[j]));
       }
     }
-    if (args.states != nullptr) keep(kReverse ? 0 : sizes.chunks);
+    if (args.others != nullptr) {
+      float product = 0.0f;
+      for_state([&](float first, float second, int64_t at) {
+        const float2 pair = *reinterpret_cast<const float2*>(args.others + at);
+        product = fmaf(pair.x, first, product);
+        product = fmaf(pair.y, second, product);
+      });
+      if (extra && lane % 4 == 0) {
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          if (lane_row + 8 * i >= sizes.keys) continue;
+          const float other = args.others_n[unit.head * sizes.keys + lane_row + 8 * i];
+          product = fmaf(other, extra_state[i], product);
+        }
+      }
+      write_product(product, kReverse ? 0 : sizes.restarts);
+    }
     if (args.leaving != nullptr) {
       for_state([&](float first, float second, int64_t at) {
         *reinterpret_cast<float2*>(args.leaving + at) = make_float2(first, second);

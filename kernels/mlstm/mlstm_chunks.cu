@@ -56,6 +56,7 @@ void MlstmForwardByChunks(const MlstmLayout& sizes, const MlstmScratch& scratch,
   ComputeChunkOutputs(sizes, {.rows = q,
                               .others = v,
                               .o = args.h.data<Bf16>(),
+                              .entered = states.entering != nullptr,
                               .states = states.states,
                               .scores = w,
                               .sees = vectors.before,
@@ -74,11 +75,15 @@ void MlstmBackwardByChunks(const MlstmLayout& sizes, const MlstmScratch& scratch
   MlstmChunkStates states = StatesOf(scratch, k, v);
   states.entering = args.before.c.data<float>();
   states.entering_n = args.before.n.data<float>();
+  states.others = args.dafter.c.data<float>();
+  states.others_n = args.dafter.n.data<float>();
+  states.products = scratch.restart_products;
   ComputeChunkStates(sizes, states);
   const MlstmChunkOutputs queries{.rows = dh,
                                   .others = k,
                                   .o = args.dq.data<Bf16>(),
                                   .transposed = true,
+                                  .entered = states.entering != nullptr,
                                   .states = states.states,
                                   .scores = p,
                                   .sees = vectors.before,
@@ -94,6 +99,8 @@ void MlstmBackwardByChunks(const MlstmLayout& sizes, const MlstmScratch& scratch
   gradients.entering_n = args.dafter.n.data<float>();
   gradients.leaving = args.dbefore.c.data<float>();
   gradients.leaving_n = args.dbefore.n.data<float>();
+  gradients.others = states.entering;
+  gradients.others_n = states.entering_n;
   gradients.products = scratch.restart_products;
   ComputeChunkStates(sizes, gradients);
   MlstmChunkOutputs keys = queries;
@@ -101,6 +108,7 @@ void MlstmBackwardByChunks(const MlstmLayout& sizes, const MlstmScratch& scratch
   keys.others = q;
   keys.o = args.dk.data<Bf16>();
   keys.reverse = true;
+  keys.entered = gradients.entering != nullptr;
   keys.sees = keys.extra_sees = vectors.after;
   keys.multiplied = k;
   keys.products = scratch.key_products;
@@ -109,6 +117,7 @@ void MlstmBackwardByChunks(const MlstmLayout& sizes, const MlstmScratch& scratch
                               .others = dh,
                               .o = args.dv.data<Bf16>(),
                               .reverse = true,
+                              .entered = gradients.entering != nullptr,
                               .states = states.states,
                               .scores = w,
                               .sees = vectors.after,

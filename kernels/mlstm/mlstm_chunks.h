@@ -18,7 +18,8 @@
 
 namespace eyrie {
 
-// States [B, H, chunks + 1, dk, dv] at all chunks' boundaries.
+// States [B, H, chunks + 1, dk, dv] at chunks' boundaries: all but those where they leave the last
+// one, and where nothing enters the first one.
 struct MlstmChunkStates {
   const __nv_bfloat16 *rows, *columns;  // k and v; or q and dh: [B, T, H, dk] and [B, T, H, dv]
   bool reverse;                         // goes backward in time, from the last boundary on
@@ -30,9 +31,18 @@ struct MlstmChunkStates {
   // What is kept, or null: [B, H, chunks + 1, dk, dv] and [B, H, chunks + 1, dk].
   __nv_bfloat16* states;
   float* normalisers;
-  // Of what lay in the two before with what is put there, [B, H, chunks + 1, MlstmStateParts()]
-  // parts of a sum; or null.
+  // Products of states with their gradients [B, H, restarts + 1, MlstmStateParts()], in parts of a
+  // sum, or null. Where the state leaves, with `others` [B, H, dk, dv] and `others_n` [B, H, dk],
+  // which nothing rounds, unless null. In reverse also of what is put at the restarts between, with
+  // what lay there before.
+  const float *others, *others_n;
   float* products;
+
+  // The last chunk of the way matters only to what leaves it.
+  EYRIE_HOST_DEVICE int ChunksOnTheWay(int chunks) const {
+    const bool leaves = leaving != nullptr || leaving_n != nullptr || others != nullptr;
+    return leaves ? chunks : chunks - 1;
+  }
 };
 void ComputeChunkStates(const MlstmLayout& sizes, const MlstmChunkStates& args);
 
@@ -53,6 +63,7 @@ struct MlstmChunkOutputs {
   __nv_bfloat16* o;
   bool reverse;     // of the states after chunks, and of tokens that are seen
   bool transposed;  // rows S^T: inner is dv and width dk; else rows S
+  bool entered;     // else no state enters the first chunk, or the last one in reverse
   const __nv_bfloat16 *states, *scores;
   const float *sees, *factor;  // per token; factor multiplies o, or null
   const float* log_decay;      // [B, H, tiles]
