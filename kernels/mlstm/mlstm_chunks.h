@@ -11,7 +11,7 @@
 //   outputs   h_t = (g_t decay C^T q_t + sum_s W_ts v_s) / b_t
 //
 // and in the gradients with dC, which goes backward in time, and P: dq of C and P, dk of dC and
-// P^T, dv of dC and W^T. Those of the forget gates start again at every chunk's boundary.
+// P^T, dv of dC and W^T. Those of the forget gates start again at boundaries of chunks.
 #pragma once
 
 #include "kernels/mlstm/mlstm_kernels.cuh"

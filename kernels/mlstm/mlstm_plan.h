@@ -122,7 +122,7 @@ inline int64_t MlstmRestartTiles(int64_t tiles, int64_t keys, int64_t values) {
   return std::min({int64_t{kMaxMlstmRestartTiles}, worth, CeilDiv(tiles, 4)});
 }
 
-// With `by_chunks` for products over chunks, which start again at each.
+// With `by_chunks` for products over chunks, which start again at the boundaries of whole ones.
 inline MlstmLayout MlstmLayoutOf(const Tensor& q, const Tensor& v, const int32_t* positions,
                                  const MlstmOptions& options, bool by_chunks) {
   const int64_t tiles = CeilDiv(q.dim(1), kMlstmTile);
@@ -130,7 +130,8 @@ inline MlstmLayout MlstmLayoutOf(const Tensor& q, const Tensor& v, const int32_t
   const int64_t chunk_tiles = by_chunks ? std::min({int64_t{kMaxMlstmChunkTiles}, tiles, wanted})
                                         : MlstmChunkTiles(q, v, options);
   const int64_t restart_tiles =
-      by_chunks ? chunk_tiles : MlstmRestartTiles(tiles, q.dim(3), v.dim(3));
+      by_chunks ? kMaxMlstmRestartTiles / chunk_tiles * chunk_tiles
+                : MlstmRestartTiles(tiles, q.dim(3), v.dim(3));
   return {.sequences = static_cast<int>(q.dim(0)),
           .tokens = static_cast<int>(q.dim(1)),
           .heads = static_cast<int>(q.dim(2)),
@@ -165,8 +166,9 @@ struct MlstmScratch {
                              kMlstmTile * kMlstmTile / 2;
       w = Take(scores);
       p = Take(scores);
-      chunk_states = Take(all_restarts * state / 2);
-      normaliser_states = Take(all_restarts * width);
+      const int64_t boundaries = heads * (sizes.chunks + 1);
+      chunk_states = Take(boundaries * state / 2);
+      normaliser_states = Take(boundaries * width);
       restart_parts = MlstmStateParts(sizes);
       restart_products = Take(all_restarts * restart_parts);
       return;
