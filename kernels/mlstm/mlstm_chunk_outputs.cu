@@ -1,12 +1,15 @@
 // The outputs of the mLSTM's chunks (mlstm_chunks.h). A block computes those of 128 tokens and 256
 // channels: first rows times the state, which a token then weighs as it sees it, then scores times
-// the other rows of the chunk on top. The two blocks of a cluster have a chunk's halves.
+// the other rows of the chunk on top. The blocks of a cluster have a chunk's
+// halves, of two blocks of channels.
 #include "kernels/mlstm/mlstm_chunks.cuh"
 
 namespace eyrie {
 namespace {
 
 using namespace mlstm_chunks;
+
+constexpr int kColumns = 2;
 
 struct View {
   MlstmLayout sizes;
@@ -19,16 +22,16 @@ struct View {
 struct Unit {
   int head, chunk, column_block, first_column;
 
-  __device__ Unit(const View& view, int unit) {
-    const int column_blocks = MlstmColumnBlocks(view.width);
-    column_block = unit % column_blocks;
-    head = unit / column_blocks / view.sizes.chunks;
-    chunk = unit / column_blocks % view.sizes.chunks;
+  __device__ Unit(const View& view, int unit, int column) {
+    const int wide = MlstmClusterColumns(view.width);
+    column_block = unit % wide * kColumns + column;
+    head = unit / wide / view.sizes.chunks;
+    chunk = unit / wide % view.sizes.chunks;
     first_column = column_block * kMlstmChunkColumns;
   }
 };
 __host__ __device__ int64_t Units(const View& view) {
-  return int64_t{view.sizes.all_heads()} * view.sizes.chunks * MlstmColumnBlocks(view.width);
+  return int64_t{view.sizes.all_heads()} * view.sizes.chunks * MlstmClusterColumns(view.width);
 }
 // None where the state is zero.
 template <bool kReverse>
@@ -38,12 +41,12 @@ __device__ __forceinline__ int InnerSteps(const View& view, const Unit& unit) {
 }
 
 template <bool kReverse, bool kTransposed>
-__device__ __forceinline__ void Produce(const View& view, const Block& block) {
+__device__ __forceinline__ void Produce(const View& view, const Block<kColumns>& block) {
   const MlstmLayout& sizes = view.sizes;
   const int units = static_cast<int>(Units(view));
   int step = 0;
   for (int i = block.cluster; i < units; i += block.clusters) {
-    const Unit unit(view, i);
+    const Unit unit(view, i, block.column);
     const int in_sequence = unit.head % sizes.heads, sequence = unit.head / sizes.heads;
     const int first_tile = unit.chunk * sizes.chunk_tiles;
     const int count = min(sizes.chunk_tiles, sizes.tiles - first_tile);
@@ -52,35 +55,35 @@ __device__ __forceinline__ void Produce(const View& view, const Block& block) {
     for (int s = 0; s < inner_steps; ++s, ++step) {
       block.Fill(
           step, 0,
-          [&](int j, uint32_t to, uint32_t full) {
-            LoadBox(to, view.rows, full, 64 * s, in_sequence,
-                    (first_tile + kLeftBoxes * block.rank + j) * kTile, sequence);
+          [&](int j, const auto& load) {
+            load(view.rows, 64 * s, in_sequence,
+                 (first_tile + kLeftBoxes * block.row + j) * kTile, sequence);
           },
-          [&](int j, uint32_t to, uint32_t full) {
+          [&](int j, const auto& load) {
             const int along = unit.first_column + 64 * j;
-            LoadShared(to, view.states, full, kTransposed ? 64 * s : along,
-                       kTransposed ? along : 64 * s, boundary, unit.head);
+            load(view.states, kTransposed ? 64 * s : along, kTransposed ? along : 64 * s, boundary,
+                 unit.head);
           });
     }
-    const int scores = (unit.head * sizes.chunks + unit.chunk) * sizes.chunk_tiles * kTile;
     for (int tile = 0; tile < count; ++tile, ++step) {
       block.Fill(
           step, 0,
-          [&](int j, uint32_t to, uint32_t full) {
-            const int own = (kLeftBoxes * block.rank + j) * kTile, other = tile * kTile;
-            LoadBox(to, view.scores, full, kReverse ? own : other,
-                    scores + (kReverse ? other : own));
+          [&](int j, const auto& load) {
+            const int own = (kLeftBoxes * block.row + j) * kTile, other = tile * kTile;
+            load(view.scores, kReverse ? own : other, kReverse ? other : own, unit.chunk,
+                 unit.head);
           },
-          [&](int j, uint32_t to, uint32_t full) {
-            LoadShared(to, view.others, full, unit.first_column + 64 * j, in_sequence,
-                       (first_tile + tile) * kTile, sequence);
+          [&](int j, const auto& load) {
+            load(view.others, unit.first_column + 64 * j, in_sequence, (first_tile + tile) * kTile,
+                 sequence);
           });
     }
   }
 }
 
 template <bool kReverse, bool kTransposed>
-__device__ __forceinline__ void Consume(const View& view, const Block& block, int group) {
+__device__ __forceinline__ void Consume(const View& view, const Block<kColumns>& block,
+                                        int group) {
   const MlstmLayout& sizes = view.sizes;
   const MlstmChunkOutputs& args = view.args;
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, lane = thread % 32;
@@ -90,10 +93,10 @@ __device__ __forceinline__ void Consume(const View& view, const Block& block, in
   const uint32_t staged_at = block.Staged(group);
   unsigned char* staged = block.memory + (staged_at - block.base);
   // The warpgroup's tile of the chunk.
-  const int own_tile = kLeftBoxes * block.rank + group;
+  const int own_tile = kLeftBoxes * block.row + group;
   int step = 0, parity = 0;
   for (int u = block.cluster; u < units; u += block.clusters) {
-    const Unit unit(view, u);
+    const Unit unit(view, u, block.column);
     const ChunkTiles tiles(sizes, unit.head, unit.chunk, args.log_decay);
     const bool exists = own_tile < tiles.count;
     const int begin = (tiles.first + own_tile) * kTile;
@@ -223,7 +226,7 @@ __device__ __forceinline__ void Consume(const View& view, const Block& block, in
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const float sum = QuadSum(products[half]);
-        if (lane % 4 == 0) to[8 * half] = sum;
+        if (lane % 4 == 0 && unit.first_column < view.width) to[8 * half] = sum;
       }
     }
     FenceForBulkCopies();
@@ -243,9 +246,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     MlstmChunkOutputsKernel(const __grid_constant__ View view) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) unsigned char shared[];
-  RunBlock(
-      shared, [&](const Block& block) { Produce<kReverse, kTransposed>(view, block); },
-      [&](const Block& block, int group) { Consume<kReverse, kTransposed>(view, block, group); });
+  RunBlock<kColumns>(
+      shared,
+      [&](const Block<kColumns>& block) { Produce<kReverse, kTransposed>(view, block); },
+      [&](const Block<kColumns>& block, int group) { Consume<kReverse, kTransposed>(view, block, group); });
 #else
   __trap();
 #endif
@@ -264,22 +268,17 @@ void ComputeChunkOutputs(const MlstmLayout& sizes, const MlstmChunkOutputs& args
     view.multiplied = MapRows(sizes, args.multiplied, view.width, kTile);
   }
   view.states = MapStates(sizes, args.states);
-  const uint64_t side = static_cast<uint64_t>(sizes.chunk_tiles) * kTile;
-  view.scores = MakeTensorMap(
-      {.data = args.scores,
-       .dimensions = 2,
-       .sizes = {side, side * sizes.chunks * static_cast<uint64_t>(sizes.all_heads())},
-       .strides = {side * sizeof(Bf16)},
-       .box = {64, kTile}});
-  const auto launch = [&](auto kernel) {
-    LaunchUnits("mlstm chunk outputs", kernel, Units(view), view);
+  view.scores = MapScores(sizes, args.scores);
+  const auto launch = [&]<bool kReverse, bool kTransposed>() {
+    LaunchUnits<kColumns, MlstmChunkOutputsKernel<kReverse, kTransposed>>("mlstm chunk outputs",
+                                                                          Units(view), view);
   };
   if (args.reverse) {
-    launch(args.transposed ? MlstmChunkOutputsKernel<true, true>
-                           : MlstmChunkOutputsKernel<true, false>);
+    args.transposed ? launch.template operator()<true, true>()
+                    : launch.template operator()<true, false>();
   } else {
-    launch(args.transposed ? MlstmChunkOutputsKernel<false, true>
-                           : MlstmChunkOutputsKernel<false, false>);
+    args.transposed ? launch.template operator()<false, true>()
+                    : launch.template operator()<false, false>();
   }
 }
 

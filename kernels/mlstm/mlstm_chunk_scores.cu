@@ -9,11 +9,13 @@ namespace {
 
 using namespace mlstm_chunks;
 
+constexpr int kColumns = 1;
+
 struct View {
   MlstmLayout sizes;
   MlstmVectors vectors;
   MlstmChunkScores args;
-  CUtensorMap q, k, v, dh;
+  CUtensorMap q, k, v, dh, w, p;
 };
 
 // What a cluster does at a time: W, or P, of a chunk.
@@ -35,7 +37,8 @@ __host__ __device__ int64_t Units(const View& view) {
   return int64_t{view.sizes.all_heads()} * view.sizes.chunks * (view.args.dh == nullptr ? 1 : 2);
 }
 
-[[maybe_unused]] __device__ __forceinline__ void Produce(const View& view, const Block& block) {
+[[maybe_unused]] __device__ __forceinline__ void Produce(const View& view,
+                                                         const Block<kColumns>& block) {
   const MlstmLayout& sizes = view.sizes;
   const int units = static_cast<int>(Units(view));
   int step = 0;
@@ -47,31 +50,58 @@ __host__ __device__ int64_t Units(const View& view) {
     for (int s = 0; s < unit.inner_steps; ++s, ++step) {
       block.Fill(
           step, 0,
-          [&](int j, uint32_t to, uint32_t full) {
-            LoadBox(to, rows, full, 64 * s, in_sequence,
-                    (unit.first_tile + kLeftBoxes * block.rank + j) * kTile, sequence);
+          [&](int j, const auto& load) {
+            load(rows, 64 * s, in_sequence, (unit.first_tile + kLeftBoxes * block.row + j) * kTile,
+                 sequence);
           },
-          [&](int j, uint32_t to, uint32_t full) {
-            LoadShared(to, columns, full, 64 * s, in_sequence, (unit.first_tile + j) * kTile,
-                       sequence);
+          [&](int j, const auto& load) {
+            load(columns, 64 * s, in_sequence, (unit.first_tile + j) * kTile, sequence);
           });
     }
   }
 }
 
-[[maybe_unused]] __device__ __forceinline__ void Consume(const View& view, const Block& block,
-                                                         int group) {
+[[maybe_unused]] __device__ __forceinline__ void Consume(const View& view,
+                                                         const Block<kColumns>& block, int group) {
   const MlstmLayout& sizes = view.sizes;
   const MlstmVectors& vectors = view.vectors;
   const bool backward = view.args.dh != nullptr;
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, lane = thread % 32;
+  const uint32_t staged_at = block.Staged(group);
+  unsigned char* staged = block.memory + (staged_at - block.base);
   const int own_row = 16 * (thread / 32) + lane / 4;  // in the tile; and 8 further
-  const int own_tile = kLeftBoxes * block.rank + group, units = static_cast<int>(Units(view));
+  const int own_tile = kLeftBoxes * block.row + group, units = static_cast<int>(Units(view));
   const float scale = rsqrtf(static_cast<float>(sizes.keys));
   int step = 0;
   for (int u = block.cluster; u < units; u += block.clusters) {
     const Unit unit(view, u);
     const ChunkTiles tiles(sizes, unit.head, unit.chunk, vectors.log_decay);
+    const bool exists = own_tile < tiles.count;
+    const int first_token = tiles.first * kTile;
+    const int64_t vector_at = unit.head * sizes.padded() + first_token;
+    const auto document_of = [&](int token) {
+      return token < sizes.tokens ? sizes.Document(unit.head, token) : -2;
+    };
+    // Of the lane's two tokens, while the products go on.
+    float row[2] = {}, before[2] = {}, inverse_b[2] = {1.0f, 1.0f};
+    // What the normaliser's gradient adds to a product before it is weighed, and after.
+    float dnormaliser[2] = {}, before_normaliser[2] = {};
+    int document[2] = {};
+    bool valid[2] = {};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int r = own_tile * kTile + own_row + 8 * half;
+      const int64_t at = vector_at + r;
+      valid[half] = exists && first_token + r < sizes.tokens;
+      if (!exists) continue;
+      document[half] = document_of(first_token + r);
+      row[half] = vectors.row[at];
+      before[half] = vectors.before[at];
+      if (unit.of_p) before_normaliser[half] = vectors.before_normaliser[at];
+      if (!valid[half] || !backward) continue;
+      inverse_b[half] = vectors.inverse_b[at];
+      if (unit.of_p) dnormaliser[half] = vectors.dnormaliser[at];
+    }
     float sums[kMlstmChunkColumns / 8][4];
     for (int s = 0; s < unit.inner_steps; ++s, ++step) {
       const uint32_t left = block.Stage(step) + group * kBoxBytes;
@@ -90,68 +120,82 @@ __host__ __device__ int64_t Units(const View& view) {
     WgmmaWait<0>();
     Hold(sums);
     block.Release(step - 1);
-    if (own_tile >= tiles.count) continue;
+    if (!exists) continue;
 
-    const int first_token = tiles.first * kTile, side = sizes.chunk_tiles * kTile;
-    const int64_t vector_at = unit.head * sizes.padded() + first_token;
-    Bf16* to = (unit.of_p ? view.args.p : view.args.w) +
-               (static_cast<int64_t>(unit.head) * sizes.chunks + unit.chunk) * side * side;
+    if (thread == 0) WaitUntilStoresRead();
+    NamedBarrier(1 + group, kWarpgroup);
+    float row_sums[2] = {};
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int r = own_tile * kTile + own_row + 8 * half, token = first_token + r;
-      const int64_t at = vector_at + r;
-      const bool valid = token < sizes.tokens;
-      const int document = valid ? sizes.Document(unit.head, token) : -2;
-      const float row = vectors.row[at], before = vectors.before[at];
-      const float inverse_b = backward && valid ? vectors.inverse_b[at] : 1.0f;
-      // What the normaliser's gradient adds to a product before it is weighed, and after.
-      const float dnormaliser = unit.of_p && valid ? vectors.dnormaliser[at] : 0.0f;
-      const float before_normaliser = unit.of_p ? vectors.before_normaliser[at] : 0.0f;
-      float sum = 0.0f;
+    for (int tile = 0; tile < kMaxMlstmChunkTiles; ++tile) {
+      if (tile > own_tile) continue;
+      const float passed = tiles.Decay(tile + 1, own_tile);
+      WithConstant(tile == own_tile, [&](auto own) {
+        const float* const in_column = decltype(own)::value ? vectors.column : vectors.after;
+        float of_columns[8][2];
+        int documents[8][2];
 #pragma unroll
-      for (int tile = 0; tile < kMaxMlstmChunkTiles; ++tile) {
-        if (tile > own_tile) continue;
-        const float passed = tiles.Decay(tile + 1, own_tile);
-        WithConstant(tile == own_tile, [&](auto own) {
+        for (int n = 0; n < 8; ++n) {
+          const int c = tile * kTile + 8 * n + AccumulatorColumn(lane, 0);
+          const float2 pair = *reinterpret_cast<const float2*>(in_column + vector_at + c);
+          of_columns[n][0] = pair.x;
+          of_columns[n][1] = pair.y;
+          if constexpr (decltype(own)::value) {
+            documents[n][0] = document_of(first_token + c);
+            documents[n][1] = document_of(first_token + c + 1);
+          }
+        }
 #pragma unroll
-          for (int n = 0; n < 8; ++n) {
-            const int c = tile * kTile + 8 * n + AccumulatorColumn(lane, 0);
-            const float* const in_column = decltype(own)::value ? vectors.column : vectors.after;
-            const float2 pair = *reinterpret_cast<const float2*>(in_column + vector_at + c);
+        for (int n = 0; n < 8; ++n) {
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
             float scores[2];
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
               const float product = sums[8 * tile + n][2 * half + i];
-              const float of_column = i == 0 ? pair.x : pair.y;
               if constexpr (decltype(own)::value) {
-                const bool sees = valid && c + i <= r &&
-                                  sizes.Document(unit.head, first_token + c + i) == document;
-                const float weight = sees ? scale * Exp2((row - of_column) * kLog2E) : 0.0f;
-                scores[i] = sees ? weight * fmaf(product, inverse_b, dnormaliser) : 0.0f;
+                const int in_tile = 8 * n + AccumulatorColumn(lane, i);
+                const bool sees = valid[half] && in_tile <= own_row + 8 * half &&
+                                  documents[n][i] == document[half];
+                const float weight =
+                    sees ? scale * Exp2((row[half] - of_columns[n][i]) * kLog2E) : 0.0f;
+                scores[i] =
+                    sees ? weight * fmaf(product, inverse_b[half], dnormaliser[half]) : 0.0f;
               } else {
-                scores[i] = fmaf(product, before, before_normaliser) * (passed * of_column);
+                scores[i] = fmaf(product, before[half], before_normaliser[half]) *
+                            (passed * of_columns[n][i]);
               }
-              sum += scores[i];
+              row_sums[half] += scores[i];
             }
-            *reinterpret_cast<uint32_t*>(to + static_cast<int64_t>(r) * side + c) =
-                Pack(scores[0], scores[1]);
+            *StagedPair(staged, 8 * tile + n, half) = Pack(scores[0], scores[1]);
           }
-        });
-      }
-      if (backward) continue;
-      sum = QuadSum(sum);
-      if (lane % 4 == 0 && valid) view.args.row_sums[sizes.Row(unit.head, token)] = sum;
+        }
+      });
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (backward) break;
+      const float sum = QuadSum(row_sums[half]);
+      const int token = first_token + own_tile * kTile + own_row + 8 * half;
+      if (lane % 4 == 0 && valid[half]) view.args.row_sums[sizes.Row(unit.head, token)] = sum;
+    }
+    FenceForBulkCopies();
+    NamedBarrier(1 + group, kWarpgroup);
+    if (thread != 0) continue;
+    for (int tile = 0; tile <= own_tile; ++tile) {
+      StoreBox(unit.of_p ? view.p : view.w, staged_at + tile * kBoxBytes, tile * kTile,
+               own_tile * kTile, unit.chunk, unit.head);
     }
   }
+  if (thread == 0) WaitUntilStoresRead();
 }
 
 __global__ void __launch_bounds__(kThreads, 1)
     MlstmChunkScoresKernel(const __grid_constant__ View view) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) unsigned char shared[];
-  RunBlock(
-      shared, [&](const Block& block) { Produce(view, block); },
-      [&](const Block& block, int group) { Consume(view, block, group); });
+  RunBlock<kColumns>(
+      shared, [&](const Block<kColumns>& block) { Produce(view, block); },
+      [&](const Block<kColumns>& block, int group) { Consume(view, block, group); });
 #else
   __trap();
 #endif
@@ -164,11 +208,13 @@ void ComputeChunkScores(const MlstmLayout& sizes, const MlstmVectors& vectors,
   View view{.sizes = sizes, .vectors = vectors, .args = args};
   view.q = MapRows(sizes, args.q, sizes.keys, kTile);
   view.k = MapRows(sizes, args.k, sizes.keys, kTile);
+  view.w = MapScores(sizes, args.w);
   if (args.dh != nullptr) {
+    view.p = MapScores(sizes, args.p);
     view.v = MapRows(sizes, args.v, sizes.values, kTile);
     view.dh = MapRows(sizes, args.dh, sizes.values, kTile);
   }
-  LaunchUnits("mlstm chunk scores", MlstmChunkScoresKernel, Units(view), view);
+  LaunchUnits<kColumns, MlstmChunkScoresKernel>("mlstm chunk scores", Units(view), view);
 }
 
 }  // namespace eyrie

@@ -11,6 +11,8 @@ namespace {
 
 using namespace mlstm_chunks;
 
+constexpr int kColumns = 2;
+
 struct View {
   MlstmLayout sizes;
   MlstmChunkStates args;
@@ -21,26 +23,26 @@ struct View {
 struct Unit {
   int head, first_row, first_column, column_block;
 
-  __device__ Unit(const MlstmLayout& sizes, int unit, int rank) {
-    const int column_blocks = MlstmColumnBlocks(sizes.values);
-    const int row_blocks = MlstmRowBlocks(sizes.keys) / kCluster;
-    column_block = unit % column_blocks;
-    head = unit / column_blocks / row_blocks;
-    first_row = (unit / column_blocks % row_blocks * kCluster + rank) * kMlstmChunkRows;
+  __device__ Unit(const MlstmLayout& sizes, int unit, int row, int column) {
+    const int wide = MlstmClusterColumns(sizes.values), high = MlstmRowBlocks(sizes.keys) / kRows;
+    column_block = unit % wide * kColumns + column;
+    head = unit / wide / high;
+    first_row = (unit / wide % high * kRows + row) * kMlstmChunkRows;
     first_column = column_block * kMlstmChunkColumns;
   }
 };
 __host__ __device__ int64_t Units(const MlstmLayout& sizes) {
-  return int64_t{sizes.all_heads()} * MlstmColumnBlocks(sizes.values) *
-         (MlstmRowBlocks(sizes.keys) / kCluster);
+  return int64_t{sizes.all_heads()} * MlstmClusterColumns(sizes.values) *
+         (MlstmRowBlocks(sizes.keys) / kRows);
 }
 
-[[maybe_unused]] __device__ __forceinline__ void Produce(const View& view, const Block& block) {
+[[maybe_unused]] __device__ __forceinline__ void Produce(const View& view,
+                                                         const Block<kColumns>& block) {
   const MlstmLayout& sizes = view.sizes;
   const int units = static_cast<int>(Units(sizes));
   int step = 0;
   for (int i = block.cluster; i < units; i += block.clusters) {
-    const Unit unit(sizes, i, block.rank);
+    const Unit unit(sizes, i, block.row, block.column);
     const int in_sequence = unit.head % sizes.heads, sequence = unit.head / sizes.heads;
     const int chunks = view.args.ChunksOnTheWay(sizes.chunks);
     for (int c = 0; c < chunks; ++c) {
@@ -49,12 +51,11 @@ __host__ __device__ int64_t Units(const MlstmLayout& sizes) {
         const int begin = tile * kTile;
         block.Fill(
             step, 2 * kVectorBytes,
-            [&](int j, uint32_t to, uint32_t full) {
-              LoadBox(to, view.rows, full, unit.first_row + 64 * j, in_sequence, begin, sequence);
+            [&](int j, const auto& load) {
+              load(view.rows, unit.first_row + 64 * j, in_sequence, begin, sequence);
             },
-            [&](int j, uint32_t to, uint32_t full) {
-              LoadShared(to, view.columns, full, unit.first_column + 64 * j, in_sequence, begin,
-                         sequence);
+            [&](int j, const auto& load) {
+              load(view.columns, unit.first_column + 64 * j, in_sequence, begin, sequence);
             });
         const int64_t at = unit.head * sizes.padded() + begin;
         const uint32_t vectors = block.Vectors(step), full = block.Full(step);
@@ -66,7 +67,8 @@ __host__ __device__ int64_t Units(const MlstmLayout& sizes) {
 }
 
 template <bool kReverse>
-__device__ __forceinline__ void Consume(const View& view, const Block& block, int group) {
+__device__ __forceinline__ void Consume(const View& view, const Block<kColumns>& block,
+                                        int group) {
   const MlstmLayout& sizes = view.sizes;
   const MlstmChunkStates& args = view.args;
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, lane = thread % 32;
@@ -77,7 +79,7 @@ __device__ __forceinline__ void Consume(const View& view, const Block& block, in
   const uint32_t box_lane = ChunkOffset<64>(in_b.row, 2 * warp + in_b.chunk);
   int step = 0, parity = 0;
   for (int u = block.cluster; u < units; u += block.clusters) {
-    const Unit unit(sizes, u, block.rank);
+    const Unit unit(sizes, u, block.row, block.column);
     const int first_row = unit.first_row + 64 * group;
     const int lane_row = first_row + 16 * warp + lane / 4;  // and the one 8 further
     const bool extra = unit.column_block == 0;
@@ -140,7 +142,9 @@ __device__ __forceinline__ void Consume(const View& view, const Block& block, in
       product = WarpSum(product);
       const int64_t entry = static_cast<int64_t>(unit.head) * (sizes.restarts + 1) + restart;
       const int part = (first_row / 64 * MlstmColumnBlocks(sizes.values) + unit.column_block) * 4;
-      if (lane == 0) args.products[entry * MlstmStateParts(sizes) + part + warp] = product;
+      if (lane == 0 && unit.first_column < sizes.values) {
+        args.products[entry * MlstmStateParts(sizes) + part + warp] = product;
+      }
     };
     const auto keep = [&](int boundary) {
       const bool multiplies = multiplies_at(boundary);
@@ -284,9 +288,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     MlstmChunkStatesKernel(const __grid_constant__ View view) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) unsigned char shared[];
-  RunBlock(
-      shared, [&](const Block& block) { Produce(view, block); },
-      [&](const Block& block, int group) { Consume<kReverse>(view, block, group); });
+  RunBlock<kColumns>(
+      shared, [&](const Block<kColumns>& block) { Produce(view, block); },
+      [&](const Block<kColumns>& block, int group) { Consume<kReverse>(view, block, group); });
 #else
   __trap();
 #endif
@@ -299,9 +303,11 @@ void ComputeChunkStates(const MlstmLayout& sizes, const MlstmChunkStates& args) 
   view.rows = MapRows(sizes, args.rows, sizes.keys, kTile);
   view.columns = MapRows(sizes, args.columns, sizes.values, kTile);
   if (args.states != nullptr) view.states = MapStates(sizes, args.states);
-  LaunchUnits("mlstm chunk states",
-              args.reverse ? MlstmChunkStatesKernel<true> : MlstmChunkStatesKernel<false>,
-              Units(sizes), view);
+  if (args.reverse) {
+    LaunchUnits<kColumns, MlstmChunkStatesKernel<true>>("mlstm chunk states", Units(sizes), view);
+  } else {
+    LaunchUnits<kColumns, MlstmChunkStatesKernel<false>>("mlstm chunk states", Units(sizes), view);
+  }
 }
 
 }  // namespace eyrie

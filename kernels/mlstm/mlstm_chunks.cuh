@@ -3,9 +3,10 @@
 //
 // All are products [128 rows, 256 columns] of a block, a warpgroup for 64 rows, over an inner index
 // that comes 64 at a time: a stage holds two boxes of 64 x 64 elements for the left operand and
-// four for the right one. The two blocks of a cluster have different rows and the same right
-// operand: each copies half of it into both. A third warpgroup copies, as in FlashAttention-3
-// (arXiv:2407.08608).
+// four for the right one. A cluster has kRows blocks of rows, and of these one or two columns. What
+// blocks have in common, the right operand in a column and the left one in a row, each of them
+// copies a part of into all, as these products are bound by what the L2 cache gives. A third
+// warpgroup copies, as in FlashAttention-3 (arXiv:2407.08608).
 #pragma once
 
 #include "kernels/mlstm/mlstm_chunks.h"
@@ -17,11 +18,11 @@ namespace eyrie::mlstm_chunks {
 using Bf16 = __nv_bfloat16;
 
 inline constexpr int kTile = kMlstmTile, kSteps = kTile / 16;
-inline constexpr int kCluster = 2, kWarpgroup = 128, kConsumers = 2;
+inline constexpr int kRows = 2, kWarpgroup = 128, kConsumers = 2;
 inline constexpr int kThreads = (kConsumers + 1) * kWarpgroup, kStages = 3;
 inline constexpr uint32_t kBoxBytes = 64 * 64 * 2;
 inline constexpr int kLeftBoxes = kMlstmChunkRows / 64, kRightBoxes = kMlstmChunkColumns / 64;
-static_assert(kLeftBoxes == kConsumers && kRightBoxes % kCluster == 0);
+static_assert(kLeftBoxes == kConsumers && kRightBoxes % kRows == 0);
 
 // Where what lies in shared memory, from a multiple of 1024 bytes on. Of a stage: the left
 // operand's boxes, the right one's at kRight.
@@ -38,12 +39,17 @@ inline constexpr uint32_t kBarriers = kVectorsAt + kStages * 2 * kVectorBytes;
 inline constexpr uint32_t kBytes = kBarriers + (2 * kStages + kConsumers) * sizeof(uint64_t);
 inline constexpr uint32_t kShared = kBytes + 1024;  // wherever the memory starts
 
-// A block and its stages, of which step i takes i % kStages.
+// A block and its stages, of which step i takes i % kStages; `kColumns` of a cluster.
+template <int kColumns>
 struct Block {
+  static constexpr int kCluster = kRows * kColumns;
+  static_assert(kLeftBoxes % kColumns == 0);
+
   __device__ explicit Block(unsigned char* shared)
       : base((SharedAddress(shared) + 1023) / 1024 * 1024),
         memory(shared + (base - SharedAddress(shared))),
-        rank(static_cast<int>(blockIdx.x) % kCluster),
+        row(static_cast<int>(blockIdx.x) % kRows),
+        column(static_cast<int>(blockIdx.x) % kCluster / kRows),
         cluster(static_cast<int>(blockIdx.x) / kCluster),
         clusters(static_cast<int>(gridDim.x) / kCluster) {}
 
@@ -60,24 +66,36 @@ struct Block {
   __device__ void InitBarriers() const {
     for (int i = 0; i < kStages; ++i) {
       FillBarrier::Init(Full(i));
-      FreeBarrier::Init(Free(i), kCluster * kConsumers * 4);
+      FreeBarrier::Init(Free(i), (kRows + kColumns - 1) * kConsumers * 4);
     }
     for (int i = 0; i < kConsumers; ++i) FillBarrier::Init(StagedFull(i));
   }
 
-  // Fills the stage of step i: left(j, to, barrier) starts the copy of a box of the left operand,
-  // right(j, to, barrier) that of one of the right operand into both blocks. Up to `further` bytes
-  // more the caller copies afterwards.
+  // Fills the stage of step i: left(j, load) and right(j, load) call load(map, coordinates) for box
+  // j of an operand. Up to `further` bytes more the caller copies afterwards.
   template <class Left, class Right>
   __device__ __forceinline__ void Fill(int i, uint32_t further, const Left& left,
                                        const Right& right) const {
     const uint32_t full = Full(i), stage = Stage(i);
     FillBarrier::Wait(Free(i), i / kStages % 2 ^ 1);
     FillBarrier::Arm(full, kStage + further);
-    for (int j = 0; j < kLeftBoxes; ++j) left(j, stage + j * kBoxBytes, full);
-    constexpr int kShare = kRightBoxes / kCluster;
-    for (int j = rank * kShare; j < (rank + 1) * kShare; ++j) {
-      right(j, stage + kRight + j * kBoxBytes, full);
+    constexpr int kLeftShare = kLeftBoxes / kColumns, kRightShare = kRightBoxes / kRows;
+    for (int j = column * kLeftShare; j < (column + 1) * kLeftShare; ++j) {
+      left(j, [&](const CUtensorMap& map, int c0, int c1, int c2, int c3) {
+        const uint32_t to = stage + j * kBoxBytes;
+        if constexpr (kColumns == 1) {
+          LoadBox(to, map, full, c0, c1, c2, c3);
+        } else {
+          LoadBoxInto(static_cast<uint16_t>((1 | 1 << kRows) << row), to, map, full, c0, c1, c2,
+                      c3);
+        }
+      });
+    }
+    for (int j = row * kRightShare; j < (row + 1) * kRightShare; ++j) {
+      right(j, [&](const CUtensorMap& map, int c0, int c1, int c2, int c3) {
+        LoadBoxInto(static_cast<uint16_t>(((1 << kRows) - 1) << kRows * column),
+                    stage + kRight + j * kBoxBytes, map, full, c0, c1, c2, c3);
+      });
     }
   }
   __device__ __forceinline__ void WaitForStage(int i) const {
@@ -87,19 +105,17 @@ struct Block {
   __device__ __forceinline__ void Release(int i) const {
     __syncwarp();
     const int lane = static_cast<int>(threadIdx.x) % 32;
-    if (lane < kCluster) FreeBarrier::Arrive(Free(i), lane);
+    // Those that copy into it.
+    if (lane < kCluster && (lane % kRows == row || lane / kRows == column)) {
+      FreeBarrier::Arrive(Free(i), lane);
+    }
   }
 
   uint32_t base;
   unsigned char* memory;  // what lies at `base`
-  int rank, cluster, clusters;
+  int row, column;  // in its cluster
+  int cluster, clusters;
 };
-
-// Copies a box of rows or states into both blocks.
-__device__ __forceinline__ void LoadShared(uint32_t to, const CUtensorMap& map, uint32_t barrier,
-                                           int c0, int c1, int c2, int c3) {
-  LoadBoxInto((1 << kCluster) - 1, to, map, barrier, c0, c1, c2, c3);
-}
 
 // The element pair of accumulators [64, 256] that lies in boxes as a bulk copy has them: of 8
 // columns `n` and row AccumulatorRow(lane, 2 * half) of this warp.
@@ -135,15 +151,15 @@ struct ChunkTiles {
 };
 
 // Runs a block: produce(block) in one thread, consume(block, warpgroup) in two warpgroups.
-template <class Produce, class Consume>
+template <int kColumns, class Produce, class Consume>
 __device__ __forceinline__ void RunBlock(unsigned char* shared, const Produce& produce,
                                          const Consume& consume) {
-  const Block block(shared);
+  const Block<kColumns> block(shared);
   if (threadIdx.x == 0) {
     block.InitBarriers();
     FenceForBulkCopies();
   }
-  ClusterBarrier();  // both blocks are there, with their barriers
+  ClusterBarrier();  // all blocks are there, with their barriers
   // Registers: three threads, one of each warpgroup, start with 504.
   constexpr int kOfProducer = 40, kOfConsumer = (504 - kOfProducer) / 2;
   // The same in all lanes, as the compiler should know.
@@ -156,15 +172,20 @@ __device__ __forceinline__ void RunBlock(unsigned char* shared, const Produce& p
     RaiseRegisters<kOfConsumer>();
     consume(block, group);
   }
-  ClusterBarrier();  // until then the other one may reach this block's memory
+  ClusterBarrier();  // until then the others may reach this block's memory
 }
 
 // A launch for so many units of work of a cluster, which take turns on the GPU's clusters.
-template <class View>
-void LaunchUnits(const char* name, void (*kernel)(View), int64_t units, const View& view) {
-  const int64_t clusters = std::min<int64_t>(units, Multiprocessors() / kCluster);
-  const dim3 grid(static_cast<unsigned>(clusters * kCluster));
-  ClusterLaunch<View>(kernel, kCluster, grid, kThreads, kShared).Run(name, view);
+template <int kColumns, auto kKernel, class View>
+void LaunchUnits(const char* name, int64_t units, const View& view) {
+  constexpr int kCluster = Block<kColumns>::kCluster;
+  const auto launch = [](int64_t clusters) {
+    const dim3 grid(static_cast<unsigned>(clusters * kCluster));
+    return ClusterLaunch<View>(kKernel, kCluster, grid, kThreads, kShared);
+  };
+  static const int most = launch(1).MostAtOnce();
+  EYRIE_CHECK(most > 0, name, ": the GPU has no room for a cluster of ", kCluster, " blocks");
+  launch(std::min<int64_t>(units, most)).Run(name, view);
 }
 
 }  // namespace eyrie::mlstm_chunks

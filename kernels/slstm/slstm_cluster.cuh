@@ -83,12 +83,13 @@ class ClusterLaunch {
   ClusterLaunch(const ClusterLaunch&) = delete;
   ClusterLaunch& operator=(const ClusterLaunch&) = delete;
 
-  // Whether the GPU can hold one such cluster.
-  bool Fits() const {
+  // How many such clusters the GPU can hold.
+  int MostAtOnce() const {
     int clusters = 0;
     EYRIE_CUDA_CHECK(cudaOccupancyMaxActiveClusters(&clusters, kernel_, &config_));
-    return clusters > 0;
+    return clusters;
   }
+  bool Fits() const { return MostAtOnce() > 0; }
   void Run(const char* name, const View& view) const {
     CheckCuda(cudaLaunchKernelEx(&config_, kernel_, view), name);
   }
