@@ -56,8 +56,8 @@ __device__ __forceinline__ void Produce(const View& view, const Block<kColumns>&
       block.Fill(
           step, 0,
           [&](int j, const auto& load) {
-            load(view.rows, 64 * s, in_sequence,
-                 (first_tile + kLeftBoxes * block.row + j) * kTile, sequence);
+            load(view.rows, 64 * s, in_sequence, (first_tile + kLeftBoxes * block.row + j) * kTile,
+                 sequence);
           },
           [&](int j, const auto& load) {
             const int along = unit.first_column + 64 * j;
@@ -82,8 +82,7 @@ __device__ __forceinline__ void Produce(const View& view, const Block<kColumns>&
 }
 
 template <bool kReverse, bool kTransposed>
-__device__ __forceinline__ void Consume(const View& view, const Block<kColumns>& block,
-                                        int group) {
+__device__ __forceinline__ void Consume(const View& view, const Block<kColumns>& block, int group) {
   const MlstmLayout& sizes = view.sizes;
   const MlstmChunkOutputs& args = view.args;
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, lane = thread % 32;
@@ -147,14 +146,16 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
         if (args.extra_sees == nullptr) continue;
         extra_weights[half] = args.extra_sees[own_token + 8 * half] * passed;
       }
-      const int64_t entry =
-          static_cast<int64_t>(unit.head) * (sizes.chunks + 1) + unit.chunk + (kReverse ? 1 : 0);
+      const float* normalisers =
+          args.normalisers +
+          (static_cast<int64_t>(unit.head) * (sizes.chunks + 1) + unit.chunk + (kReverse ? 1 : 0)) *
+              view.width;
 #pragma unroll
       for (int n = 0; n < kMlstmChunkColumns / 8; ++n) {
         const int column = unit.first_column + 8 * n + AccumulatorColumn(lane, 0);
         float2 extra = {0.0f, 0.0f};
         if (args.extra_sees != nullptr && column < view.width) {
-          extra = *reinterpret_cast<const float2*>(args.normalisers + entry * view.width + column);
+          extra = *reinterpret_cast<const float2*>(normalisers + column);
         }
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -247,9 +248,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) unsigned char shared[];
   RunBlock<kColumns>(
-      shared,
-      [&](const Block<kColumns>& block) { Produce<kReverse, kTransposed>(view, block); },
-      [&](const Block<kColumns>& block, int group) { Consume<kReverse, kTransposed>(view, block, group); });
+      shared, [&](const Block<kColumns>& block) { Produce<kReverse, kTransposed>(view, block); },
+      [&](const Block<kColumns>& block, int group) {
+        Consume<kReverse, kTransposed>(view, block, group);
+      });
 #else
   __trap();
 #endif

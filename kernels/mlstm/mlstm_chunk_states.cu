@@ -2,8 +2,8 @@
 // 256 columns of a head's state through all chunks; a warpgroup keeps 64 of the rows as float32
 // accumulators. Over a chunk these only add up, as each tile's rows are weighed by what decays
 // until the chunk ends. At a boundary the state goes to memory through shared memory; where it is
-// multiplied with what lay there before, that comes the same way. Products at the ends, where all of
-// a gradient may be, are of float32 alone.
+// multiplied with what lay there before, that comes the same way. Products at the ends, where all
+// of a gradient may be, are of float32 alone.
 #include "kernels/mlstm/mlstm_chunks.cuh"
 
 namespace eyrie {
@@ -67,8 +67,7 @@ __host__ __device__ int64_t Units(const MlstmLayout& sizes) {
 }
 
 template <bool kReverse>
-__device__ __forceinline__ void Consume(const View& view, const Block<kColumns>& block,
-                                        int group) {
+__device__ __forceinline__ void Consume(const View& view, const Block<kColumns>& block, int group) {
   const MlstmLayout& sizes = view.sizes;
   const MlstmChunkStates& args = view.args;
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, lane = thread % 32;
@@ -192,18 +191,18 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
       }
     };
 
-    const int chunks = args.ChunksOnTheWay(sizes.chunks);
     for (int i = 0; i < sizes.chunks; ++i) {
       const int chunk = kReverse ? sizes.chunks - 1 - i : i;
       const ChunkTiles tiles(sizes, unit.head, chunk, args.log_decay);
       if (args.states != nullptr) keep(kReverse ? chunk + 1 : chunk);
-      if (i == chunks) break;
+      if (i == args.ChunksOnTheWay(sizes.chunks)) break;
       const float decay = tiles.Decay(0, tiles.count);
 #pragma unroll
       for (int n = 0; n < kMlstmChunkColumns / 8; ++n) {
 #pragma unroll
         for (int j = 0; j < 4; ++j) state[n][j] *= decay;
       }
+      const bool fetches = multiplies_at(kReverse ? chunk : chunk + 1);
       float extra_sums[2] = {};
       for (int tile = 0; tile < tiles.count; ++tile, ++step) {
         const float passed = kReverse ? tiles.Decay(0, tile) : tiles.Decay(tile + 1, tiles.count);
@@ -238,7 +237,7 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
           Wgmma<true>(state, rows[s], ColumnsDescriptor<128>(stage + kRight, s, kBoxBytes), true);
         }
         WgmmaCommit();
-        if (tile == 0 && thread == 0 && multiplies_at(chunk)) fetch(chunk);
+        if (fetches && tile == 0 && thread == 0) fetch(chunk);
         WgmmaWait<0>();
 #pragma unroll
         for (int s = 0; s < kSteps; ++s) Hold(rows[s]);
@@ -250,27 +249,29 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
         extra_state[j] = fmaf(decay, extra_state[j], QuadSum(extra_sums[j]));
       }
     }
-    if (args.others != nullptr) {
+    if (args.others != nullptr || args.leaving != nullptr) {
       float product = 0.0f;
       for_state([&](float first, float second, int64_t at) {
-        const float2 pair = *reinterpret_cast<const float2*>(args.others + at);
-        product = fmaf(pair.x, first, product);
-        product = fmaf(pair.y, second, product);
-      });
-      if (extra && lane % 4 == 0) {
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          if (lane_row + 8 * i >= sizes.keys) continue;
-          const float other = args.others_n[unit.head * sizes.keys + lane_row + 8 * i];
-          product = fmaf(other, extra_state[i], product);
+        if (args.others != nullptr) {
+          const float2 pair = *reinterpret_cast<const float2*>(args.others + at);
+          product = fmaf(pair.x, first, product);
+          product = fmaf(pair.y, second, product);
         }
-      }
-      write_product(product, kReverse ? 0 : sizes.restarts);
-    }
-    if (args.leaving != nullptr) {
-      for_state([&](float first, float second, int64_t at) {
-        *reinterpret_cast<float2*>(args.leaving + at) = make_float2(first, second);
+        if (args.leaving != nullptr) {
+          *reinterpret_cast<float2*>(args.leaving + at) = make_float2(first, second);
+        }
       });
+      if (args.others != nullptr) {
+        if (extra && lane % 4 == 0) {
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            if (lane_row + 8 * i >= sizes.keys) continue;
+            const float other = args.others_n[unit.head * sizes.keys + lane_row + 8 * i];
+            product = fmaf(other, extra_state[i], product);
+          }
+        }
+        write_product(product, kReverse ? 0 : sizes.restarts);
+      }
     }
     if (extra && args.leaving_n != nullptr && lane % 4 == 0) {
 #pragma unroll

@@ -113,7 +113,7 @@ struct Block {
 
   uint32_t base;
   unsigned char* memory;  // what lies at `base`
-  int row, column;  // in its cluster
+  int row, column;        // in its cluster
   int cluster, clusters;
 };
 

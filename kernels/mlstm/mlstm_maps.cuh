@@ -37,13 +37,12 @@ inline CUtensorMap MapStates(const MlstmLayout& sizes, const __nv_bfloat16* data
 inline CUtensorMap MapScores(const MlstmLayout& sizes, const __nv_bfloat16* data) {
   const uint64_t side = static_cast<uint64_t>(sizes.chunk_tiles) * kMlstmTile;
   const uint64_t row = side * sizeof(__nv_bfloat16), chunk = row * side;
-  return MakeTensorMap(
-      {.data = data,
-       .dimensions = 4,
-       .sizes = {side, side, static_cast<uint64_t>(sizes.chunks),
-                 static_cast<uint64_t>(sizes.all_heads())},
-       .strides = {row, chunk, chunk * sizes.chunks},
-       .box = {64, 64, 1, 1}});
+  return MakeTensorMap({.data = data,
+                        .dimensions = 4,
+                        .sizes = {side, side, static_cast<uint64_t>(sizes.chunks),
+                                  static_cast<uint64_t>(sizes.all_heads())},
+                        .strides = {row, chunk, chunk * sizes.chunks},
+                        .box = {64, 64, 1, 1}});
 }
 
 }  // namespace eyrie
