@@ -23,13 +23,17 @@ struct BlockMapForwardArgs {
 };
 void BlockMapForward(const BlockMapForwardArgs& args);
 
+// Where a linear map to a few gates also read the outputs, `gates` = the sum over maps of y
+// gates_w^T, with `dgates` every dy below stands for dy + dgates gates_w, which is in no memory.
 struct BlockMapBackwardArgs {
   struct Map {
     Tensor w, dy;
-    Tensor dw;  // += the sum over rows of dy[.., 4 g + o] x[.., 4 g + i]
+    Tensor dw;       // += the sum over rows of dy[.., 4 g + o] x[.., 4 g + i]
+    Tensor gates_w;  // [G, C], present where dgates is
   };
   Tensor x;
   std::vector<Map> maps;  // one or two
+  Tensor dgates;          // [.., G], or absent
   Tensor dx;  // out: [.., 4 g + i] = the sum over maps and o of w[g, o, i] dy[.., 4 g + o]
   bool accumulate = false;  // dx +=
   Tensor workspace;         // BlockMapBackwardWorkspace(x, maps.size()) float32 elements
