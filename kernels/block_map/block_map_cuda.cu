@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   constexpr int kUnroll = 8 / static_cast<int>(sizeof(T));     // rows that a thread has under way
   constexpr int kWeights = kBlock * kBlock;                    // of a block of channels and one map
   constexpr int kSums = kMaps * kWeights, kPitch = kSums + 1;  // a lane's; odd, against conflicts
-  __shared__ alignas(16) float shared[kWarps][32 * kPitch];
+  alignas(16) __shared__ float shared[kWarps][32 * kPitch];
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
   const int first_column = static_cast<int>(blockIdx.y) * 32 * kBlock;
   const bool active = first_column + lane * kBlock < width;
