@@ -70,8 +70,8 @@ TEST_F(CudaRanksTest, DecodingEndsWithAPeerThatHangsAndNotBefore) {
             "ab",
             "--set",
             "run.timeout_seconds=2",
-            "--seed",
-            "1",
+            "--temperature",
+            "0",
             "--max-tokens",
             std::to_string(tokens)};
   };
