@@ -58,7 +58,7 @@ TEST_F(CudaRanksTest, APeerThatHangsEndsTheJob) {
 // Whose steps are replayed graphs.
 TEST_F(CudaRanksTest, DecodingEndsWithAPeerThatHangsAndNotBefore) {
   Train("trained", kPairs[0],
-        {"run.device=cuda", "train.precision=FLOAT32", "model.vocab_size=257"});
+        {"run.device=cuda", "train.precision=FLOAT32", "model.vocab_size=258"});
   const std::filesystem::path run = directory_ / "trained";
   const auto generate = [&](int tokens) -> std::vector<std::string> {
     return {"generate",
