@@ -147,11 +147,11 @@ std::vector<KernelCase> BlockMapCases(const KernelProblem& p) {
     return args;
   };
   const BlockMapBackwardArgs of_one = backward(one), of_two = backward(two);
-  // The gates of xLSTM 1.3B's four heads.
+  // As many as xLSTM 1.3B's four heads have.
   constexpr int64_t kGates = 8;
   const auto with_gates = [&](BlockMapBackwardArgs args) {
     args.dgates = p.device.Uniform({p.batch, p.time, kGates});
-    for (auto& map : args.maps) map.gates_w = p.device.Uniform({kGates, width});
+    for (auto& each : args.maps) each.gates_w = p.device.Uniform({kGates, width});
     return args;
   };
   const BlockMapBackwardArgs gated_one = with_gates(of_one), gated_two = with_gates(of_two);

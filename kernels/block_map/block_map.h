@@ -23,8 +23,8 @@ struct BlockMapForwardArgs {
 };
 void BlockMapForward(const BlockMapForwardArgs& args);
 
-// Where a linear map to a few gates also read the outputs, `gates` = the sum over maps of y
-// gates_w^T, with `dgates` every dy below stands for dy + dgates gates_w, which is in no memory.
+// Gates may read the outputs too: gates [.., G] = the sum over maps of y gates_w^T, for a few G.
+// With `dgates` each dy below stands for dy + dgates gates_w, a sum that is never written.
 struct BlockMapBackwardArgs {
   struct Map {
     Tensor w, dy;

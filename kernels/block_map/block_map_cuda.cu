@@ -83,8 +83,8 @@ struct BackwardTensors {
 };
 
 // A thread takes one block of channels; a block's warps take its chunk's rows in turn, and their
-// sums are then added up. Sums, and the gradients of several rows, fill the registers: maps and the
-// gates' weights come out of the cache once for so many rows.
+// sums are then added up. The sums and several rows fill its registers, so that the maps and the
+// gates' weights are read from the cache again for every so many rows.
 template <class T, int kMaps, bool kAccumulate>
 __global__ void __launch_bounds__(kThreads, 2)
     BackwardKernel(const BackwardTensors<T, kMaps> tensors, int rows, int chunk, int width,
