@@ -105,7 +105,8 @@ __global__ void __launch_bounds__(kThreads, 2)
   const auto take = [&](auto count, int first) {
     constexpr int kRows = decltype(count)::value;
     const int64_t start = int64_t{first} * width + column;
-    Vector<T, kBlock> x[kRows], dy[kMaps][kRows], dx[kRows];
+    Vector<T, kBlock> x[kRows], dy[kMaps][kRows];
+    [[maybe_unused]] Vector<T, kBlock> dx[kRows];  // what is added to
 #pragma unroll
     for (int u = 0; u < kRows; ++u) {
       const int64_t at = start + u * kWarps * width;
