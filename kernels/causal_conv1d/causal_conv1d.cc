@@ -60,8 +60,7 @@ void CausalConv1dBackward(const CausalConv1dBackwardArgs& args) {
   CheckOptional(kernel, "dx_sum", args.dx_sum, {state[2]});
   if (args.silu) CheckShape(kernel, "bias", args.bias, {state[2]});
   CheckTypes(kernel, args.x, args.x.dtype, {args.dy, args.dx_last, args.dx, args.dx0, args.bias});
-  CheckTypes(kernel, args.x, FullPrecision(args.x.dtype),
-             {args.dweight, args.dbias, args.dx_sum});
+  CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.dweight, args.dbias, args.dx_sum});
   CheckWorkspace(kernel, args.x, args.workspace,
                  CausalConv1dBackwardWorkspace(args.x, args.weight.dim(0)));
   const KernelScope timed("causal_conv1d");
