@@ -182,8 +182,7 @@ struct BackwardTensors {
   const int* positions;
   const T *x0, *dy, *dx_last;
   T *dx, *dx0;
-  float*
-      shares;  // [B, blocks along time, K + 2, C]: each block's share of [dweight; dbias; dx_sum]
+  float* shares;  // [B, blocks along time, K + 2, C]: of a block, of [dweight; dbias; dx_sum]
 };
 
 // A span's share of the gradients that are sums over tokens.

@@ -246,8 +246,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 3 : 2)
   ForTiles<true>(plan, board, shared.tiles, load, map, link, finish);
 }
 
-// Adds the sums over all tiles to the gradients that they are; `i` counts the kSums sums of one
-// row.
+// Adds the sums over all tiles to the gradients that they are; `i` counts a tile row's [kSums,
+// width].
 struct AddSums {
   __device__ void operator()(int64_t i, float sum) const {
     const int64_t c = i % width;
