@@ -77,11 +77,13 @@ std::vector<KernelCase> CausalConv1dCases(const KernelProblem& p) {
       .dx = p.Output(),
       .dweight = p.Full({kTaps, p.channels}),
       .dbias = p.Full({p.channels}),
+      .dx_sum = p.Full({p.channels}),
       .workspace = p.Workspace(CausalConv1dBackwardWorkspace(forward.x, kTaps))};
   CausalConv1dForwardArgs forward_silu = forward;
   CausalConv1dBackwardArgs backward_silu = backward;
   forward_silu.silu = backward_silu.silu = true;
   backward_silu.bias = forward.bias;
+  backward_silu.dx_sum = {};  // as in the mixers that have a SiLU there
   const double bytes = BytesOf({forward.x});
   return {
       {"forward", p.full(), [forward] { CausalConv1dForward(forward); }, 2 * bytes},
@@ -182,6 +184,8 @@ std::vector<KernelCase> RgLruCases(const KernelProblem& p) {
                                    .dzi = p.Output(),
                                    .dzr = p.Output(),
                                    .dlambda = p.Full({p.channels}),
+                                   .dzi_sum = p.Full({p.channels}),
+                                   .dzr_sum = p.Full({p.channels}),
                                    .workspace = p.Workspace(RgLruBackwardWorkspace(forward.u))};
   const RgLruSummaryArgs summary{.u = forward.u,
                                  .zi = forward.zi,

@@ -147,11 +147,21 @@ std::vector<KernelCase> BlockMapCases(const KernelProblem& p) {
     return args;
   };
   const BlockMapBackwardArgs of_one = backward(one), of_two = backward(two);
+  // As many as xLSTM 1.3B's four heads have.
+  constexpr int64_t kGates = 8;
+  const auto with_gates = [&](BlockMapBackwardArgs args) {
+    args.dgates = p.device.Uniform({p.batch, p.time, kGates});
+    for (auto& each : args.maps) each.gates_w = p.device.Uniform({kGates, width});
+    return args;
+  };
+  const BlockMapBackwardArgs gated_one = with_gates(of_one), gated_two = with_gates(of_two);
   const double bytes = BytesOf({x});
   return {{"forward", rows, [one] { BlockMapForward(one); }, 2 * bytes},
           {"forward_two", rows, [two] { BlockMapForward(two); }, 3 * bytes},
           {"backward", rows, [of_one] { BlockMapBackward(of_one); }, 4 * bytes},
-          {"backward_two", rows, [of_two] { BlockMapBackward(of_two); }, 5 * bytes}};
+          {"backward_two", rows, [of_two] { BlockMapBackward(of_two); }, 5 * bytes},
+          {"backward_gates", rows, [gated_one] { BlockMapBackward(gated_one); }, 4 * bytes},
+          {"backward_two_gates", rows, [gated_two] { BlockMapBackward(gated_two); }, 5 * bytes}};
 }
 
 // A norm a head, with the skip of the mLSTM block.

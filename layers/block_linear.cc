@@ -67,7 +67,17 @@ void BlockLinear::BackwardInput(Run& run, const Tensor& dy, const Tensor& dx,
 }
 
 void BlockLinear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const {
+  BackwardWeightAlone(run, x, dy);
+  if (!options_.bias) return;
   ArenaScope scope(run.arena);
+  SumRows(dy, BiasGradient(run), run.Workspace(SumRowsWorkspace(dy)));
+}
+
+Tensor BlockLinear::BiasGradient(Run& run) const {
+  return options_.bias ? run.params.grad(bias_).View({width_}) : Tensor{};
+}
+
+void BlockLinear::BackwardWeightAlone(Run& run, const Tensor& x, const Tensor& dy) const {
   const ParamStore::GradientSum sum = run.params.AddTo(weight_);
   Gemm({.trans_a = Trans::kYes,
         .m = outputs_,
@@ -84,8 +94,6 @@ void BlockLinear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) co
         .stride_a = spread_,
         .stride_b = block_,
         .stride_c = outputs_ * block_});
-  if (!options_.bias) return;
-  SumRows(dy, run.params.grad(bias_).View({width_}), run.Workspace(SumRowsWorkspace(dy)));
 }
 
 }  // namespace eyrie

@@ -36,6 +36,10 @@ class BlockLinear {
   void BackwardInput(Run& run, const Tensor& dy, const Tensor& dx, bool accumulate) const;
   // Adds the gradients of W and b.
   void BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const;
+  // The same in two parts, as Linear's: what the sum of dy's rows is added to, [local C], and
+  // adding the gradient of W alone.
+  Tensor BiasGradient(Run& run) const;
+  void BackwardWeightAlone(Run& run, const Tensor& x, const Tensor& dy) const;
 
  private:
   Options options_;

@@ -1,6 +1,7 @@
 #include "layers/causal_convolution.h"
 
 #include "kernels/causal_conv1d/causal_conv1d.h"
+#include "kernels/elementwise/elementwise.h"
 
 namespace eyrie {
 
@@ -72,7 +73,8 @@ void CausalConvolution::Refill(Run& run, const Tensor& out, Stash& stash,
 CausalConvolution::Returning CausalConvolution::Backward(Run& run, const Tensor& dout,
                                                          const Tensor& dinputs, Stash& stash,
                                                          const Carry& carry,
-                                                         const CarryGrad& carry_grad) const {
+                                                         const CarryGrad& carry_grad,
+                                                         const Tensor& dinputs_sum) const {
   Communicator& sequence = run.mesh.sequence();
   const bool first = sequence.rank() == 0, last = sequence.rank() == sequence.size() - 1;
   Tensor dhalo = StateSlot(carry_grad.before, kState);
@@ -90,9 +92,13 @@ CausalConvolution::Returning CausalConvolution::Backward(Run& run, const Tensor&
          .dx0 = dhalo,
          .dweight = run.params.grad(weight_),
          .dbias = run.params.grad(bias_),
+         .dx_sum = dinputs_sum,
          .workspace = run.Workspace(CausalConv1dBackwardWorkspace(stash[inputs_], kTaps)),
          .silu = options_.silu,
          .bias = run.params.value(bias_)});
+    if (dinputs_sum.defined() && !first) {
+      SumRows(dhalo, dinputs_sum, run.Workspace(SumRowsWorkspace(dhalo)));
+    }
   }
   Returning returning;
   if (carry_grad.before != nullptr) {

@@ -58,9 +58,12 @@ class CausalConvolution {
   };
   // dinputs := the gradient of the inputs, complete once the result has been waited for; adds the
   // gradients of the parameters. Scratch is the caller's to give back, after the wait.
+  // dinputs_sum [local C], optional: adds the sum of dinputs' rows, for the bias of the projection
+  // that computes the inputs. Of a row that other ranks have parts of, each rank adds its own part,
+  // so that only the sum over the sequence axis is a gradient.
   [[nodiscard]] Returning Backward(Run& run, const Tensor& dout, const Tensor& dinputs,
-                                   Stash& stash, const Carry& carry,
-                                   const CarryGrad& carry_grad) const;
+                                   Stash& stash, const Carry& carry, const CarryGrad& carry_grad,
+                                   const Tensor& dinputs_sum = {}) const;
 
  private:
   static constexpr SlotId kState = 0;

@@ -36,11 +36,21 @@ void BlockMapForward(const BlockMapForwardArgs& args) {
 void BlockMapBackward(const BlockMapBackwardArgs& args) {
   const char* kernel = "BlockMapBackward";
   const Shape weights = CheckInputs(kernel, args);
+  const bool gated = args.dgates.defined();
+  if (gated) {
+    EYRIE_CHECK(args.dgates.shape.rank() >= 1, kernel, ": dgates has shape []");
+    Shape gates = args.x.shape;
+    gates.Set(gates.rank() - 1, args.dgates.dim(-1));
+    CheckShape(kernel, "dgates", args.dgates, gates);
+    CheckTypes(kernel, args.x, args.x.dtype, {args.dgates});
+  }
   for (const auto& map : args.maps) {
     CheckShape(kernel, "w", map.w, weights);
     CheckShape(kernel, "dw", map.dw, weights);
     CheckShape(kernel, "dy", map.dy, args.x.shape);
-    CheckTypes(kernel, args.x, args.x.dtype, {map.w, map.dy});
+    EYRIE_CHECK(map.gates_w.defined() == gated, kernel, ": gates_w and dgates come together");
+    if (gated) CheckShape(kernel, "gates_w", map.gates_w, {args.dgates.dim(-1), args.x.dim(-1)});
+    CheckTypes(kernel, args.x, args.x.dtype, {map.w, map.dy, map.gates_w});
     CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {map.dw});
   }
   CheckShape(kernel, "dx", args.dx, args.x.shape);

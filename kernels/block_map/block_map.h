@@ -23,13 +23,17 @@ struct BlockMapForwardArgs {
 };
 void BlockMapForward(const BlockMapForwardArgs& args);
 
+// Gates may read the outputs too: gates [.., G] = the sum over maps of y gates_w^T, for a few G.
+// With `dgates` each dy below stands for dy + dgates gates_w, a sum that is never written.
 struct BlockMapBackwardArgs {
   struct Map {
     Tensor w, dy;
-    Tensor dw;  // += the sum over rows of dy[.., 4 g + o] x[.., 4 g + i]
+    Tensor dw;       // += the sum over rows of dy[.., 4 g + o] x[.., 4 g + i]
+    Tensor gates_w;  // [G, C], present where dgates is
   };
   Tensor x;
   std::vector<Map> maps;  // one or two
+  Tensor dgates;          // [.., G], or absent
   Tensor dx;  // out: [.., 4 g + i] = the sum over maps and o of w[g, o, i] dy[.., 4 g + o]
   bool accumulate = false;  // dx +=
   Tensor workspace;         // BlockMapBackwardWorkspace(x, maps.size()) float32 elements

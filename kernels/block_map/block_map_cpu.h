@@ -1,6 +1,7 @@
 // CPU bodies of the block maps: a task takes a tile of rows.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "kernels/block_map/block_map.h"
@@ -34,6 +35,17 @@ inline void Apply(const Real* block, const Real* in, Real* out, bool add) {
   for (int64_t o = 0; o < kWidth; ++o) out[o] = add ? out[o] + sum[o] : sum[o];
 }
 
+// dy [C] += the row `row` of dgates [.., G] times w [G, C].
+template <class Real>
+void AddGates(const Tensor& dgates, int64_t row, const Tensor& w, Real* dy) {
+  const int64_t gates = w.dim(0), channels = w.dim(1);
+  for (int64_t g = 0; g < gates; ++g) {
+    const Real d = dgates.data<Real>()[row * gates + g];
+    const Real* line = w.data<Real>() + g * channels;
+    for (int64_t c = 0; c < channels; ++c) dy[c] += d * line[c];
+  }
+}
+
 }  // namespace block_map
 
 template <class Real>
@@ -62,6 +74,7 @@ void BlockMapBackwardCpu(const BlockMapBackwardArgs& args) {
   const Real* x = args.x.data<Real>();
   Real* dx = args.dx.data<Real>();
   const int64_t channels = args.x.dim(-1), weights = channels * kWidth;
+  const bool gated = args.dgates.defined();
   const RowTiles tiles(args.x.size() / std::max<int64_t>(channels, 1), channels);
   bool add = args.accumulate;
   for (const auto& map : args.maps) {
@@ -69,10 +82,17 @@ void BlockMapBackwardCpu(const BlockMapBackwardArgs& args) {
     // Each tile's share of dw.
     std::vector<Real> partial(static_cast<size_t>(tiles.count * weights));
     tiles.ForEach([&](int64_t tile, int64_t begin, int64_t end) {
+      std::vector<Real> with_gates(static_cast<size_t>(gated ? channels : 0));
       for (int64_t row = begin; row < end; ++row) {
+        const Real* row_dy = dy + row * channels;
+        if (gated) {
+          std::copy_n(row_dy, channels, with_gates.data());
+          block_map::AddGates(args.dgates, row, map.gates_w, with_gates.data());
+          row_dy = with_gates.data();
+        }
         Real* sum = partial.data() + tile * weights;
         for (int64_t c = 0; c < channels; c += kWidth) {
-          const Real *in = x + row * channels + c, *out = dy + row * channels + c;
+          const Real *in = x + row * channels + c, *out = row_dy + c;
           block_map::Apply(w + c * kWidth, out, dx + row * channels + c, add);
           for (int64_t o = 0; o < kWidth; ++o, sum += kWidth) {
             for (int64_t i = 0; i < kWidth; ++i) sum[i] += out[o] * in[i];

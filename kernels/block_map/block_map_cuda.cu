@@ -1,5 +1,4 @@
-// A thread holds the maps of the blocks under its vector of channels in registers, and takes one
-// row after another.
+// A thread takes one row after another of its vector of channels.
 #include "kernels/block_map/block_map_cuda.h"
 #include "kernels/column_sum.cuh"
 
@@ -27,7 +26,8 @@ struct ForwardTensors {
   T* y[kMaps];
 };
 
-// kWidth channels a thread; a block of threads covers kWarps * kRowsPerThread rows of 32 vectors.
+// kWidth channels a thread, which holds their maps in registers; a block of threads covers kWarps *
+// kRowsPerThread rows of 32 vectors.
 template <class T, int kWidth, int kMaps>
 __global__ void __launch_bounds__(kThreads)
     ForwardKernel(const ForwardTensors<T, kMaps> tensors, int64_t rows, int64_t width) {
@@ -77,70 +77,114 @@ __global__ void __launch_bounds__(kThreads)
 
 template <class T, int kMaps>
 struct BackwardTensors {
-  const T *x, *w[kMaps], *dy[kMaps];
+  const T *x, *w[kMaps], *dy[kMaps], *gates_w[kMaps], *dgates;
   T* dx;
   float* dw[kMaps];  // each [gridDim.x, 4 * width]: the products of each chunk's rows, summed
 };
 
 // A thread takes one block of channels; a block's warps take its chunk's rows in turn, and their
-// sums are then added up.
+// sums are then added up. The sums and several rows fill its registers, so that the maps and the
+// gates' weights are read from the cache again for every so many rows.
 template <class T, int kMaps, bool kAccumulate>
 __global__ void __launch_bounds__(kThreads, 2)
-    BackwardKernel(const BackwardTensors<T, kMaps> tensors, int64_t rows, int64_t chunk,
-                   int64_t width) {
+    BackwardKernel(const BackwardTensors<T, kMaps> tensors, int rows, int chunk, int width,
+                   int gates) {
   constexpr int kUnroll = 8 / static_cast<int>(sizeof(T));     // rows that a thread has under way
   constexpr int kWeights = kBlock * kBlock;                    // of a block of channels and one map
   constexpr int kSums = kMaps * kWeights, kPitch = kSums + 1;  // a lane's; odd, against conflicts
-  __shared__ float shared[kWarps][32 * kPitch];
+  alignas(16) __shared__ float shared[kWarps][32 * kPitch];
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
-  const int64_t first_column = int64_t{blockIdx.y} * 32 * kBlock;
-  const int64_t column = first_column + lane * kBlock;
-  const int64_t begin = int64_t{blockIdx.x} * chunk, end = min(rows, begin + chunk);
+  const int first_column = static_cast<int>(blockIdx.y) * 32 * kBlock;
+  const bool active = first_column + lane * kBlock < width;
+  // Lanes past the end do what the last one does, and store nothing.
+  const int column = min(first_column + lane * kBlock, width - kBlock);
+  const int begin = static_cast<int>(blockIdx.x) * chunk, end = min(rows, begin + chunk);
 
   float sum[kMaps][kBlock][kBlock] = {};  // out by in, like the maps
-  if (column < width) {
-    float map[kMaps][kBlock][kBlock];
+  // Takes rows first, first + kWarps, ..., as many as `count` says.
+  const auto take = [&](auto count, int first) {
+    constexpr int kRows = decltype(count)::value;
+    const int64_t start = int64_t{first} * width + column;
+    Vector<T, kBlock> x[kRows], dy[kMaps][kRows];
+    [[maybe_unused]] Vector<T, kBlock> dx[kRows];  // what is added to
 #pragma unroll
-    for (int m = 0; m < kMaps; ++m) LoadMap(tensors.w[m], column, map[m]);
+    for (int u = 0; u < kRows; ++u) {
+      const int64_t at = start + u * kWarps * width;
+      x[u] = LoadVector<kBlock>(tensors.x + at);
+#pragma unroll
+      for (int m = 0; m < kMaps; ++m) dy[m][u] = LoadVector<kBlock>(tensors.dy[m] + at);
+      if constexpr (kAccumulate) dx[u] = LoadVector<kBlock>(tensors.dx + at);
+    }
+
+    float result[kRows][kBlock] = {};
+#pragma unroll
+    for (int m = 0; m < kMaps; ++m) {
+      // The gates' share of the gradient first, while those are under way: dgates [gate, row] of
+      // 32 numbers pass through the warp's shared memory.
+      constexpr int kGates = 32 / kRows;
+      float* dgates = shared[warp];
+      float gradient[kRows][kBlock] = {};
 #pragma unroll 1
-    for (int64_t row = begin + warp; row < end; row += kWarps * kUnroll) {
-      Vector<T, kBlock> x[kUnroll], dy[kMaps][kUnroll], dx[kUnroll];
-#pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
-        if (row + u * kWarps >= end) continue;
-        const int64_t at = (row + u * kWarps) * width + column;
-        x[u] = LoadVector<kBlock>(tensors.x + at);
-#pragma unroll
-        for (int m = 0; m < kMaps; ++m) dy[m][u] = LoadVector<kBlock>(tensors.dy[m] + at);
-        if constexpr (kAccumulate) dx[u] = LoadVector<kBlock>(tensors.dx + at);
-      }
-#pragma unroll
-      for (int u = 0; u < kUnroll; ++u) {
-        if (row + u * kWarps >= end) continue;
-        float gradient[kBlock] = {};
-        if constexpr (kAccumulate) {
-#pragma unroll
-          for (int i = 0; i < kBlock; ++i) gradient[i] = dx[u][i];
+      for (int before = 0; before < gates; before += kGates) {
+        const int gate = before + lane / kRows;
+        __syncwarp();
+        if (gate < gates) {
+          dgates[lane] =
+              ToFloat(tensors.dgates[int64_t{first + lane % kRows * kWarps} * gates + gate]);
         }
+        __syncwarp();
+        const T* weights = tensors.gates_w[m] + int64_t{before} * width + column;
+#pragma unroll 2
+        for (int g = 0; g < min(kGates, gates - before); ++g, weights += width) {
+          const Vector<float, kRows> d = LoadVector<kRows>(dgates + g * kRows);
+          const Vector<T, kBlock> w = LoadVector<kBlock>(weights);
 #pragma unroll
-        for (int m = 0; m < kMaps; ++m) {
+          for (int u = 0; u < kRows; ++u) {
 #pragma unroll
-          for (int o = 0; o < kBlock; ++o) {
-            const float d = dy[m][u][o];
-#pragma unroll
-            for (int i = 0; i < kBlock; ++i) {
-              gradient[i] = fmaf(map[m][o][i], d, gradient[i]);
-              sum[m][o][i] = fmaf(d, x[u][i], sum[m][o][i]);
-            }
+            for (int o = 0; o < kBlock; ++o) gradient[u][o] = fmaf(d[u], w[o], gradient[u][o]);
           }
         }
-        Vector<T, kBlock> out;
+      }
+      if constexpr (kAccumulate) {
+        if (m == 0) {
 #pragma unroll
-        for (int i = 0; i < kBlock; i += 2) out.SetPair(i, gradient[i], gradient[i + 1]);
-        StoreVector(tensors.dx + (row + u * kWarps) * width + column, out);
+          for (int u = 0; u < kRows; ++u) {
+#pragma unroll
+            for (int i = 0; i < kBlock; ++i) result[u][i] = dx[u][i];
+          }
+        }
+      }
+#pragma unroll
+      for (int o = 0; o < kBlock; ++o) {
+        const Vector<T, kBlock> map = LoadVector<kBlock>(tensors.w[m] + (column + o) * kBlock);
+#pragma unroll
+        for (int u = 0; u < kRows; ++u) {
+          const float d = dy[m][u][o] + gradient[u][o];
+#pragma unroll
+          for (int i = 0; i < kBlock; ++i) {
+            result[u][i] = fmaf(map[i], d, result[u][i]);
+            sum[m][o][i] = fmaf(d, x[u][i], sum[m][o][i]);
+          }
+        }
       }
     }
+    if (!active) return;
+#pragma unroll
+    for (int u = 0; u < kRows; ++u) {
+      Vector<T, kBlock> out;
+#pragma unroll
+      for (int i = 0; i < kBlock; i += 2) out.SetPair(i, result[u][i], result[u][i + 1]);
+      StoreVector(tensors.dx + start + u * kWarps * width, out);
+    }
+  };
+  int row = begin + warp;
+#pragma unroll 1
+  for (; row + (kUnroll - 1) * kWarps < end; row += kUnroll * kWarps) {
+    take(std::integral_constant<int, kUnroll>{}, row);
   }
+#pragma unroll 1
+  for (; row < end; row += kWarps) take(std::integral_constant<int, 1>{}, row);
+  __syncwarp();
 #pragma unroll
   for (int m = 0; m < kMaps; ++m) {
 #pragma unroll
@@ -151,7 +195,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   __syncthreads();
 
   // Of each map, the weights under the block's channels lie in a row, lane by lane.
-  const int64_t weights = width * kBlock, first_weight = first_column * kBlock;
+  const int64_t weights = int64_t{width} * kBlock, first_weight = int64_t{first_column} * kBlock;
 #pragma unroll
   for (int m = 0; m < kMaps; ++m) {
     for (int s = static_cast<int>(threadIdx.x); s < 32 * kWeights; s += kThreads) {
@@ -216,22 +260,29 @@ void BlockMapBackwardCuda(const BlockMapBackwardArgs& args) {
   const int64_t rows = args.x.size() / width, chunk = ColumnSumChunk(rows, width);
   const unsigned chunks = Pieces(rows, chunk);
   const int64_t shares = chunks * width * kBlock;  // of one map
+  const bool gated = args.dgates.defined();
+  const int gates = gated ? static_cast<int>(args.dgates.dim(-1)) : 0;
   DispatchCuda(kernel, args.x, [&]<class T>(T) {
     WithMaps(args.maps, [&](auto maps) {
       constexpr int kMaps = decltype(maps)::value;
       BackwardTensors<T, kMaps> tensors{.x = args.x.data<T>(), .dx = args.dx.data<T>()};
       CheckAligned(kernel, tensors.x);
       CheckAligned(kernel, tensors.dx);
+      if (gated) tensors.dgates = args.dgates.data<T>();
       for (int m = 0; m < kMaps; ++m) {
         tensors.w[m] = args.maps[m].w.template data<T>();
         tensors.dy[m] = args.maps[m].dy.template data<T>();
         tensors.dw[m] = args.workspace.data<float>() + m * shares;
         CheckAligned(kernel, tensors.w[m]);
         CheckAligned(kernel, tensors.dy[m]);
+        if (!gated) continue;
+        tensors.gates_w[m] = args.maps[m].gates_w.template data<T>();
+        CheckAligned(kernel, tensors.gates_w[m]);
       }
       Launch(kernel,
              args.accumulate ? BackwardKernel<T, kMaps, true> : BackwardKernel<T, kMaps, false>,
-             dim3(chunks, Pieces(width, 32 * kBlock)), kThreads, 0, tensors, rows, chunk, width);
+             dim3(chunks, Pieces(width, 32 * kBlock)), kThreads, 0, tensors, static_cast<int>(rows),
+             static_cast<int>(chunk), static_cast<int>(width), gates);
     });
   });
   for (size_t m = 0; m < args.maps.size(); ++m) {

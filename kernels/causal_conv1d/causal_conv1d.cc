@@ -33,7 +33,7 @@ Shape CheckInputs(const char* kernel, const Args& args) {
 int64_t CausalConv1dBackwardWorkspace(const Tensor& x, int64_t taps) {
   using causal_conv1d::kBackwardSpan;
   if (!IsGpu(x.device)) return 0;
-  return x.dim(0) * causal_conv1d::TimeBlocks(x.dim(1), kBackwardSpan) * (taps + 1) * x.dim(2);
+  return x.dim(0) * causal_conv1d::TimeBlocks(x.dim(1), kBackwardSpan) * (taps + 2) * x.dim(2);
 }
 
 void CausalConv1dForward(const CausalConv1dForwardArgs& args) {
@@ -57,9 +57,10 @@ void CausalConv1dBackward(const CausalConv1dBackwardArgs& args) {
   CheckOptional(kernel, "dx0", args.dx0, state);
   CheckShape(kernel, "dweight", args.dweight, args.weight.shape);
   CheckShape(kernel, "dbias", args.dbias, {state[2]});
+  CheckOptional(kernel, "dx_sum", args.dx_sum, {state[2]});
   if (args.silu) CheckShape(kernel, "bias", args.bias, {state[2]});
   CheckTypes(kernel, args.x, args.x.dtype, {args.dy, args.dx_last, args.dx, args.dx0, args.bias});
-  CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.dweight, args.dbias});
+  CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.dweight, args.dbias, args.dx_sum});
   CheckWorkspace(kernel, args.x, args.workspace,
                  CausalConv1dBackwardWorkspace(args.x, args.weight.dim(0)));
   const KernelScope timed("causal_conv1d");

@@ -4,8 +4,8 @@
 //
 // where x[-1], x[-2], ... are the last rows of the carried state. B sequences, T tokens (T may be
 // shorter than K-1), C channels, K taps (1 to 8). With silu, y is z sigmoid(z) of that sum z, which
-// the backward pass computes again. dweight and dbias have full precision, the others the
-// activations' type: float32, on the CPU also float64, on a GPU also bfloat16.
+// the backward pass computes again. dweight, dbias and dx_sum have full precision, the others
+// the activations' type: float32, on the CPU also float64, on a GPU also bfloat16.
 #pragma once
 
 #include "core/tensor.h"
@@ -32,6 +32,9 @@ struct CausalConv1dBackwardArgs {
   Tensor dx0;                       // [B, K-1, C] out, overwritten; optional
   Tensor dweight;                   // [K, C] out, added to
   Tensor dbias;                     // [C] out, added to
+  // [C] out, added to, optional: the sum of dx over all tokens, before it is rounded. Where x comes
+  // from a projection, the gradient of the projection's bias.
+  Tensor dx_sum;
   Tensor workspace;   // float32 scratch of as many elements as below; absent where that is 0
   bool silu = false;  // as in the forward pass
   Tensor bias;        // likewise, with silu

@@ -123,9 +123,10 @@ void CausalConv1dBackwardCpu(const CausalConv1dBackwardArgs& args) {
   const Real* dx_last = args.dx_last.data<Real>();
   const int32_t* positions = args.positions.data<int32_t>();
   Real *dx = args.dx.data<Real>(), *dx0 = args.dx0.data<Real>();
+  const bool summed = args.dx_sum.defined();
 
-  // Each sequence's share of [dweight; dbias], [B, K+1, C].
-  const int64_t share = (taps + 1) * channels;
+  // Each sequence's share of [dweight; dbias; dx_sum], [B, K+2, C].
+  const int64_t share = (taps + 2) * channels;
   std::vector<Real> partial(static_cast<size_t>(batch * share));
 
   ForChannelBlocks(batch, time, channels, [&](int64_t b, int64_t first, int64_t count) {
@@ -135,7 +136,7 @@ void CausalConv1dBackwardCpu(const CausalConv1dBackwardArgs& args) {
     const causal_conv1d::Rows<const Real> x_rows(x, x0, zeros, b, time, channels, history, first);
     const causal_conv1d::Rows<Real> dx_rows(dx, dx0, unwanted, b, time, channels, history, first);
     Real* dw = partial.data() + b * share + first;
-    Real* db = dw + taps * channels;
+    Real *db = dw + taps * channels, *dx_sum = db + channels;
 
     // What row j receives from x_last, which holds rows [T-K+1, T).
     const auto start_row = [&](int64_t j) {
@@ -143,6 +144,12 @@ void CausalConv1dBackwardCpu(const CausalConv1dBackwardArgs& args) {
       const bool handed_on = dx_last != nullptr && k >= 0;
       std::copy_n(handed_on ? dx_last + (b * history + k) * channels + first : zeros, count,
                   dx_rows[j]);
+    };
+    // Of a row that no token adds to any more.
+    const auto sum_row = [&](int64_t j) {
+      const Real* dx_j = dx_rows[j];
+#pragma omp simd
+      for (int64_t c = 0; c < count; ++c) dx_sum[c] += dx_j[c];
     };
     for (int64_t j = -history; j < 0; ++j) start_row(j);
     for (int64_t t = 0; t < time; ++t) {
@@ -170,18 +177,24 @@ void CausalConv1dBackwardCpu(const CausalConv1dBackwardArgs& args) {
           dw_s[c] += x_s[c] * dy_t[c];
         }
       }
+      if (summed && t >= history) sum_row(t - history);
     }
+    for (int64_t j = std::max<int64_t>(0, time - history); summed && j < time; ++j) sum_row(j);
   });
 
-  // [dweight; dbias] are two tensors: add the sequences' shares in order to each.
+  // [dweight; dbias; dx_sum] are three tensors: add the sequences' shares in order to each.
   Real *dweight = args.dweight.data<Real>(), *dbias = args.dbias.data<Real>();
+  Real* dx_sum = args.dx_sum.data<Real>();
   for (int64_t b = 0; b < batch; ++b) {
     const Real* dw = partial.data() + b * share;
-    const Real* db = dw + taps * channels;
+    const Real *db = dw + taps * channels, *of_dx = db + channels;
 #pragma omp simd
     for (int64_t i = 0; i < taps * channels; ++i) dweight[i] += dw[i];
 #pragma omp simd
     for (int64_t c = 0; c < channels; ++c) dbias[c] += db[c];
+    if (!summed) continue;
+#pragma omp simd
+    for (int64_t c = 0; c < channels; ++c) dx_sum[c] += of_dx[c];
   }
 }
 

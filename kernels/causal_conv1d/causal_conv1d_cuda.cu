@@ -182,14 +182,15 @@ struct BackwardTensors {
   const int* positions;
   const T *x0, *dy, *dx_last;
   T *dx, *dx0;
-  float* shares;  // [B, blocks along time, K + 1, C]: each block's share of [dweight; dbias]
+  float* shares;  // [B, blocks along time, K + 2, C]: of a block, of [dweight; dbias; dx_sum]
 };
 
-// A span's share of the parameters' gradients.
+// A span's share of the gradients that are sums over tokens.
 template <int kTaps, int N>
-struct ParameterGrads {
+struct SummedGrads {
   float weights[kTaps][N] = {};  // [s] of the token s back
   float bias[N] = {};
+  float x[N] = {};  // of dx
 };
 
 // Adds to `dx` what row j receives from x_last, which holds rows [T-K+1, T).
@@ -231,7 +232,7 @@ __device__ __forceinline__ void BackThroughSilu(const float (&weights)[kTaps][N]
 template <bool kSilu, class T, int kTaps, int N>
 __device__ __forceinline__ void WalkBack(const Sizes& sizes, const BackwardTensors<T>& tensors,
                                          int64_t b, int64_t c, int first, int end, const int* live,
-                                         ParameterGrads<kTaps, N>& grads) {
+                                         SummedGrads<kTaps, N>& grads) {
   constexpr int kHalo = kTaps - 1, kAhead = kSilu ? kHalo : 0;
   const int64_t channels = sizes.channels;
   const T* no_state = nullptr;
@@ -309,6 +310,7 @@ __device__ __forceinline__ void WalkBack(const Sizes& sizes, const BackwardTenso
         }
         for (int v = 0; v < N; ++v) grads.bias[v] += dy[i][v];
         if (!kAll) AddHandedOn(sizes, tensors.dx_last, b, c, t + i, dx);
+        for (int v = 0; v < N; ++v) grads.x[v] += dx[v];
         StoreVector(out, Rounded<T>(dx));
       }
     });
@@ -324,7 +326,7 @@ template <class T, int kTaps, int N, bool kSilu>
 __global__ void __launch_bounds__(kLanes* kWalkers, kTaps == 4 && sizeof(T) == 2 ? 2 : 1)
     BackwardKernel(Sizes sizes, BackwardTensors<T> tensors) {
   AwaitEarlier();
-  constexpr int kSums = (kTaps + 1) * N;
+  constexpr int kSums = (kTaps + 2) * N;
   __shared__ int live[kWalkers * kBackwardSpan + kTaps - 1];
   __shared__ float sums[kWalkers][kSums][kLanes];
   const int64_t b = blockIdx.z, channels = sizes.channels;
@@ -333,33 +335,46 @@ __global__ void __launch_bounds__(kLanes* kWalkers, kTaps == 4 && sizeof(T) == 2
   const int64_t c = (int64_t{blockIdx.x} * kLanes + threadIdx.x) * N;
   const int first = block_first + threadIdx.y * kBackwardSpan;
 
-  ParameterGrads<kTaps, N> grads;
+  SummedGrads<kTaps, N> grads;
   if (c < channels && first < sizes.time) {
     WalkBack<kSilu, T, kTaps, N>(sizes, tensors, b, c, first,
                                  min(first + kBackwardSpan, sizes.time),
                                  live + threadIdx.y * kBackwardSpan, grads);
   }
-  // Row s of the sums is of the token s back, the last is of the bias.
+  // Row s of the sums is of the token s back, the last two are of the bias and of dx.
 #pragma unroll
   for (int v = 0; v < N; ++v) {
 #pragma unroll
     for (int s = 0; s < kTaps; ++s) sums[threadIdx.y][s * N + v][threadIdx.x] = grads.weights[s][v];
     sums[threadIdx.y][kTaps * N + v][threadIdx.x] = grads.bias[v];
+    sums[threadIdx.y][(kTaps + 1) * N + v][threadIdx.x] = grads.x[v];
   }
   __syncthreads();
   if (c >= channels) return;
-  float* share = tensors.shares + (b * gridDim.y + blockIdx.y) * (sizes.taps + 1) * channels + c;
+  float* share = tensors.shares + (b * gridDim.y + blockIdx.y) * (sizes.taps + 2) * channels + c;
   for (int i = threadIdx.y; i < kSums; i += kWalkers) {
     const int s = i / N, v = i % N;
     if (s >= sizes.taps && s < kTaps) continue;
     float sum = 0;
     for (int walker = 0; walker < kWalkers; ++walker) sum += sums[walker][i][threadIdx.x];
-    share[(s < kTaps ? sizes.taps - 1 - s : sizes.taps) * channels + v] = sum;
+    const int row = s < kTaps ? sizes.taps - 1 - s : sizes.taps + s - kTaps;
+    share[row * channels + v] = sum;
   }
 }
 
-struct One {
-  __device__ float operator()(int64_t) const { return 1; }
+// Adds the blocks' sums to the gradients that they are; `i` counts the elements of one share.
+struct AddShares {
+  __device__ void operator()(int64_t i, float sum) const {
+    if (i < weights) {
+      dweight[i] += sum;
+    } else if (const int64_t c = i - weights; c < channels) {
+      dbias[c] += sum;
+    } else if (dx_sum != nullptr) {
+      dx_sum[c - channels] += sum;
+    }
+  }
+  int64_t weights, channels;  // elements of dweight, and of each other
+  float *dweight, *dbias, *dx_sum;
 };
 
 Sizes SizesOf(const Tensor& x, const Tensor& weight) {
@@ -448,11 +463,12 @@ void CausalConv1dBackwardCuda(const CausalConv1dBackwardArgs& args) {
     });
   });
   const int64_t rows = sizes.batch * TimeBlocks(sizes.time, kBackwardSpan);
-  const int64_t weights = int64_t{sizes.taps} * sizes.channels, pitch = weights + sizes.channels;
-  AddRowSumCuda("CausalConv1dBackward", shares, rows, pitch, weights, args.dweight.data<float>(),
-                One{});
-  AddRowSumCuda("CausalConv1dBackward", shares + weights, rows, pitch, sizes.channels,
-                args.dbias.data<float>(), One{});
+  RowSumCuda("CausalConv1dBackward", shares, rows, (int64_t{sizes.taps} + 2) * sizes.channels,
+             AddShares{.weights = int64_t{sizes.taps} * sizes.channels,
+                       .channels = sizes.channels,
+                       .dweight = args.dweight.data<float>(),
+                       .dbias = args.dbias.data<float>(),
+                       .dx_sum = args.dx_sum.data<float>()});
 }
 
 }  // namespace eyrie

@@ -76,8 +76,11 @@ void RgLruBackward(const RgLruBackwardArgs& args) {
   CheckShape(kernel, "dzr", args.dzr, full);
   CheckOptional(kernel, "dh0", args.dh0, state);
   CheckShape(kernel, "dlambda", args.dlambda, {full[2]});
+  CheckOptional(kernel, "dzi_sum", args.dzi_sum, {full[2]});
+  CheckOptional(kernel, "dzr_sum", args.dzr_sum, {full[2]});
   CheckTypes(kernel, args.u, args.u.dtype, {args.dh, args.du, args.dzi, args.dzr});
-  CheckTypes(kernel, args.u, FullPrecision(args.u.dtype), {args.dh_last, args.dh0, args.dlambda});
+  CheckTypes(kernel, args.u, FullPrecision(args.u.dtype),
+             {args.dh_last, args.dh0, args.dlambda, args.dzi_sum, args.dzr_sum});
   CheckWorkspace(kernel, args.u, args.workspace, RgLruBackwardWorkspace(args.u));
   const KernelScope timed("rg_lru");
   EYRIE_DISPATCH_CUDA(args.u, RgLruBackwardCuda(args));

@@ -6,9 +6,9 @@
 //   m = sqrt(1 - exp(2 l))              at a document start (position 0): a := 0, m := 1
 //   h_t = a_t h_{t-1} + m_t i_t u_t     h_{-1} = h0
 //
-// B sequences, T tokens, R channels. lambda and its gradient, states and what a summary holds have
-// full precision, the others the activations' type: float32, on the CPU also float64, on a GPU also
-// bfloat16.
+// B sequences, T tokens, R channels. lambda and its gradient, sums, states and what a summary holds
+// have full precision, the others the activations' type: float32, on the CPU also float64, on a GPU
+// also bfloat16.
 //
 // A workspace is scratch of float32: as many elements as the function beside it says for that u (or
 // dh); where that is 0, it may be absent. Its contents mean nothing before and after a call.
@@ -40,6 +40,9 @@ struct RgLruBackwardArgs {
   Tensor du, dzi, dzr;  // [B, T, R] out, overwritten; du holds only the recurrence's own share
   Tensor dh0;           // [B, R] out, overwritten; optional
   Tensor dlambda;       // [R] out, added to
+  // [R] out, added to, optional: the sums of dzi and dzr over all tokens, before they are rounded.
+  // Where the pre-activations come from projections, the gradients of the projections' biases.
+  Tensor dzi_sum, dzr_sum;
   Tensor workspace;
 };
 void RgLruBackward(const RgLruBackwardArgs& args);

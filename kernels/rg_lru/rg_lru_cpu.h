@@ -143,6 +143,12 @@ void GradStart(const Real* u, const Real* zi, const Real* dh, Real* carry, Real*
   }
 }
 
+template <class Real>
+void AddTo(const Real* row, Real* sum, int64_t count) {
+#pragma omp simd
+  for (int64_t c = 0; c < count; ++c) sum[c] += row[c];
+}
+
 // The decay over one more token.
 template <class Real>
 void Decay(const Gates<Real>& gates, Real* decay, int64_t count) {
@@ -212,8 +218,11 @@ void RgLruBackwardCpu(const RgLruBackwardArgs& args) {
   Real *dh0 = args.dh0.data<Real>(), *dlambda = args.dlambda.data<Real>();
 
   const rg_lru::RowWriter<Real> writer(3, args.du.size());
-  // Sum over time of r dl, [B, R].
-  std::vector<Real> decay_sum(static_cast<size_t>(batch * channels));
+  // Sums over time of r dl, dzi and dzr, [B, R].
+  const auto states = static_cast<size_t>(batch * channels);
+  std::vector<Real> decay_sum(states);
+  std::vector<Real> dzi_sum(args.dzi_sum.defined() ? states : 0);
+  std::vector<Real> dzr_sum(args.dzr_sum.defined() ? states : 0);
 
   ForChannelBlocks(batch, time, channels, [&](int64_t b, int64_t first, int64_t count) {
     const int64_t state = b * channels + first;
@@ -244,6 +253,8 @@ void RgLruBackwardCpu(const RgLruBackwardArgs& args) {
         writer.Write(du_k, du + row + k, n);
         writer.Write(dzi_k, dzi + row + k, n);
         writer.Write(dzr_k, dzr + row + k, n);
+        if (!dzi_sum.empty()) rg_lru::AddTo(dzi_k, dzi_sum.data() + state + k, n);
+        if (!dzr_sum.empty()) rg_lru::AddTo(dzr_k, dzr_sum.data() + state + k, n);
       });
     }
     writer.Done();
@@ -253,6 +264,12 @@ void RgLruBackwardCpu(const RgLruBackwardArgs& args) {
 
   AddRowSum(decay_sum.data(), batch, channels, dlambda,
             [&](int64_t c) { return Real(-8) * Sigmoid(lambda[c]); });
+  if (args.dzi_sum.defined()) {
+    AddRowSum(dzi_sum.data(), batch, channels, args.dzi_sum.data<Real>());
+  }
+  if (args.dzr_sum.defined()) {
+    AddRowSum(dzr_sum.data(), batch, channels, args.dzr_sum.data<Real>());
+  }
 }
 
 template <class Real>

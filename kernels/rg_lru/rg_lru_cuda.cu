@@ -104,7 +104,7 @@ struct BackwardTensors {
   const float* dh_last;
   T *du, *dzi, *dzr;
   float* dh0;
-  float* decay_sums;  // [orders, columns] sums over the tile's tokens of r dl
+  float* sums;  // [orders, B, kSums, blocks of 64 channels] over a tile's tokens: r dl, dzi, dzr
 };
 
 // One stage: the gradients need all inputs again in the last phase. The other blocks of the
@@ -115,6 +115,7 @@ struct BackwardShared {
   T before[kRows][kColumns];  // h of the token before
   TileFacts facts;
   Affine maps[kWarps][kColumns];  // by order of the scan: warp 0 has the last tokens
+  float sums[kSums][kWarps][kColumns];
   Tile tiles[2];
 };
 
@@ -186,7 +187,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 3 : 2)
     const int count = tile.count(plan);
     const float rate[2] = {kLn2 * shared.facts.rate[c], kLn2 * shared.facts.rate[c + 1]};
     float carry[2] = {shared.maps[warp][c].x, shared.maps[warp][c + 1].x};
-    float sum[2] = {0, 0};
+    float sums[kSums][2] = {};
     const auto walk = [&](auto constant) {
       constexpr bool kInside = decltype(constant)::value;
       int64_t offset = tile.Offset(plan, tile.t + last_row);
@@ -216,7 +217,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 3 : 2)
           du[v] = grads.du;
           dzi[v] = grads.dzi;
           dzr[v] = grads.dzr;
-          sum[v] += grads.decay;
+          sums[0][v] += grads.decay;
+          sums[1][v] += grads.dzi;
+          sums[2][v] += grads.dzr;
         }
         StorePair<kVectors>(tensors.du + offset, c, count, du);
         StorePair<kVectors>(tensors.dzi + offset, c, count, dzi);
@@ -226,22 +229,38 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 3 : 2)
     // The state before a sequence's first token is not in `before`.
     const bool at_start = tile.t == 0 && warp == kWarps - 1;
     WithConstant(inside && !at_start, walk);
-    // Each thread has read its own two entries, which now carry its sums.
-    for (int v = 0; v < 2; ++v) shared.maps[warp][c + v].x = sum[v];
+#pragma unroll
+    for (int k = 0; k < kSums; ++k) {
+      for (int v = 0; v < 2; ++v) shared.sums[k][warp][c + v] = sums[k][v];
+    }
     __syncthreads();
-    if (threadIdx.x < kColumns) {
-      float decay_sum = 0;
-      for (int w = 0; w < kWarps; ++w) decay_sum += shared.maps[w][threadIdx.x].x;
-      tensors.decay_sums[tile.order * plan.columns() + tile.column + threadIdx.x] = decay_sum;
+    static_assert(kThreads >= kSums * kColumns);
+    if (threadIdx.x < kSums * kColumns) {
+      const int k = threadIdx.x / kColumns, column = threadIdx.x % kColumns;
+      float sum = 0;
+      for (int w = 0; w < kWarps; ++w) sum += shared.sums[k][w][column];
+      const int row = tile.order * plan.batch + tile.b;
+      tensors.sums[(row * kSums + k) * plan.width() + tile.channel + column] = sum;
     }
   };
   ForTiles<true>(plan, board, shared.tiles, load, map, link, finish);
 }
 
-// d rate / d lambda.
-struct RateSlope {
-  __device__ float operator()(int64_t c) const { return -8 * Sigmoid(lambda[c]); }
+// Adds the sums over all tiles to the gradients that they are; `i` counts a tile row's [kSums,
+// width].
+struct AddSums {
+  __device__ void operator()(int64_t i, float sum) const {
+    const int64_t c = i % width;
+    if (c >= channels) return;
+    if (i < width) {
+      dlambda[c] += -8 * Sigmoid(lambda[c]) * sum;  // by d rate / d lambda
+    } else if (float* of_gate = i < 2 * width ? dzi : dzr; of_gate != nullptr) {
+      of_gate[c] += sum;
+    }
+  }
+  int64_t width, channels;
   const float* lambda;
+  float *dlambda, *dzi, *dzr;
 };
 
 template <auto kKernel, class Shared, class Tensors>
@@ -295,10 +314,14 @@ void RgLruBackwardCuda(const RgLruBackwardArgs& args) {
       LaunchScan<BackwardKernel<T, false>, BackwardShared<T>>("RgLruBackward", plan, board,
                                                               tensors);
     }
-    // The sums lie as [orders * B, blocks of 64 channels].
-    AddRowSumCuda("RgLruBackward", tensors.decay_sums, int64_t{plan.orders} * plan.batch,
-                  int64_t{plan.blocks} * kColumns, plan.channels, args.dlambda.data<float>(),
-                  RateSlope{tensors.lambda});
+    RowSumCuda("RgLruBackward", tensors.sums, int64_t{plan.orders} * plan.batch,
+               int64_t{kSums} * plan.width(),
+               AddSums{.width = plan.width(),
+                       .channels = plan.channels,
+                       .lambda = tensors.lambda,
+                       .dlambda = args.dlambda.data<float>(),
+                       .dzi = args.dzi_sum.data<float>(),
+                       .dzr = args.dzr_sum.data<float>()});
   });
 }
 

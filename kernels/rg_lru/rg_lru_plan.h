@@ -24,8 +24,9 @@ struct Plan {
   int blocks;  // of 64 channels
   int orders;  // tiles along time
 
-  // Channels of all sequences, each sequence rounded up to whole tiles.
-  EYRIE_HOST_DEVICE int columns() const { return batch * blocks * kColumns; }
+  // Channels of a sequence, and of all, each sequence rounded up to whole tiles.
+  EYRIE_HOST_DEVICE int width() const { return blocks * kColumns; }
+  EYRIE_HOST_DEVICE int columns() const { return batch * width(); }
   EYRIE_HOST_DEVICE int tiles() const { return batch * blocks * orders; }
 };
 
@@ -52,12 +53,16 @@ struct SummaryPieces {
   int tokens, count;
 };
 
-// Float32 elements of the workspaces, for u [B, T, R]. Backward: the board, and a sum a tile and
-// channel; summaries: a map a piece and channel.
+// What the backward pass sums over a tile's tokens: the gradients of lambda, up to a factor of each
+// channel, of zi and of zr.
+inline constexpr int kSums = 3;
+
+// Float32 elements of the workspaces, for u [B, T, R]. Backward: the board, and the sums of each
+// tile and channel; summaries: a map a piece and channel.
 inline int64_t ForwardWorkspace(const Shape& u) { return BoardSize(Plan(u)); }
 inline int64_t BackwardWorkspace(const Shape& u) {
   const Plan plan(u);
-  return BoardSize(plan) + int64_t{plan.orders} * plan.columns();
+  return BoardSize(plan) + int64_t{kSums} * plan.orders * plan.columns();
 }
 inline int64_t SummaryWorkspace(const Shape& u) {
   const Plan plan(u);

@@ -191,12 +191,10 @@ void SelectiveScanBackwardCuda(const SelectiveScanBackwardArgs& args) {
     Launch(name, AddSlabsKernel<T>, dim3(Pieces(count, 256)), dim3(256), 0, count, plan.slabs,
            2 * plan.states, work.slabs, in.row, args.dbc.data<T>());
     const int64_t chunks = int64_t{plan.batch} * plan.chunks;
-    AddRowSumCuda(name, work.states, chunks, plan.state_size(), plan.state_size(),
-                  args.da_log.data<float>(), RateOf{in.a_log});
-    AddRowSumCuda(name, work.dskip, chunks, plan.channels, plan.channels, args.dskip.data<float>(),
-                  One{});
-    AddRowSumCuda(name, work.ddt_bias, chunks, plan.channels, plan.channels,
-                  args.ddt_bias.data<float>(), One{});
+    AddRowSumCuda(name, work.states, chunks, plan.state_size(), args.da_log.data<float>(),
+                  RateOf{in.a_log});
+    AddRowSumCuda(name, work.dskip, chunks, plan.channels, args.dskip.data<float>(), One{});
+    AddRowSumCuda(name, work.ddt_bias, chunks, plan.channels, args.ddt_bias.data<float>(), One{});
   });
 }
 

@@ -135,20 +135,9 @@ void MlstmMixer::Gates(Run& run, GatePart part, const Tensor& channels, const Te
         .b_is_settled = true});
 }
 
-void MlstmMixer::GatesBackward(Run& run, GatePart part, const Tensor& channels,
-                               const Tensor& dgates, const Tensor& dchannels,
+void MlstmMixer::GatesBackward(GatePart part, const Tensor& channels, const Tensor& dgates,
                                const ParamStore::GradientSum& dweight) const {
   const int64_t gates = 2 * global_heads_, tokens = channels.size() / width_;
-  Gemm({.m = tokens,
-        .n = width_,
-        .k = gates,
-        .a = dgates,
-        .lda = gates,
-        .b = run.params.value(gates_w_).Rows(part, part + 1),
-        .ldb = width_,
-        .c = dchannels,
-        .ldc = width_,
-        .accumulate = true});
   Gemm({.trans_a = Trans::kYes,
         .m = gates,
         .n = width_,
@@ -175,13 +164,16 @@ void MlstmMixer::MapInputs(Run& run, Stash& stash) const {
       {.x = conv_.inputs(stash), .maps = {{.w = run.params.value(v_), .y = stash[v_out_]}}});
 }
 
-void MlstmMixer::MapsBackward(Run& run, const Tensor& x,
-                              std::initializer_list<std::pair<ParamId, Tensor>> maps,
-                              const Tensor& dx) const {
+void MlstmMixer::MapsBackward(Run& run, const Tensor& x, const Tensor& dgates,
+                              std::initializer_list<MapGradient> maps, const Tensor& dx) const {
   ArenaScope scope(run.arena);
-  BlockMapBackwardArgs args{.x = x, .dx = dx, .accumulate = true};
-  for (const auto& [map, dy] : maps) {
-    args.maps.push_back({.w = run.params.value(map), .dy = dy, .dw = run.params.grad(map)});
+  BlockMapBackwardArgs args{.x = x, .dgates = dgates, .dx = dx, .accumulate = true};
+  for (const auto& [map, part, dy] : maps) {
+    const Tensor gates_w = run.params.value(gates_w_).Rows(part, part + 1);
+    args.maps.push_back({.w = run.params.value(map),
+                         .dy = dy,
+                         .dw = run.params.grad(map),
+                         .gates_w = gates_w.View({2 * global_heads_, width_})});
   }
   args.workspace = run.Workspace(BlockMapBackwardWorkspace(x, static_cast<int64_t>(maps.size())));
   BlockMapBackward(args);
@@ -259,14 +251,14 @@ void MlstmMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const Ten
     CopyColumns(heads, 0, dgates, gate * global_heads_, global_heads_);
   }
   const ParamStore::GradientSum dweight = run.params.AddTo(gates_w_);
-  GatesBackward(run, kQ, inputs.q, dgates, gradients.q, dweight);
-  GatesBackward(run, kK, inputs.k, dgates, gradients.k, dweight);
-  GatesBackward(run, kV, inputs.v, dgates, gradients.v, dweight);
-  MapsBackward(run, stash[s_], {{q_, gradients.q}, {k_, gradients.k}}, ds);
+  GatesBackward(kQ, inputs.q, dgates, dweight);
+  GatesBackward(kK, inputs.k, dgates, dweight);
+  GatesBackward(kV, inputs.v, dgates, dweight);
+  MapsBackward(run, stash[s_], dgates, {{q_, kQ, gradients.q}, {k_, kK, gradients.k}}, ds);
 
   const Tensor da = dproduct;  // which has served
   CausalConvolution::Returning returning = conv_.Backward(run, ds, da, stash, carry, carry_grad);
-  MapsBackward(run, conv_.inputs(stash), {{v_, gradients.v}}, da);
+  MapsBackward(run, conv_.inputs(stash), dgates, {{v_, kV, gradients.v}}, da);
   returning.Wait();
 
   // The sum of dx over tensor ranks travels while the weights' gradients are computed.

@@ -11,7 +11,6 @@
 #pragma once
 
 #include <initializer_list>
-#include <utility>
 
 #include "layers/causal_convolution.h"
 #include "layers/linear.h"
@@ -36,18 +35,24 @@ class MlstmMixer final : public Mixer {
  private:
   // q, k and v, of what the convolution read and gave.
   void MapInputs(Run& run, Stash& stash) const;
-  // dx += what the maps of x make of the gradients of their outputs; adds their weights' gradients.
-  void MapsBackward(Run& run, const Tensor& x,
-                    std::initializer_list<std::pair<ParamId, Tensor>> maps, const Tensor& dx) const;
   // What is added to the cell's outputs and what gates them.
   MlstmCell::Outward Outward(const Stash& stash) const;
   // What a part of the gates' weight multiplies.
   enum GatePart { kQ, kK, kV };
   // gates [B, T, 2 H] := or += the share of this rank's channels of one part; input gates first.
   void Gates(Run& run, GatePart part, const Tensor& channels, const Tensor& gates) const;
-  // dchannels += dgates W, and adds the gradient of W to `dweight`.
-  void GatesBackward(Run& run, GatePart part, const Tensor& channels, const Tensor& dgates,
-                     const Tensor& dchannels, const ParamStore::GradientSum& dweight) const;
+  // Adds the gradient of that part of the weight to `dweight`.
+  void GatesBackward(GatePart part, const Tensor& channels, const Tensor& dgates,
+                     const ParamStore::GradientSum& dweight) const;
+  // A map, what its outputs are to the gates, and their gradient without the gates' share.
+  struct MapGradient {
+    ParamId map;
+    GatePart part;
+    Tensor dy;
+  };
+  // dx += what the maps of x make of the gradients of their outputs; adds their weights' gradients.
+  void MapsBackward(Run& run, const Tensor& x, const Tensor& dgates,
+                    std::initializer_list<MapGradient> maps, const Tensor& dx) const;
   MlstmCell::Inputs CellInputs(const Run& run, const Stash& stash) const;
 
   int64_t global_width_, global_heads_;

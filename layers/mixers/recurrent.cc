@@ -220,20 +220,22 @@ void RecurrentMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const
                  .dzr = dzr,
                  .dh0 = dh0,
                  .dlambda = run.params.grad(lambda_),
+                 .dzi_sum = gate_i_.BiasGradient(run),
+                 .dzr_sum = gate_r_.BiasGradient(run),
                  .workspace = run.Workspace(RgLruBackwardWorkspace(stash[u_]))});
   gate_i_.BackwardInput(run, dzi, du, /*accumulate=*/true);
   gate_r_.BackwardInput(run, dzr, du, /*accumulate=*/true);
 
   CausalConvolution::Returning returning =
-      conv_.Backward(run, du, dconv_in, stash, carry, carry_grad);
-  gate_i_.BackwardWeight(run, stash[u_], dzi);
-  gate_r_.BackwardWeight(run, stash[u_], dzr);
+      conv_.Backward(run, du, dconv_in, stash, carry, carry_grad, in_x_.BiasGradient(run));
+  gate_i_.BackwardWeightAlone(run, stash[u_], dzi);
+  gate_r_.BackwardWeightAlone(run, stash[u_], dzr);
   returning.Wait();
 
   // The sum of dx over tensor ranks travels while the weights' gradients are computed.
   in_x_.BackwardInput(run, dconv_in, dx, /*accumulate=*/true);
   Event reduced = run.mesh.tensor().AllReduce(dx, ReduceOp::kSum);
-  in_x_.BackwardWeight(run, x, dconv_in);
+  in_x_.BackwardWeightAlone(run, x, dconv_in);
   in_y_.BackwardWeightAlone(run, x, dgate);
   reduced.Wait();
 }

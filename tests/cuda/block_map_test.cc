@@ -7,10 +7,11 @@ namespace eyrie {
 namespace {
 
 constexpr int64_t kShapes[][2] = {{1, 4}, {3, 12}, {130, 64}, {701, 20}, {65, 516}, {1500, 2048}};
+constexpr int64_t kGates[] = {0, 1, 6, 8, 33};
 
 struct Case {
   OwnedTensor x, dx, workspace;
-  std::vector<OwnedTensor> w, dy, y, dw;
+  std::vector<OwnedTensor> w, dy, y, dw, gates_w, dgates;  // of gates none or each
 
   void Run(bool accumulate) const {
     BlockMapForwardArgs forward{.x = x.tensor};
@@ -19,7 +20,9 @@ struct Case {
     for (size_t m = 0; m < w.size(); ++m) {
       forward.maps.push_back({w[m].tensor, y[m].tensor});
       backward.maps.push_back({w[m].tensor, dy[m].tensor, dw[m].tensor});
+      if (!gates_w.empty()) backward.maps.back().gates_w = gates_w[m].tensor;
     }
+    if (!dgates.empty()) backward.dgates = dgates[0].tensor;
     BlockMapForward(forward);
     BlockMapBackward(backward);
   }
@@ -27,12 +30,14 @@ struct Case {
 
 TEST(CudaBlockMap, MatchesTheCpu) {
   TestRandom random;
+  size_t turn = 0;
   for (const DType dtype : kCudaTypes) {
     for (const auto& [rows, width] : kShapes) {
       for (const int64_t maps : {1, 2}) {
         for (const bool accumulate : {false, true}) {
+          const int64_t gates = kGates[turn++ % std::size(kGates)];
           SCOPED_TRACE(StrCat(Name(dtype), " ", rows, " x ", width, " maps ", maps, " accumulate ",
-                              accumulate));
+                              accumulate, " gates ", gates));
           const Shape shape{rows, width}, weights{width / 4, 4, 4};
           const OwnedTensor x = RandomTensor(DType::kF32, shape, random);
           const OwnedTensor dx = RandomTensor(DType::kF32, shape, random);
@@ -59,6 +64,13 @@ TEST(CudaBlockMap, MatchesTheCpu) {
               c->dw.push_back(ToCuda(dw.tensor));
             }
           }
+          const auto give = [&](std::vector<OwnedTensor> Case::*member, const Shape& of) {
+            const OwnedTensor value = RandomTensor(DType::kF32, of, random);
+            (here.*member).push_back(Rounded(value.tensor, dtype));
+            for (Case* c : {&one, &two}) (c->*member).push_back(ToCuda(value.tensor, dtype));
+          };
+          if (gates > 0) give(&Case::dgates, {rows, gates});
+          for (int64_t m = 0; gates > 0 && m < maps; ++m) give(&Case::gates_w, {gates, width});
           for (const Case* c : {&here, &one, &two}) c->Run(accumulate);
           const auto compare = [&](const OwnedTensor& first, const OwnedTensor& second,
                                    const OwnedTensor& expected, double bound) {

@@ -8,7 +8,7 @@ namespace {
 
 // All outputs of both kernels, on the host in float64.
 struct Results {
-  OwnedTensor y, x_last, dx, dx0, dweight, dbias;
+  OwnedTensor y, x_last, dx, dx0, dweight, dbias, dx_sum;
 };
 
 // Inputs as a GPU holds them in `type`, and float64 copies of these on the host.
@@ -26,6 +26,7 @@ struct Case {
     positions = RandomPositions(batch, time, random, true);
     dweight = RandomTensor(DType::kF64, {taps, channels}, random);
     dbias = RandomTensor(DType::kF64, {channels}, random);
+    dx_sum = RandomTensor(DType::kF64, {channels}, random);
   }
   OwnedTensor Draw(Shape shape, TestRandom& random) const {
     return Rounded(RandomTensor(DType::kF64, shape, random).tensor, dtype);
@@ -39,7 +40,8 @@ struct Case {
               PoisonedTensor(DType::kF64, full),
               PoisonedTensor(DType::kF64, state),
               Clone(dweight.tensor),
-              Clone(dbias.tensor)};
+              Clone(dbias.tensor),
+              Clone(dx_sum.tensor)};
     const auto optional = [&](const Tensor& t) { return HasState(states) ? t : Tensor{}; };
     CausalConv1dForward({.x = x.tensor,
                          .weight = weight.tensor,
@@ -59,19 +61,21 @@ struct Case {
                           .dx0 = optional(r.dx0.tensor),
                           .dweight = r.dweight.tensor,
                           .dbias = r.dbias.tensor,
+                          .dx_sum = r.dx_sum.tensor,
                           .silu = silu,
                           .bias = silu ? bias.tensor : Tensor{}});
     return r;
   }
 
-  Results Cuda(bool states) const {
+  Results Cuda(bool states, bool summed = true) const {
     const OwnedTensor x_ = ToCuda(x.tensor, dtype), weight_ = ToCuda(weight.tensor, dtype);
     const OwnedTensor bias_ = ToCuda(bias.tensor, dtype), positions_ = ToCuda(positions.tensor);
     const OwnedTensor x0_ = ToCuda(x0.tensor, dtype), dy_ = ToCuda(dy.tensor, dtype);
     const OwnedTensor dx_last_ = ToCuda(dx_last.tensor, dtype);
     const Results r{PoisonedCuda(dtype, full),           PoisonedCuda(dtype, state),
                     PoisonedCuda(dtype, full),           PoisonedCuda(dtype, state),
-                    ToCuda(dweight.tensor, DType::kF32), ToCuda(dbias.tensor, DType::kF32)};
+                    ToCuda(dweight.tensor, DType::kF32), ToCuda(dbias.tensor, DType::kF32),
+                    ToCuda(dx_sum.tensor, DType::kF32)};
     const OwnedTensor workspace =
         PoisonedCuda(DType::kF32, {CausalConv1dBackwardWorkspace(x_.tensor, weight.tensor.dim(0))});
     const auto optional = [&](const Tensor& t) { return HasState(states) ? t : Tensor{}; };
@@ -93,18 +97,20 @@ struct Case {
                           .dx0 = optional(r.dx0.tensor),
                           .dweight = r.dweight.tensor,
                           .dbias = r.dbias.tensor,
+                          .dx_sum = summed ? r.dx_sum.tensor : Tensor{},
                           .workspace = workspace.tensor,
                           .silu = silu,
                           .bias = silu ? bias_.tensor : Tensor{}});
-    return {ToHost(r.y.tensor),   ToHost(r.x_last.tensor),  ToHost(r.dx.tensor),
-            ToHost(r.dx0.tensor), ToHost(r.dweight.tensor), ToHost(r.dbias.tensor)};
+    return {ToHost(r.y.tensor),     ToHost(r.x_last.tensor),  ToHost(r.dx.tensor),
+            ToHost(r.dx0.tensor),   ToHost(r.dweight.tensor), ToHost(r.dbias.tensor),
+            ToHost(r.dx_sum.tensor)};
   }
 
   DType dtype;
   bool silu;
   Shape full, state;
   OwnedTensor x, weight, bias, positions, x0, dy, dx_last;
-  OwnedTensor dweight, dbias;  // what they hold before the backward pass
+  OwnedTensor dweight, dbias, dx_sum;  // what they hold before the backward pass
 };
 
 void Compare(DType dtype, const Shape& full, int64_t taps, bool states, bool silu) {
@@ -121,6 +127,7 @@ void Compare(DType dtype, const Shape& full, int64_t taps, bool states, bool sil
   EXPECT_LT(error(cuda.dx, cpu.dx), bound);
   EXPECT_LT(error(cuda.dweight, cpu.dweight), bound);
   EXPECT_LT(error(cuda.dbias, cpu.dbias), bound);
+  EXPECT_LT(error(cuda.dx_sum, cpu.dx_sum), bound);
   if (!c.HasState(states)) return;
   EXPECT_EQ(error(cuda.x_last, cpu.x_last), 0);
   EXPECT_LT(error(cuda.dx0, cpu.dx0), bound);
@@ -160,6 +167,23 @@ TEST(CudaCausalConv1d, SameBitsInEachRun) {
     EXPECT_TRUE(BitwiseEqual(first.dx0.tensor, second.dx0.tensor));
     EXPECT_TRUE(BitwiseEqual(first.dweight.tensor, second.dweight.tensor));
     EXPECT_TRUE(BitwiseEqual(first.dbias.tensor, second.dbias.tensor));
+    EXPECT_TRUE(BitwiseEqual(first.dx_sum.tensor, second.dx_sum.tensor));
+  }
+}
+
+// Without it, all else has the same bits.
+TEST(CudaCausalConv1d, SumOfInputGradientsIsOptional) {
+  TestRandom random;
+  for (DType dtype : kCudaTypes) {
+    for (bool silu : {false, true}) {
+      const Case c(dtype, 2, 300, 77, 4, silu, random);
+      const Results with = c.Cuda(true), without = c.Cuda(true, /*summed=*/false);
+      EXPECT_TRUE(BitwiseEqual(without.dx.tensor, with.dx.tensor));
+      EXPECT_TRUE(BitwiseEqual(without.dweight.tensor, with.dweight.tensor));
+      EXPECT_TRUE(BitwiseEqual(without.dbias.tensor, with.dbias.tensor));
+      EXPECT_TRUE(
+          BitwiseEqual(without.dx_sum.tensor, Rounded(c.dx_sum.tensor, DType::kF32).tensor));
+    }
   }
 }
 

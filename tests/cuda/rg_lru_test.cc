@@ -21,7 +21,7 @@ OwnedTensor Workspace(int64_t elements) { return PoisonedCuda(DType::kF32, {elem
 
 // All outputs of the four kernels, on the host in float64.
 struct Results {
-  OwnedTensor h, h_last, du, dzi, dzr, dh0, dlambda;
+  OwnedTensor h, h_last, du, dzi, dzr, dh0, dlambda, dzi_sum, dzr_sum;
   OwnedTensor decay, increment, grad_decay, grad_increment;
 };
 
@@ -36,7 +36,9 @@ struct Case {
     lambda = Rounded(lambda.tensor, DType::kF32);
     positions = LongDocuments(batch, time, length, random);
     for (OwnedTensor* x : {&h0, &dh_last}) *x = RandomTensor(DType::kF64, state, random);
-    dlambda = RandomTensor(DType::kF64, {channels}, random);
+    for (OwnedTensor* x : {&dlambda, &dzi_sum, &dzr_sum}) {
+      *x = RandomTensor(DType::kF64, {channels}, random);
+    }
   }
   OwnedTensor Draw(Shape shape, TestRandom& random) const {
     return Rounded(RandomTensor(DType::kF64, shape, random).tensor, dtype);
@@ -51,6 +53,8 @@ struct Case {
               PoisonedTensor(DType::kF64, full),
               PoisonedTensor(DType::kF64, state),
               Clone(dlambda.tensor),
+              Clone(dzi_sum.tensor),
+              Clone(dzr_sum.tensor),
               PoisonedTensor(DType::kF64, state),
               PoisonedTensor(DType::kF64, state),
               PoisonedTensor(DType::kF64, state),
@@ -77,7 +81,9 @@ struct Case {
                    .dzi = r.dzi.tensor,
                    .dzr = r.dzr.tensor,
                    .dh0 = optional(r.dh0.tensor),
-                   .dlambda = r.dlambda.tensor});
+                   .dlambda = r.dlambda.tensor,
+                   .dzi_sum = r.dzi_sum.tensor,
+                   .dzr_sum = r.dzr_sum.tensor});
     RgLruSummary({.u = u.tensor,
                   .zi = zi.tensor,
                   .zr = zr.tensor,
@@ -94,7 +100,7 @@ struct Case {
     return r;
   }
 
-  Results Cuda(bool states) const {
+  Results Cuda(bool states, bool of_zi = true, bool of_zr = true) const {
     const OwnedTensor u_ = ToCuda(u.tensor, dtype), zi_ = ToCuda(zi.tensor, dtype);
     const OwnedTensor zr_ = ToCuda(zr.tensor, dtype), lambda_ = ToCuda(lambda.tensor, DType::kF32);
     const OwnedTensor positions_ = ToCuda(positions.tensor), dh_ = ToCuda(dh.tensor, dtype);
@@ -103,7 +109,8 @@ struct Case {
     const Results r{PoisonedCuda(dtype, full),           PoisonedCuda(DType::kF32, state),
                     PoisonedCuda(dtype, full),           PoisonedCuda(dtype, full),
                     PoisonedCuda(dtype, full),           PoisonedCuda(DType::kF32, state),
-                    ToCuda(dlambda.tensor, DType::kF32), PoisonedCuda(DType::kF32, state),
+                    ToCuda(dlambda.tensor, DType::kF32), ToCuda(dzi_sum.tensor, DType::kF32),
+                    ToCuda(dzr_sum.tensor, DType::kF32), PoisonedCuda(DType::kF32, state),
                     PoisonedCuda(DType::kF32, state),    PoisonedCuda(DType::kF32, state),
                     PoisonedCuda(DType::kF32, state)};
     const OwnedTensor forward = Workspace(RgLruForwardWorkspace(u_.tensor));
@@ -133,6 +140,8 @@ struct Case {
                    .dzr = r.dzr.tensor,
                    .dh0 = optional(r.dh0.tensor),
                    .dlambda = r.dlambda.tensor,
+                   .dzi_sum = of_zi ? r.dzi_sum.tensor : Tensor{},
+                   .dzr_sum = of_zr ? r.dzr_sum.tensor : Tensor{},
                    .workspace = backward.tensor});
     RgLruSummary({.u = u_.tensor,
                   .zi = zi_.tensor,
@@ -149,19 +158,29 @@ struct Case {
                       .decay = r.grad_decay.tensor,
                       .increment = r.grad_increment.tensor,
                       .workspace = summary.tensor});
-    return {ToHost(r.h.tensor),          ToHost(r.h_last.tensor),        ToHost(r.du.tensor),
-            ToHost(r.dzi.tensor),        ToHost(r.dzr.tensor),           ToHost(r.dh0.tensor),
-            ToHost(r.dlambda.tensor),    ToHost(r.decay.tensor),         ToHost(r.increment.tensor),
-            ToHost(r.grad_decay.tensor), ToHost(r.grad_increment.tensor)};
+    return {ToHost(r.h.tensor),
+            ToHost(r.h_last.tensor),
+            ToHost(r.du.tensor),
+            ToHost(r.dzi.tensor),
+            ToHost(r.dzr.tensor),
+            ToHost(r.dh0.tensor),
+            ToHost(r.dlambda.tensor),
+            ToHost(r.dzi_sum.tensor),
+            ToHost(r.dzr_sum.tensor),
+            ToHost(r.decay.tensor),
+            ToHost(r.increment.tensor),
+            ToHost(r.grad_decay.tensor),
+            ToHost(r.grad_increment.tensor)};
   }
 
   DType dtype;
   Shape full, state;
   OwnedTensor u, zi, zr, lambda, positions, h0, dh, dh_last;
-  OwnedTensor dlambda;  // what it holds before the backward pass
+  OwnedTensor dlambda, dzi_sum, dzr_sum;  // what they hold before the backward pass
 };
 
-// In float32, twice the usual bound where the CPU body needs it too, and ten times for dlambda.
+// In float32, twice the usual bound where the CPU body needs it too, and ten times for sums over
+// tokens.
 void ExpectClose(const Results& cuda, const Results& cpu, DType dtype, bool states) {
   const double bound = Tolerance(dtype), floor = 0.1;
   const bool exact = dtype == DType::kF32;
@@ -174,6 +193,8 @@ void ExpectClose(const Results& cuda, const Results& cpu, DType dtype, bool stat
   EXPECT_LT(error(cuda.dzi, cpu.dzi), bound);
   EXPECT_LT(error(cuda.dzr, cpu.dzr), loose);
   EXPECT_LT(error(cuda.dlambda, cpu.dlambda), summed);
+  EXPECT_LT(error(cuda.dzi_sum, cpu.dzi_sum), summed);
+  EXPECT_LT(error(cuda.dzr_sum, cpu.dzr_sum), summed);
   EXPECT_LT(error(cuda.decay, cpu.decay), bound);
   EXPECT_LT(error(cuda.increment, cpu.increment), bound);
   EXPECT_LT(error(cuda.grad_decay, cpu.grad_decay), bound);
@@ -252,6 +273,32 @@ TEST(CudaRgLru, SameBitsInEachSequenceAndRun) {
     same(first.grad_decay, second.grad_decay);
     same(first.grad_increment, second.grad_increment);
     EXPECT_TRUE(BitwiseEqual(first.dlambda.tensor, second.dlambda.tensor));
+    EXPECT_TRUE(BitwiseEqual(first.dzi_sum.tensor, second.dzi_sum.tensor));
+    EXPECT_TRUE(BitwiseEqual(first.dzr_sum.tensor, second.dzr_sum.tensor));
+  }
+}
+
+// With either or none, all else has the same bits.
+TEST(CudaRgLru, SumsOfGateGradientsAreOptional) {
+  TestRandom random;
+  for (DType dtype : kCudaTypes) {
+    for (const Shape& full : {Shape{1, 1, 1}, Shape{3, 130, 77}, Shape{2, 65, 136}}) {
+      const Case c(dtype, full[0], full[1], full[2], 40, random);
+      const Results both = c.Cuda(true);
+      const OwnedTensor zi_before = Rounded(c.dzi_sum.tensor, DType::kF32);
+      const OwnedTensor zr_before = Rounded(c.dzr_sum.tensor, DType::kF32);
+      for (const auto& [of_zi, of_zr] :
+           {std::pair{true, false}, std::pair{false, true}, std::pair{false, false}}) {
+        SCOPED_TRACE(StrCat(Name(dtype), " ", full.ToString(), " ", of_zi, of_zr));
+        const Results r = c.Cuda(true, of_zi, of_zr);
+        EXPECT_TRUE(BitwiseEqual(r.du.tensor, both.du.tensor));
+        EXPECT_TRUE(BitwiseEqual(r.dzi.tensor, both.dzi.tensor));
+        EXPECT_TRUE(BitwiseEqual(r.dzr.tensor, both.dzr.tensor));
+        EXPECT_TRUE(BitwiseEqual(r.dlambda.tensor, both.dlambda.tensor));
+        EXPECT_TRUE(BitwiseEqual(r.dzi_sum.tensor, (of_zi ? both.dzi_sum : zi_before).tensor));
+        EXPECT_TRUE(BitwiseEqual(r.dzr_sum.tensor, (of_zr ? both.dzr_sum : zr_before).tensor));
+      }
+    }
   }
 }
 

@@ -8,11 +8,15 @@ namespace {
 
 constexpr int64_t kShapes[][2] = {{1, 4}, {3, 12}, {7, 64}, {701, 20}, {65, 516}};  // rows, C
 
-// Maps of one x, their outputs and gradients.
+// Maps of one x, their outputs and gradients, and `gates` numbers that read the outputs.
 struct Case {
-  Case(DType dtype, int64_t rows, int64_t width, size_t maps, TestRandom& random)
+  Case(DType dtype, int64_t rows, int64_t width, size_t maps, TestRandom& random, int64_t gates = 0)
       : x(RandomTensor(dtype, {rows, width}, random)),
         dx(RandomTensor(dtype, {rows, width}, random)) {
+    if (gates > 0) dgates.push_back(RandomTensor(dtype, {rows, gates}, random));
+    for (size_t m = 0; gates > 0 && m < maps; ++m) {
+      gates_w.push_back(RandomTensor(dtype, {gates, width}, random));
+    }
     for (size_t m = 0; m < maps; ++m) {
       w.push_back(RandomTensor(dtype, {width / 4, 4, 4}, random));
       dy.push_back(RandomTensor(dtype, {rows, width}, random));
@@ -21,6 +25,8 @@ struct Case {
   }
   Case(const Case& other, DType dtype)
       : x(Cast(other.x.tensor, dtype)), dx(Cast(other.dx.tensor, dtype)) {
+    for (const OwnedTensor& each : other.dgates) dgates.push_back(Cast(each.tensor, dtype));
+    for (const OwnedTensor& each : other.gates_w) gates_w.push_back(Cast(each.tensor, dtype));
     for (size_t m = 0; m < other.w.size(); ++m) {
       w.push_back(Cast(other.w[m].tensor, dtype));
       dy.push_back(Cast(other.dy[m].tensor, dtype));
@@ -42,12 +48,33 @@ struct Case {
     BlockMapBackwardArgs args{.x = x.tensor, .dx = dx.tensor, .accumulate = accumulate};
     for (size_t m = 0; m < w.size(); ++m) {
       args.maps.push_back({w[m].tensor, dy[m].tensor, dw[m].tensor});
+      if (!gates_w.empty()) args.maps.back().gates_w = gates_w[m].tensor;
     }
+    if (!dgates.empty()) args.dgates = dgates[0].tensor;
     BlockMapBackward(args);
   }
 
+  // The sum over outputs and gates of their gradients times them: a loss.
+  double Loss() const {
+    Forward();
+    double sum = 0;
+    for (size_t m = 0; m < w.size(); ++m) sum += Dot(y[m].tensor, dy[m].tensor);
+    for (size_t m = 0; m < gates_w.size(); ++m) {
+      const int64_t gates = gates_w[m].tensor.dim(0), width = gates_w[m].tensor.dim(1);
+      for (int64_t i = 0; i < dgates[0].tensor.size(); ++i) {
+        double gate = 0;
+        for (int64_t c = 0; c < width; ++c) {
+          gate += Get(gates_w[m].tensor, i % gates * width + c) *
+                  Get(y[m].tensor, i / gates * width + c);
+        }
+        sum += Get(dgates[0].tensor, i) * gate;
+      }
+    }
+    return sum;
+  }
+
   OwnedTensor x, dx;
-  std::vector<OwnedTensor> w, dy, y, dw;
+  std::vector<OwnedTensor> w, dy, y, dw, gates_w, dgates;  // of gates none or each
 };
 
 TEST(BlockMap, ForwardMatchesReference) {
@@ -79,18 +106,16 @@ TEST(BlockMap, ForwardMatchesReference) {
 TEST(BlockMap, GradientsAreThoseOfFiniteDifferences) {
   TestRandom random;
   for (const size_t maps : {1, 2}) {
-    const Case c(DType::kF64, 19, 24, maps, random);
-    const auto loss = [&] {
-      c.Forward();
-      double sum = 0;
-      for (size_t m = 0; m < maps; ++m) sum += Dot(c.y[m].tensor, c.dy[m].tensor);
-      return sum;
-    };
-    Poison(c.dx.tensor);
-    c.Backward(/*accumulate=*/false);
-    EXPECT_LT(NumericGradientCheck(loss, c.x.tensor, c.dx.tensor, random), 1e-9);
-    for (size_t m = 0; m < maps; ++m) {
-      EXPECT_LT(NumericGradientCheck(loss, c.w[m].tensor, c.dw[m].tensor, random), 1e-9);
+    for (const int64_t gates : {0, 1, 6}) {
+      SCOPED_TRACE(StrCat("maps ", maps, " gates ", gates));
+      const Case c(DType::kF64, 19, 24, maps, random, gates);
+      const auto loss = [&] { return c.Loss(); };
+      Poison(c.dx.tensor);
+      c.Backward(/*accumulate=*/false);
+      EXPECT_LT(NumericGradientCheck(loss, c.x.tensor, c.dx.tensor, random), 1e-9);
+      for (size_t m = 0; m < maps; ++m) {
+        EXPECT_LT(NumericGradientCheck(loss, c.w[m].tensor, c.dw[m].tensor, random), 1e-9);
+      }
     }
   }
 }
@@ -100,7 +125,7 @@ TEST(BlockMap, GradientsAreAddedTo) {
   for (const auto& [rows, width] : kShapes) {
     for (const size_t maps : {1, 2}) {
       SCOPED_TRACE(StrCat(rows, " x ", width, " maps ", maps));
-      const Case c(DType::kF64, rows, width, maps, random);
+      const Case c(DType::kF64, rows, width, maps, random, /*gates=*/2);
       const OwnedTensor before = Clone(c.dx.tensor);
       c.Backward(/*accumulate=*/true);
       const OwnedTensor sum = Clone(c.dx.tensor), once = Clone(c.dw[maps - 1].tensor);
@@ -117,7 +142,7 @@ TEST(BlockMap, GradientsAreAddedTo) {
 
 TEST(BlockMap, SumsDoNotDependOnThreads) {
   TestRandom random;
-  const Case one(DType::kF32, 1500, 36, 2, random), four(one, DType::kF32);
+  const Case one(DType::kF32, 1500, 36, 2, random, 3), four(one, DType::kF32);
   WithThreads(1, [&] { one.Backward(false); });
   WithThreads(4, [&] { four.Backward(false); });
   EXPECT_TRUE(BitwiseEqual(one.dx.tensor, four.dx.tensor));
@@ -143,6 +168,16 @@ TEST(BlockMap, RefusesWrongShapes) {
   EXPECT_THROW(backward(bad, maps, good), Error);
   EXPECT_THROW(backward(good, good, good), Error);
   EXPECT_THROW(backward(good, maps, bad), Error);
+  const OwnedTensor two(DType::kF32, {3, 2}), thin(DType::kF32, {2, 8});
+  const auto gated = [&](const Tensor& dgates, const Tensor& gates_w) {
+    BlockMapBackward(
+        {.x = good, .maps = {{maps, good, maps, gates_w}}, .dgates = dgates, .dx = good});
+  };
+  EXPECT_NO_THROW(gated(two.tensor, thin.tensor));
+  EXPECT_THROW(gated(two.tensor, {}), Error);
+  EXPECT_THROW(gated({}, thin.tensor), Error);
+  EXPECT_THROW(gated(thin.tensor, thin.tensor), Error);
+  EXPECT_THROW(gated(two.tensor, good), Error);
 }
 
 // A share of each map's weights for every chunk of rows.

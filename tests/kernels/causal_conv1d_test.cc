@@ -52,6 +52,7 @@ struct Case {
     dx0 = PoisonedTensor(dtype, x0.tensor.shape);
     dweight = OwnedTensor(dtype, weight.tensor.shape);
     dbias = OwnedTensor(dtype, bias.tensor.shape);
+    dx_sum = OwnedTensor(dtype, bias.tensor.shape);
   }
   void Forward() {
     CausalConv1dForward({x.tensor, weight.tensor, bias.tensor, positions.tensor, x0.tensor,
@@ -68,6 +69,7 @@ struct Case {
                           .dx0 = dx0.tensor,
                           .dweight = dweight.tensor,
                           .dbias = dbias.tensor,
+                          .dx_sum = dx_sum.tensor,
                           .silu = silu,
                           .bias = silu ? bias.tensor : Tensor{}});
   }
@@ -78,7 +80,7 @@ struct Case {
 
   bool silu;
   OwnedTensor x, weight, bias, positions, x0, dy, dx_last;
-  OwnedTensor y, x_last, dx, dx0, dweight, dbias;
+  OwnedTensor y, x_last, dx, dx0, dweight, dbias, dx_sum;
 };
 
 // Walks back from each token while its document lasts, on the joined sequence [x0; x].
@@ -151,6 +153,7 @@ TEST(CausalConv1d, FloatAgreesWithDouble) {
     EXPECT_LT(RelativeError(narrow.dx0.tensor, wide.dx0.tensor), 1e-6);
     EXPECT_LT(RelativeError(narrow.dweight.tensor, wide.dweight.tensor), 2e-6);
     EXPECT_LT(RelativeError(narrow.dbias.tensor, wide.dbias.tensor), 2e-6);
+    EXPECT_LT(RelativeError(narrow.dx_sum.tensor, wide.dx_sum.tensor), 2e-6);
   }
 }
 
@@ -285,6 +288,25 @@ TEST(CausalConv1d, SameBitsWithAnyNumberOfThreads) {
       EXPECT_TRUE(BitwiseEqual(one.dx0.tensor, many.dx0.tensor));
       EXPECT_TRUE(BitwiseEqual(one.dweight.tensor, many.dweight.tensor));
       EXPECT_TRUE(BitwiseEqual(one.dbias.tensor, many.dbias.tensor));
+      EXPECT_TRUE(BitwiseEqual(one.dx_sum.tensor, many.dx_sum.tensor));
+    }
+  }
+}
+
+// To whatever is there; rows that x_last hands a gradient, and T shorter than K-1, included.
+TEST(CausalConv1d, SumOfInputGradientsIsAddedTo) {
+  TestRandom random;
+  for (int64_t time : {1, 2, 3, 7, 33}) {
+    for (int64_t taps : {1, 4, 8}) {
+      for (bool silu : {false, true}) {
+        SCOPED_TRACE(StrCat("T ", time, " K ", taps, silu ? " SiLU" : ""));
+        Case c(DType::kF64, 3, time, 130, taps, random, silu);
+        const OwnedTensor before = RandomTensor(DType::kF64, {130}, random);
+        c.dx_sum = Clone(before.tensor);
+        c.Backward();
+        const OwnedTensor expected = PlusRows(before.tensor, c.dx.tensor);
+        EXPECT_LT(RelativeError(c.dx_sum.tensor, expected.tensor), 1e-13);
+      }
     }
   }
 }
@@ -304,6 +326,10 @@ TEST(CausalConv1d, RejectsWrongShapes) {
   Case nine(DType::kF32, 2, 5, 3, 9, random);
   EXPECT_THROW(nine.Forward(), Error);
   Case without_bias(DType::kF32, 2, 5, 3, 4, random, /*with_silu=*/true);
+  EXPECT_NO_THROW(without_bias.Backward());
+  without_bias.dx_sum = OwnedTensor(DType::kF32, {4});
+  EXPECT_THROW(without_bias.Backward(), Error);
+  without_bias.dx_sum = {};
   EXPECT_NO_THROW(without_bias.Backward());
   without_bias.bias = {};
   EXPECT_THROW(without_bias.Backward(), Error);

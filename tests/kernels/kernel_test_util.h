@@ -146,6 +146,15 @@ inline double Dot(const Tensor& a, const Tensor& b) {
   return sum;
 }
 
+// start [C] plus the sums over the rows of `rows` [..., C], in float64.
+inline OwnedTensor PlusRows(const Tensor& start, const Tensor& rows) {
+  OwnedTensor result = Cast(start, DType::kF64);
+  for (int64_t i = 0; i < rows.size(); ++i) {
+    result.tensor.data<double>()[i % start.size()] += Get(rows, i);
+  }
+  return result;
+}
+
 // |a - b| / max(|b|, floor) in the Euclidean norm; |a| where b is zero. The floor is for results
 // that may vanish and then have no digits to agree on. NaN when either holds one, which fails any
 // EXPECT_LT.

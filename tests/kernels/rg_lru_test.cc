@@ -56,6 +56,8 @@ struct Case {
     dzr = PoisonedTensor(dtype, full);
     dh0 = PoisonedTensor(dtype, h0.tensor.shape);
     dlambda = OwnedTensor(dtype, lambda.tensor.shape);
+    dzi_sum = OwnedTensor(dtype, lambda.tensor.shape);
+    dzr_sum = OwnedTensor(dtype, lambda.tensor.shape);
   }
   void Forward() {
     RgLruForward({u.tensor, zi.tensor, zr.tensor, lambda.tensor, positions.tensor, h0.tensor,
@@ -64,7 +66,7 @@ struct Case {
   void Backward() {
     RgLruBackward({u.tensor, zi.tensor, zr.tensor, lambda.tensor, positions.tensor, h0.tensor,
                    h.tensor, dh.tensor, dh_last.tensor, du.tensor, dzi.tensor, dzr.tensor,
-                   dh0.tensor, dlambda.tensor});
+                   dh0.tensor, dlambda.tensor, dzi_sum.tensor, dzr_sum.tensor});
   }
   // A scalar that depends on both outputs; its gradient is what Backward computes.
   double Loss() {
@@ -73,7 +75,7 @@ struct Case {
   }
 
   OwnedTensor u, zi, zr, lambda, positions, h0, dh, dh_last;
-  OwnedTensor h, h_last, du, dzi, dzr, dh0, dlambda;
+  OwnedTensor h, h_last, du, dzi, dzr, dh0, dlambda, dzi_sum, dzr_sum;
 };
 
 double Logistic(double x) { return 1 / (1 + std::exp(-x)); }
@@ -133,6 +135,8 @@ TEST(RgLru, FloatAgreesWithDouble) {
     EXPECT_LT(RelativeError(narrow.dzr.tensor, wide.dzr.tensor), 2e-5);
     EXPECT_LT(RelativeError(narrow.dh0.tensor, wide.dh0.tensor), 2e-5);
     EXPECT_LT(RelativeError(narrow.dlambda.tensor, wide.dlambda.tensor), 1e-4);
+    EXPECT_LT(RelativeError(narrow.dzi_sum.tensor, wide.dzi_sum.tensor), 1e-5);
+    EXPECT_LT(RelativeError(narrow.dzr_sum.tensor, wide.dzr_sum.tensor), 1e-4);
   }
 }
 
@@ -280,6 +284,35 @@ TEST(RgLru, LambdaGradientIsAddedTo) {
   }
 }
 
+// To whatever is there, both or either alone; nothing else depends on them.
+TEST(RgLru, SumsOfGateGradientsAreAddedTo) {
+  TestRandom random;
+  for (const Shape& full : {Shape{1, 1, 1}, Shape{3, 7, 5}, Shape{2, 33, 130}, Shape{1, 9, 4100}}) {
+    SCOPED_TRACE(full.ToString());
+    Case c(DType::kF64, full[0], full[1], full[2], random);
+    c.Forward();
+    c.Backward();
+    const OwnedTensor du = Clone(c.du.tensor), dlambda = Clone(c.dlambda.tensor);
+    const OwnedTensor before = RandomTensor(DType::kF64, {full[2]}, random);
+    for (const auto& [of_zi, of_zr] : {std::pair{true, true}, std::pair{true, false},
+                                       std::pair{false, true}, std::pair{false, false}}) {
+      c.PrepareOutputs();
+      c.Forward();
+      c.dzi_sum = of_zi ? Clone(before.tensor) : OwnedTensor();
+      c.dzr_sum = of_zr ? Clone(before.tensor) : OwnedTensor();
+      c.Backward();
+      EXPECT_TRUE(BitwiseEqual(c.du.tensor, du.tensor));
+      EXPECT_TRUE(BitwiseEqual(c.dlambda.tensor, dlambda.tensor));
+      for (const auto& [rows, sum] :
+           {std::pair{&c.dzi, &c.dzi_sum}, std::pair{&c.dzr, &c.dzr_sum}}) {
+        if (!sum->tensor.defined()) continue;
+        const OwnedTensor expected = PlusRows(before.tensor, rows->tensor);
+        EXPECT_LT(RelativeError(sum->tensor, expected.tensor), 1e-13);
+      }
+    }
+  }
+}
+
 // With a decay this close to one the square root's slope would be about 1e8.
 TEST(RgLru, SlopeOfTheSquareRootIsBounded) {
   TestRandom random;
@@ -319,6 +352,8 @@ TEST(RgLru, SameBitsWithAnyNumberOfThreads) {
         EXPECT_TRUE(BitwiseEqual(one.dzr.tensor, many.dzr.tensor));
         EXPECT_TRUE(BitwiseEqual(one.dh0.tensor, many.dh0.tensor));
         EXPECT_TRUE(BitwiseEqual(one.dlambda.tensor, many.dlambda.tensor));
+        EXPECT_TRUE(BitwiseEqual(one.dzi_sum.tensor, many.dzi_sum.tensor));
+        EXPECT_TRUE(BitwiseEqual(one.dzr_sum.tensor, many.dzr_sum.tensor));
       }
     }
   }
@@ -351,6 +386,11 @@ TEST(RgLru, RejectsWrongShapesAndTypes) {
                              c.h.tensor,
                              {}}),
                Error);
+  EXPECT_NO_THROW(c.Backward());
+  c.dzr_sum = OwnedTensor(DType::kF32, {4});
+  EXPECT_THROW(c.Backward(), Error);
+  c.dzr_sum = OwnedTensor(DType::kF64, {5});
+  EXPECT_THROW(c.Backward(), Error);
 }
 
 }  // namespace
