@@ -23,7 +23,7 @@ struct Unit {
   int head, chunk, column_block, first_column;
 
   __device__ Unit(const View& view, int unit, int column) {
-    const int wide = MlstmClusterColumns(view.width);
+    const int wide = ClustersAcross<kColumns>(view.width);
     column_block = unit % wide * kColumns + column;
     head = unit / wide / view.sizes.chunks;
     chunk = unit / wide % view.sizes.chunks;
@@ -31,7 +31,7 @@ struct Unit {
   }
 };
 __host__ __device__ int64_t Units(const View& view) {
-  return int64_t{view.sizes.all_heads()} * view.sizes.chunks * MlstmClusterColumns(view.width);
+  return int64_t{view.sizes.all_heads()} * view.sizes.chunks * ClustersAcross<kColumns>(view.width);
 }
 // None where the state is zero.
 template <bool kReverse>

@@ -11,7 +11,9 @@ namespace {
 
 using namespace mlstm_chunks;
 
-constexpr int kColumns = 2;
+// More of a cluster would move fewer bytes, but all multiprocessors could not be given equally many
+// states then.
+constexpr int kColumns = 1;
 
 struct View {
   MlstmLayout sizes;
@@ -24,7 +26,8 @@ struct Unit {
   int head, first_row, first_column, column_block;
 
   __device__ Unit(const MlstmLayout& sizes, int unit, int row, int column) {
-    const int wide = MlstmClusterColumns(sizes.values), high = MlstmRowBlocks(sizes.keys) / kRows;
+    const int wide = ClustersAcross<kColumns>(sizes.values),
+              high = MlstmRowBlocks(sizes.keys) / kRows;
     column_block = unit % wide * kColumns + column;
     head = unit / wide / high;
     first_row = (unit / wide % high * kRows + row) * kMlstmChunkRows;
@@ -32,7 +35,7 @@ struct Unit {
   }
 };
 __host__ __device__ int64_t Units(const MlstmLayout& sizes) {
-  return int64_t{sizes.all_heads()} * MlstmClusterColumns(sizes.values) *
+  return int64_t{sizes.all_heads()} * ClustersAcross<kColumns>(sizes.values) *
          (MlstmRowBlocks(sizes.keys) / kRows);
 }
 

@@ -39,6 +39,12 @@ inline constexpr uint32_t kBarriers = kVectorsAt + kStages * 2 * kVectorBytes;
 inline constexpr uint32_t kBytes = kBarriers + (2 * kStages + kConsumers) * sizeof(uint64_t);
 inline constexpr uint32_t kShared = kBytes + 1024;  // wherever the memory starts
 
+// How many clusters of kColumns blocks of columns have so many channels.
+template <int kColumns>
+__host__ __device__ constexpr int ClustersAcross(int channels) {
+  return (MlstmColumnBlocks(channels) + kColumns - 1) / kColumns;
+}
+
 // A block and its stages, of which step i takes i % kStages; `kColumns` of a cluster.
 template <int kColumns>
 struct Block {

@@ -37,7 +37,7 @@ constexpr MlstmBlock MlstmBlockOf(bool tensor_cores, int keys) {
 inline constexpr int kMaxMlstmRestartTiles = 8;
 
 // Products over chunks of wide heads (mlstm_chunks.h): tiles of a chunk, at most, and what a block
-// computes of a state or of outputs, in clusters of two blocks of rows by two of columns.
+// computes of a state or of outputs, in clusters of two blocks of rows.
 inline constexpr int kMaxMlstmChunkTiles = 4, kMlstmChunkRows = 128, kMlstmChunkColumns = 256;
 static_assert(kMaxMlstmChunkTiles * kMlstmTile == kMlstmChunkColumns &&
               kMaxMlstmChunkTiles <= kMaxMlstmRestartTiles);
@@ -46,9 +46,6 @@ EYRIE_HOST_DEVICE constexpr int MlstmRowBlocks(int rows) {
 }
 EYRIE_HOST_DEVICE constexpr int MlstmColumnBlocks(int columns) {
   return (columns + kMlstmChunkColumns - 1) / kMlstmChunkColumns;
-}
-EYRIE_HOST_DEVICE constexpr int MlstmClusterColumns(int columns) {
-  return (MlstmColumnBlocks(columns) + 1) / 2;
 }
 // The heads that they are for, on GPUs that can.
 inline bool MlstmHasWideHeads(const Tensor& q, const Tensor& v) {
