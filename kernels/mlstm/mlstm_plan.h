@@ -129,8 +129,8 @@ inline MlstmLayout MlstmLayoutOf(const Tensor& q, const Tensor& v, const int32_t
   const int64_t wanted = options.chunk > 0 ? CeilDiv(options.chunk, kMlstmTile) : tiles;
   const int64_t chunk_tiles = by_chunks ? std::min({int64_t{kMaxMlstmChunkTiles}, tiles, wanted})
                                         : MlstmChunkTiles(q, v, options);
-  const int64_t restart_tiles = by_chunks ? kMaxMlstmRestartTiles / chunk_tiles * chunk_tiles
-                                          : MlstmRestartTiles(tiles, q.dim(3), v.dim(3));
+  const int64_t restart_tiles =
+      by_chunks ? chunk_tiles : MlstmRestartTiles(tiles, q.dim(3), v.dim(3));
   return {.sequences = static_cast<int>(q.dim(0)),
           .tokens = static_cast<int>(q.dim(1)),
           .heads = static_cast<int>(q.dim(2)),
