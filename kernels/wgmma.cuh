@@ -51,8 +51,7 @@ struct FreeBarrier {
   static __device__ __forceinline__ void Arrive(uint32_t address, int rank) {
     uint32_t remote;
     asm("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(remote) : "r"(address), "r"(rank));
-    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];\n" ::"r"(remote)
-                 : "memory");
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];\n" ::"r"(remote) : "memory");
   }
 };
 // Until a phase of either kind of barrier is over, by arrivals and copies of this block alone; a

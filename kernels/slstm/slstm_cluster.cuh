@@ -39,7 +39,7 @@ struct FillBarrier {
     while (done == 0) {
       asm volatile(
           "{\n.reg .pred p;\n"
-          "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+          "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
           "selp.u32 %0, 1, 0, p;\n}\n"
           : "=r"(done)
           : "r"(address), "r"(parity)
