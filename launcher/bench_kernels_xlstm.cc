@@ -139,22 +139,22 @@ std::vector<KernelCase> BlockMapCases(const KernelProblem& p) {
   const Tensor x = p.device.Uniform(rows), dx = output();
   const BlockMapForwardArgs one{.x = x, .maps = {map(output())}};
   const BlockMapForwardArgs two{.x = x, .maps = {one.maps[0], map(output())}};
-  const auto backward = [&](const BlockMapForwardArgs& forward) {
+  // As many gates as xLSTM 1.3B's four heads have, or none.
+  const auto backward = [&](const BlockMapForwardArgs& forward, int64_t gates) {
     BlockMapBackwardArgs args{.x = x, .dx = dx, .accumulate = true};
-    for (const auto& each : forward.maps) args.maps.push_back({each.w, each.y, p.Full(weights)});
+    for (const auto& each : forward.maps) {
+      args.maps.push_back({.w = each.w, .dy = each.y, .dw = p.Full(weights)});
+      if (gates == 0) continue;
+      args.maps.back().gates_w = p.device.Uniform({gates, width});
+      args.maps.back().dgates_w = p.Full({gates, width});
+    }
+    if (gates > 0) args.dgates = p.device.Uniform({p.batch, p.time, gates});
     args.workspace =
-        p.Workspace(BlockMapBackwardWorkspace(x, static_cast<int64_t>(args.maps.size())));
+        p.Workspace(BlockMapBackwardWorkspace(x, static_cast<int64_t>(args.maps.size()), gates));
     return args;
   };
-  const BlockMapBackwardArgs of_one = backward(one), of_two = backward(two);
-  // As many as xLSTM 1.3B's four heads have.
-  constexpr int64_t kGates = 8;
-  const auto with_gates = [&](BlockMapBackwardArgs args) {
-    args.dgates = p.device.Uniform({p.batch, p.time, kGates});
-    for (auto& each : args.maps) each.gates_w = p.device.Uniform({kGates, width});
-    return args;
-  };
-  const BlockMapBackwardArgs gated_one = with_gates(of_one), gated_two = with_gates(of_two);
+  const BlockMapBackwardArgs of_one = backward(one, 0), of_two = backward(two, 0);
+  const BlockMapBackwardArgs gated_one = backward(one, 8), gated_two = backward(two, 8);
   const double bytes = BytesOf({x});
   return {{"forward", rows, [one] { BlockMapForward(one); }, 2 * bytes},
           {"forward_two", rows, [two] { BlockMapForward(two); }, 3 * bytes},

@@ -48,24 +48,31 @@ void BlockMapBackward(const BlockMapBackwardArgs& args) {
     CheckShape(kernel, "w", map.w, weights);
     CheckShape(kernel, "dw", map.dw, weights);
     CheckShape(kernel, "dy", map.dy, args.x.shape);
-    EYRIE_CHECK(map.gates_w.defined() == gated, kernel, ": gates_w and dgates come together");
-    if (gated) CheckShape(kernel, "gates_w", map.gates_w, {args.dgates.dim(-1), args.x.dim(-1)});
+    EYRIE_CHECK(map.gates_w.defined() == gated && map.dgates_w.defined() == gated, kernel,
+                ": gates_w, dgates_w and dgates come together");
+    if (gated) {
+      const Shape gates_w{args.dgates.dim(-1), args.x.dim(-1)};
+      CheckShape(kernel, "gates_w", map.gates_w, gates_w);
+      CheckShape(kernel, "dgates_w", map.dgates_w, gates_w);
+    }
     CheckTypes(kernel, args.x, args.x.dtype, {map.w, map.dy, map.gates_w});
-    CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {map.dw});
+    CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {map.dw, map.dgates_w});
   }
   CheckShape(kernel, "dx", args.dx, args.x.shape);
   CheckTypes(kernel, args.x, args.x.dtype, {args.dx});
   CheckWorkspace(kernel, args.x, args.workspace,
-                 BlockMapBackwardWorkspace(args.x, static_cast<int64_t>(args.maps.size())));
+                 BlockMapBackwardWorkspace(args.x, static_cast<int64_t>(args.maps.size()),
+                                           gated ? args.dgates.dim(-1) : 0));
   const KernelScope timed("block_map");
   EYRIE_DISPATCH_CUDA(args.x, BlockMapBackwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { BlockMapBackwardCpu<decltype(real)>(args); });
 }
 
-int64_t BlockMapBackwardWorkspace(const Tensor& x, int64_t maps) {
+int64_t BlockMapBackwardWorkspace(const Tensor& x, int64_t maps, int64_t gates) {
   if (!IsGpu(x.device)) return 0;
   const int64_t width = x.dim(-1), rows = x.size() / width;
-  return maps * CeilDiv(rows, ColumnSumChunk(rows, width)) * width * kBlockMapWidth;
+  const int64_t chunks = CeilDiv(rows, ColumnSumChunk(rows, width));
+  return (chunks + 1) * BlockMapSums(width, maps, gates);
 }
 
 }  // namespace eyrie

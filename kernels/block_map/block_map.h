@@ -28,19 +28,21 @@ void BlockMapForward(const BlockMapForwardArgs& args);
 struct BlockMapBackwardArgs {
   struct Map {
     Tensor w, dy;
-    Tensor dw;       // += the sum over rows of dy[.., 4 g + o] x[.., 4 g + i]
-    Tensor gates_w;  // [G, C], present where dgates is
+    Tensor dw;        // += the sum over rows of dy[.., 4 g + o] x[.., 4 g + i]
+    Tensor gates_w;   // [G, C], present where dgates is
+    Tensor dgates_w;  // [G, C] += dgates^T y, of full precision; present where dgates is
   };
   Tensor x;
   std::vector<Map> maps;  // one or two
   Tensor dgates;          // [.., G], or absent
   Tensor dx;  // out: [.., 4 g + i] = the sum over maps and o of w[g, o, i] dy[.., 4 g + o]
   bool accumulate = false;  // dx +=
-  Tensor workspace;         // BlockMapBackwardWorkspace(x, maps.size()) float32 elements
+  Tensor workspace;         // BlockMapBackwardWorkspace(x, maps.size(), G) float32 elements
 };
-// Rows are summed in an order that depends on shapes alone.
+// Rows are summed in an order that depends on shapes alone. No y is read or made again for
+// dgates_w: it is the map of dgates^T x.
 void BlockMapBackward(const BlockMapBackwardArgs& args);
 // 0 on the CPU.
-int64_t BlockMapBackwardWorkspace(const Tensor& x, int64_t maps);
+int64_t BlockMapBackwardWorkspace(const Tensor& x, int64_t maps, int64_t gates);
 
 }  // namespace eyrie

@@ -6,6 +6,7 @@
 
 #include "kernels/block_map/block_map.h"
 #include "kernels/partition.h"
+#include "kernels/row_math.h"
 
 namespace eyrie {
 namespace block_map {
@@ -39,11 +40,28 @@ inline void Apply(const Real* block, const Real* in, Real* out, bool add) {
 template <class Real>
 void AddGates(const Tensor& dgates, int64_t row, const Tensor& w, Real* dy) {
   const int64_t gates = w.dim(0), channels = w.dim(1);
+  const Real* d = dgates.data<Real>() + row * gates;
   for (int64_t g = 0; g < gates; ++g) {
-    const Real d = dgates.data<Real>()[row * gates + g];
-    const Real* line = w.data<Real>() + g * channels;
-    for (int64_t c = 0; c < channels; ++c) dy[c] += d * line[c];
+    AddScaledRow(d[g], w.data<Real>() + g * channels, dy, channels);
   }
+}
+
+// dgates^T x [G, C].
+template <class Real>
+std::vector<Real> GateProducts(const Tensor& dgates, const Tensor& x, const RowTiles& tiles) {
+  const int64_t gates = dgates.dim(-1), channels = x.dim(-1), size = gates * channels;
+  std::vector<Real> partial(static_cast<size_t>(tiles.count * size));
+  tiles.ForEach([&](int64_t tile, int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t g = 0; g < gates; ++g) {
+        AddScaledRow(dgates.data<Real>()[row * gates + g], x.data<Real>() + row * channels,
+                     partial.data() + tile * size + g * channels, channels);
+      }
+    }
+  });
+  std::vector<Real> sum(static_cast<size_t>(size));
+  AddRowSum(partial.data(), tiles.count, size, sum.data());
+  return sum;
 }
 
 }  // namespace block_map
@@ -76,6 +94,8 @@ void BlockMapBackwardCpu(const BlockMapBackwardArgs& args) {
   const int64_t channels = args.x.dim(-1), weights = channels * kWidth;
   const bool gated = args.dgates.defined();
   const RowTiles tiles(args.x.size() / std::max<int64_t>(channels, 1), channels);
+  std::vector<Real> products;
+  if (gated) products = block_map::GateProducts<Real>(args.dgates, args.x, tiles);
   bool add = args.accumulate;
   for (const auto& map : args.maps) {
     const Real *w = map.w.data<Real>(), *dy = map.dy.data<Real>();
@@ -101,6 +121,13 @@ void BlockMapBackwardCpu(const BlockMapBackwardArgs& args) {
       }
     });
     AddRowSum(partial.data(), tiles.count, weights, map.dw.data<Real>());
+    if (gated) {
+      const std::vector<Real> by_input = block_map::Transposed<Real>(map.w);
+      for (int64_t at = 0; at < map.dgates_w.size(); at += kWidth) {
+        block_map::Apply(by_input.data() + at % channels * kWidth, products.data() + at,
+                         map.dgates_w.data<Real>() + at, /*add=*/true);
+      }
+    }
     add = true;
   }
 }

@@ -6,6 +6,12 @@
 
 namespace eyrie {
 
+// Sums over rows that the backward pass makes: each map's products dy x [C / 4, 4, 4], and, for the
+// gates, dgates^T x [G, C]. Each chunk of rows has its own, and one more line is their total.
+inline int64_t BlockMapSums(int64_t width, int64_t maps, int64_t gates) {
+  return width * (maps * kBlockMapWidth + gates);
+}
+
 void BlockMapForwardCuda(const BlockMapForwardArgs& args);
 void BlockMapBackwardCuda(const BlockMapBackwardArgs& args);
 

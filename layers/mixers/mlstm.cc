@@ -135,22 +135,6 @@ void MlstmMixer::Gates(Run& run, GatePart part, const Tensor& channels, const Te
         .b_is_settled = true});
 }
 
-void MlstmMixer::GatesBackward(GatePart part, const Tensor& channels, const Tensor& dgates,
-                               const ParamStore::GradientSum& dweight) const {
-  const int64_t gates = 2 * global_heads_, tokens = channels.size() / width_;
-  Gemm({.trans_a = Trans::kYes,
-        .m = gates,
-        .n = width_,
-        .k = tokens,
-        .a = dgates,
-        .lda = gates,
-        .b = channels,
-        .ldb = width_,
-        .c = dweight.tensor.Rows(part, part + 1),
-        .ldc = width_,
-        .accumulate = dweight.started});
-}
-
 MlstmCell::Inputs MlstmMixer::CellInputs(const Run& run, const Stash& stash) const {
   return {stash[q_out_], stash[k_out_], stash[v_out_],
           stash[gates_out_].View({2, run.batch(), run.tokens(), cell_.heads()})};
@@ -168,14 +152,18 @@ void MlstmMixer::MapsBackward(Run& run, const Tensor& x, const Tensor& dgates,
                               std::initializer_list<MapGradient> maps, const Tensor& dx) const {
   ArenaScope scope(run.arena);
   BlockMapBackwardArgs args{.x = x, .dgates = dgates, .dx = dx, .accumulate = true};
+  const auto part_of = [&](const Tensor& gates_w, GatePart part) {
+    return gates_w.Rows(part, part + 1).View({2 * global_heads_, width_});
+  };
   for (const auto& [map, part, dy] : maps) {
-    const Tensor gates_w = run.params.value(gates_w_).Rows(part, part + 1);
     args.maps.push_back({.w = run.params.value(map),
                          .dy = dy,
                          .dw = run.params.grad(map),
-                         .gates_w = gates_w.View({2 * global_heads_, width_})});
+                         .gates_w = part_of(run.params.value(gates_w_), part),
+                         .dgates_w = part_of(run.params.grad(gates_w_), part)});
   }
-  args.workspace = run.Workspace(BlockMapBackwardWorkspace(x, static_cast<int64_t>(maps.size())));
+  args.workspace = run.Workspace(
+      BlockMapBackwardWorkspace(x, static_cast<int64_t>(maps.size()), 2 * global_heads_));
   BlockMapBackward(args);
 }
 
@@ -250,10 +238,6 @@ void MlstmMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const Ten
     const Tensor heads = AllColumns(run, gradients.gates.Rows(gate, gate + 1));
     CopyColumns(heads, 0, dgates, gate * global_heads_, global_heads_);
   }
-  const ParamStore::GradientSum dweight = run.params.AddTo(gates_w_);
-  GatesBackward(kQ, inputs.q, dgates, dweight);
-  GatesBackward(kK, inputs.k, dgates, dweight);
-  GatesBackward(kV, inputs.v, dgates, dweight);
   MapsBackward(run, stash[s_], dgates, {{q_, kQ, gradients.q}, {k_, kK, gradients.k}}, ds);
 
   const Tensor da = dproduct;  // which has served

@@ -41,16 +41,14 @@ class MlstmMixer final : public Mixer {
   enum GatePart { kQ, kK, kV };
   // gates [B, T, 2 H] := or += the share of this rank's channels of one part; input gates first.
   void Gates(Run& run, GatePart part, const Tensor& channels, const Tensor& gates) const;
-  // Adds the gradient of that part of the weight to `dweight`.
-  void GatesBackward(GatePart part, const Tensor& channels, const Tensor& dgates,
-                     const ParamStore::GradientSum& dweight) const;
   // A map, what its outputs are to the gates, and their gradient without the gates' share.
   struct MapGradient {
     ParamId map;
     GatePart part;
     Tensor dy;
   };
-  // dx += what the maps of x make of the gradients of their outputs; adds their weights' gradients.
+  // dx += what the maps of x make of the gradients of their outputs; adds the gradients of their
+  // weights and of the gates'.
   void MapsBackward(Run& run, const Tensor& x, const Tensor& dgates,
                     std::initializer_list<MapGradient> maps, const Tensor& dx) const;
   MlstmCell::Inputs CellInputs(const Run& run, const Stash& stash) const;

@@ -11,7 +11,7 @@ constexpr int64_t kGates[] = {0, 1, 6, 8, 33};
 
 struct Case {
   OwnedTensor x, dx, workspace;
-  std::vector<OwnedTensor> w, dy, y, dw, gates_w, dgates;  // of gates none or each
+  std::vector<OwnedTensor> w, dy, y, dw, gates_w, dgates, dgates_w;  // of gates none or each
 
   void Run(bool accumulate) const {
     BlockMapForwardArgs forward{.x = x.tensor};
@@ -20,7 +20,9 @@ struct Case {
     for (size_t m = 0; m < w.size(); ++m) {
       forward.maps.push_back({w[m].tensor, y[m].tensor});
       backward.maps.push_back({w[m].tensor, dy[m].tensor, dw[m].tensor});
-      if (!gates_w.empty()) backward.maps.back().gates_w = gates_w[m].tensor;
+      if (gates_w.empty()) continue;
+      backward.maps.back().gates_w = gates_w[m].tensor;
+      backward.maps.back().dgates_w = dgates_w[m].tensor;
     }
     if (!dgates.empty()) backward.dgates = dgates[0].tensor;
     BlockMapForward(forward);
@@ -45,7 +47,8 @@ TEST(CudaBlockMap, MatchesTheCpu) {
           const auto there = [&] {
             Case c{.x = ToCuda(x.tensor, dtype),
                    .dx = accumulate ? ToCuda(dx.tensor, dtype) : PoisonedCuda(dtype, shape)};
-            c.workspace = PoisonedCuda(DType::kF32, {BlockMapBackwardWorkspace(c.x.tensor, maps)});
+            c.workspace =
+                PoisonedCuda(DType::kF32, {BlockMapBackwardWorkspace(c.x.tensor, maps, gates)});
             return c;
           };
           Case one = there(), two = there();
@@ -70,7 +73,12 @@ TEST(CudaBlockMap, MatchesTheCpu) {
             for (Case* c : {&one, &two}) (c->*member).push_back(ToCuda(value.tensor, dtype));
           };
           if (gates > 0) give(&Case::dgates, {rows, gates});
-          for (int64_t m = 0; gates > 0 && m < maps; ++m) give(&Case::gates_w, {gates, width});
+          for (int64_t m = 0; gates > 0 && m < maps; ++m) {
+            give(&Case::gates_w, {gates, width});
+            const OwnedTensor dgates_w = RandomTensor(DType::kF32, {gates, width}, random);
+            here.dgates_w.push_back(Cast(dgates_w.tensor, DType::kF64));
+            for (Case* c : {&one, &two}) c->dgates_w.push_back(ToCuda(dgates_w.tensor));
+          }
           for (const Case* c : {&here, &one, &two}) c->Run(accumulate);
           const auto compare = [&](const OwnedTensor& first, const OwnedTensor& second,
                                    const OwnedTensor& expected, double bound) {
@@ -82,6 +90,8 @@ TEST(CudaBlockMap, MatchesTheCpu) {
           for (size_t m = 0; m < here.w.size(); ++m) {
             compare(one.y[m], two.y[m], here.y[m], Tolerance(dtype));
             compare(one.dw[m], two.dw[m], here.dw[m], 1e-5);
+            if (gates == 0) continue;
+            compare(one.dgates_w[m], two.dgates_w[m], here.dgates_w[m], 1e-5);
           }
         }
       }

@@ -37,6 +37,7 @@ struct Case {
     for (size_t m = 0; m < w.size(); ++m) {
       y.push_back(PoisonedTensor(x.tensor.dtype, x.tensor.shape));
       dw.emplace_back(x.tensor.dtype, w[m].tensor.shape);
+      if (!gates_w.empty()) dgates_w.emplace_back(x.tensor.dtype, gates_w[m].tensor.shape);
     }
   }
   void Forward() const {
@@ -48,7 +49,9 @@ struct Case {
     BlockMapBackwardArgs args{.x = x.tensor, .dx = dx.tensor, .accumulate = accumulate};
     for (size_t m = 0; m < w.size(); ++m) {
       args.maps.push_back({w[m].tensor, dy[m].tensor, dw[m].tensor});
-      if (!gates_w.empty()) args.maps.back().gates_w = gates_w[m].tensor;
+      if (gates_w.empty()) continue;
+      args.maps.back().gates_w = gates_w[m].tensor;
+      args.maps.back().dgates_w = dgates_w[m].tensor;
     }
     if (!dgates.empty()) args.dgates = dgates[0].tensor;
     BlockMapBackward(args);
@@ -74,7 +77,7 @@ struct Case {
   }
 
   OwnedTensor x, dx;
-  std::vector<OwnedTensor> w, dy, y, dw, gates_w, dgates;  // of gates none or each
+  std::vector<OwnedTensor> w, dy, y, dw, gates_w, dgates, dgates_w;  // of gates none or each
 };
 
 TEST(BlockMap, ForwardMatchesReference) {
@@ -115,6 +118,9 @@ TEST(BlockMap, GradientsAreThoseOfFiniteDifferences) {
       EXPECT_LT(NumericGradientCheck(loss, c.x.tensor, c.dx.tensor, random), 1e-9);
       for (size_t m = 0; m < maps; ++m) {
         EXPECT_LT(NumericGradientCheck(loss, c.w[m].tensor, c.dw[m].tensor, random), 1e-9);
+        if (gates == 0) continue;
+        EXPECT_LT(NumericGradientCheck(loss, c.gates_w[m].tensor, c.dgates_w[m].tensor, random),
+                  1e-9);
       }
     }
   }
@@ -129,12 +135,16 @@ TEST(BlockMap, GradientsAreAddedTo) {
       const OwnedTensor before = Clone(c.dx.tensor);
       c.Backward(/*accumulate=*/true);
       const OwnedTensor sum = Clone(c.dx.tensor), once = Clone(c.dw[maps - 1].tensor);
+      const OwnedTensor gates_once = Clone(c.dgates_w[maps - 1].tensor);
       c.Backward(/*accumulate=*/false);
       for (int64_t i = 0; i < rows * width; ++i) {
         EXPECT_NEAR(Get(sum.tensor, i), Get(before.tensor, i) + Get(c.dx.tensor, i), 1e-12);
       }
       for (int64_t i = 0; i < once.tensor.size(); ++i) {
         EXPECT_NEAR(Get(c.dw[maps - 1].tensor, i), 2 * Get(once.tensor, i), 1e-11);
+      }
+      for (int64_t i = 0; i < gates_once.tensor.size(); ++i) {
+        EXPECT_NEAR(Get(c.dgates_w[maps - 1].tensor, i), 2 * Get(gates_once.tensor, i), 1e-11);
       }
     }
   }
@@ -146,7 +156,10 @@ TEST(BlockMap, SumsDoNotDependOnThreads) {
   WithThreads(1, [&] { one.Backward(false); });
   WithThreads(4, [&] { four.Backward(false); });
   EXPECT_TRUE(BitwiseEqual(one.dx.tensor, four.dx.tensor));
-  for (const size_t m : {0, 1}) EXPECT_TRUE(BitwiseEqual(one.dw[m].tensor, four.dw[m].tensor));
+  for (const size_t m : {0, 1}) {
+    EXPECT_TRUE(BitwiseEqual(one.dw[m].tensor, four.dw[m].tensor));
+    EXPECT_TRUE(BitwiseEqual(one.dgates_w[m].tensor, four.dgates_w[m].tensor));
+  }
 }
 
 TEST(BlockMap, RefusesWrongShapes) {
@@ -169,25 +182,30 @@ TEST(BlockMap, RefusesWrongShapes) {
   EXPECT_THROW(backward(good, good, good), Error);
   EXPECT_THROW(backward(good, maps, bad), Error);
   const OwnedTensor two(DType::kF32, {3, 2}), thin(DType::kF32, {2, 8});
-  const auto gated = [&](const Tensor& dgates, const Tensor& gates_w) {
+  const auto gated = [&](const Tensor& dgates, const Tensor& gates_w, const Tensor& dgates_w) {
     BlockMapBackward(
-        {.x = good, .maps = {{maps, good, maps, gates_w}}, .dgates = dgates, .dx = good});
+        {.x = good, .maps = {{maps, good, maps, gates_w, dgates_w}}, .dgates = dgates, .dx = good});
   };
-  EXPECT_NO_THROW(gated(two.tensor, thin.tensor));
-  EXPECT_THROW(gated(two.tensor, {}), Error);
-  EXPECT_THROW(gated({}, thin.tensor), Error);
-  EXPECT_THROW(gated(thin.tensor, thin.tensor), Error);
-  EXPECT_THROW(gated(two.tensor, good), Error);
+  EXPECT_NO_THROW(gated(two.tensor, thin.tensor, thin.tensor));
+  EXPECT_THROW(gated(two.tensor, {}, thin.tensor), Error);
+  EXPECT_THROW(gated(two.tensor, thin.tensor, {}), Error);
+  EXPECT_THROW(gated({}, thin.tensor, thin.tensor), Error);
+  EXPECT_THROW(gated(thin.tensor, thin.tensor, thin.tensor), Error);
+  EXPECT_THROW(gated(two.tensor, good, thin.tensor), Error);
+  EXPECT_THROW(gated(two.tensor, thin.tensor, good), Error);
 }
 
-// A share of each map's weights for every chunk of rows.
+// A line of sums for every chunk of rows, and one for their total.
 TEST(BlockMap, WorkspaceOnGpusIsKnownWithoutOne) {
-  const auto workspace = [](Device device, int64_t maps) {
-    return BlockMapBackwardWorkspace(OwnedTensor(DType::kF32, {100, 64}, device).tensor, maps);
+  const auto workspace = [](Device device, int64_t maps, int64_t gates) {
+    const OwnedTensor x(DType::kF32, {100, 64}, device);
+    return BlockMapBackwardWorkspace(x.tensor, maps, gates);
   };
-  EXPECT_EQ(workspace(Device::kMeta, 2), 0);
-  EXPECT_EQ(workspace(Device::kMetaCuda, 1), CeilDiv(100, ColumnSumChunk(100, 64)) * 64 * 4);
-  EXPECT_EQ(workspace(Device::kMetaCuda, 2), 2 * workspace(Device::kMetaCuda, 1));
+  const int64_t lines = CeilDiv(100, ColumnSumChunk(100, 64)) + 1;
+  EXPECT_EQ(workspace(Device::kMeta, 2, 8), 0);
+  EXPECT_EQ(workspace(Device::kMetaCuda, 1, 0), lines * 64 * 4);
+  EXPECT_EQ(workspace(Device::kMetaCuda, 2, 0), lines * 64 * 8);
+  EXPECT_EQ(workspace(Device::kMetaCuda, 2, 6), lines * 64 * 14);
 }
 
 }  // namespace

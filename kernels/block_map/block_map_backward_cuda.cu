@@ -1,0 +1,302 @@
+// A tile of rows and channels after another: products of gradients and inputs stay in registers to
+// the end of a block's chunk of rows, and so do those of gates.
+#include "kernels/block_map/block_map_gates.cuh"
+#include "kernels/column_sum.cuh"
+
+namespace eyrie {
+namespace {
+
+constexpr int kWarps = 8, kThreads = 32 * kWarps;
+constexpr int kTileBlocks = 32, kTileColumns = kTileBlocks * kBlock;  // of channels
+constexpr int kParts = kThreads / kTileBlocks;                        // threads of one such block
+constexpr int kTileRows = kParts * kLaneRows;
+
+template <class T, int kMaps>
+struct BackwardTensors {
+  GateWeights<T, kMaps> weights;
+  const T *x, *dy[kMaps], *dgates;
+  T* dx;
+  float* sums;  // [gridDim.x, BlockMapSums()]: those of each chunk's rows
+};
+
+// The four warps of a row cover a tile's channels, two such rows its rows. The sums and four rows
+// fill a thread's registers, so that the maps are read from the cache again for every tile.
+template <class T, int kMaps, bool kAccumulate>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
+    BackwardKernel(const BackwardTensors<T, kMaps> tensors, int rows, int chunk) {
+  constexpr int kWeights = kBlock * kBlock;                    // of a block of channels and one map
+  constexpr int kSums = kMaps * kWeights, kPitch = kSums + 1;  // a thread's; odd, against conflicts
+  constexpr int kGatePitch = kTileColumns + kBlock;            // of a gate, whole vectors
+  alignas(16) __shared__ float shared[kParts * kTileBlocks * kPitch];
+  static_assert(2 * kGateTile * kGatePitch <= kParts * kTileBlocks * kPitch);
+
+  const int width = tensors.weights.width, gates = tensors.weights.gates;
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int block = warp % 4 * 8 + lane / 4;  // which of the tile's blocks of channels
+  const int part = warp / 4 * 4 + lane % 4;   // which four of its rows
+  const int first_column = static_cast<int>(blockIdx.y) * kTileColumns;
+  const bool active = first_column + block * kBlock < width;
+  // Threads past the end do what those of the last block do, and store nothing.
+  const int column = min(first_column + block * kBlock, width - kBlock);
+  const int begin = static_cast<int>(blockIdx.x) * chunk, end = min(rows, begin + chunk);
+  float* chunk_sums = tensors.sums + blockIdx.x * (int64_t{width} * (kMaps * kBlock + gates));
+
+  const FoldedGates<T> folded(tensors.weights, 0, column);
+  float sum[kMaps][kBlock][kBlock] = {};  // out by in, like the maps
+  GateSums<T> gate_sums;
+
+  // The tile of rows `tile` and on, all of them before `end` if `whole` says so.
+  const auto take = [&](auto whole, int tile) {
+    constexpr bool kWhole = decltype(whole)::value;
+    const int row = tile + part * kLaneRows;
+    const int64_t start = int64_t{row} * width + column;
+    const auto load = [&](const T* from, Vector<T, kBlock>(&to)[kLaneRows]) {
+#pragma unroll
+      for (int u = 0; u < kLaneRows; ++u) {
+        to[u] = {};
+        if (kWhole || row + u < end) to[u] = LoadVector<kBlock>(from + start + u * width);
+      }
+    };
+    Vector<T, kBlock> x[kLaneRows], dy[kMaps][kLaneRows];
+    load(tensors.x, x);
+#pragma unroll
+    for (int m = 0; m < kMaps; ++m) load(tensors.dy[m], dy[m]);
+    float dx[kLaneRows][kBlock] = {};
+    if constexpr (kAccumulate) {
+      Vector<T, kBlock> before[kLaneRows];
+      load(tensors.dx, before);
+#pragma unroll
+      for (int u = 0; u < kLaneRows; ++u) {
+#pragma unroll
+        for (int i = 0; i < kBlock; ++i) dx[u][i] = before[u][i];
+      }
+    }
+
+    if (gates > 0) {
+      const int warp_row = tile + warp / 4 * kWarpRows;
+      const GateRows<T> dgates{tensors.dgates, warp_row, end, 0, gates};
+      folded.AddTo(dgates, dx);
+      gate_sums.Add(dgates, x);
+#pragma unroll 1
+      for (int first = kGateTile; first < gates; first += kGateTile) {
+        FoldedGates<T>(tensors.weights, first, column)
+            .AddTo(GateRows<T>{tensors.dgates, warp_row, end, first, gates}, dx);
+      }
+    }
+
+#pragma unroll
+    for (int m = 0; m < kMaps; ++m) {
+#pragma unroll
+      for (int o = 0; o < kBlock; ++o) {
+        const Vector<T, kBlock> map =
+            LoadVector<kBlock>(tensors.weights.w[m] + int64_t{column + o} * kBlock);
+#pragma unroll
+        for (int u = 0; u < kLaneRows; ++u) {
+          const float d = dy[m][u][o];
+#pragma unroll
+          for (int i = 0; i < kBlock; ++i) {
+            dx[u][i] = fmaf(map[i], d, dx[u][i]);
+            sum[m][o][i] = fmaf(d, x[u][i], sum[m][o][i]);
+          }
+        }
+      }
+    }
+    if (!active) return;
+#pragma unroll
+    for (int u = 0; u < kLaneRows; ++u) {
+      if (!kWhole && row + u >= end) break;
+      Vector<T, kBlock> out;
+#pragma unroll
+      for (int i = 0; i < kBlock; i += 2) out.SetPair(i, dx[u][i], dx[u][i + 1]);
+      StoreVector(tensors.dx + start + u * width, out);
+    }
+  };
+  int tile = begin;
+#pragma unroll 1
+  for (; tile + kTileRows <= end; tile += kTileRows) take(std::true_type{}, tile);
+  if (tile < end) take(std::false_type{}, tile);
+
+  // Sums of eight gates: over the tile's two rows of warps, out of shared memory.
+  const auto store_gates = [&](int first) {
+    const int channels = min(kTileColumns, width - first_column);
+    float sums[2][kBlock];
+    gate_sums.Finish(sums);
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      Vector<float, kBlock> line;
+#pragma unroll
+      for (int i = 0; i < kBlock; ++i) line.Set(i, sums[e][i]);
+      const int gate = lane % 4 * 2 + e;
+      StoreVector(shared + (warp / 4 * kGateTile + gate) * kGatePitch + block * kBlock, line);
+    }
+    __syncthreads();
+    float* to = chunk_sums + int64_t{kMaps * kBlock + first} * width + first_column;
+    for (int s = static_cast<int>(threadIdx.x); s < kGateTile * kTileColumns; s += kThreads) {
+      const int gate = s / kTileColumns, c = s % kTileColumns;
+      if (first + gate >= gates || c >= channels) continue;
+      const float* from = shared + gate * kGatePitch + c;
+      to[int64_t{gate} * width + c] = from[0] + from[kGateTile * kGatePitch];
+    }
+    __syncthreads();
+  };
+  if (gates > 0) store_gates(0);
+    // More gates read x again.
+#pragma unroll 1
+  for (int first = kGateTile; first < gates; first += kGateTile) {
+    gate_sums = {};
+#pragma unroll 1
+    for (tile = begin; tile < end; tile += kTileRows) {
+      Vector<T, kBlock> x[kLaneRows];
+#pragma unroll
+      for (int u = 0; u < kLaneRows; ++u) {
+        const int row = tile + part * kLaneRows + u;
+        x[u] = {};
+        if (row < end) x[u] = LoadVector<kBlock>(tensors.x + int64_t{row} * width + column);
+      }
+      gate_sums.Add(GateRows<T>{tensors.dgates, tile + warp / 4 * kWarpRows, end, first, gates}, x);
+    }
+    store_gates(first);
+  }
+
+#pragma unroll
+  for (int m = 0; m < kMaps; ++m) {
+#pragma unroll
+    for (int w = 0; w < kWeights; ++w) {
+      shared[(part * kTileBlocks + block) * kPitch + m * kWeights + w] =
+          sum[m][w / kBlock][w % kBlock];
+    }
+  }
+  __syncthreads();
+  // Of each map, the weights under the tile's channels lie in a row, block by block.
+  const int64_t weights = int64_t{width} * kBlock, first_weight = int64_t{first_column} * kBlock;
+#pragma unroll
+  for (int m = 0; m < kMaps; ++m) {
+    for (int s = static_cast<int>(threadIdx.x); s < kTileBlocks * kWeights; s += kThreads) {
+      if (first_weight + s >= weights) break;
+      float total = 0;
+#pragma unroll
+      for (int other = 0; other < kParts; ++other) {
+        total +=
+            shared[(other * kTileBlocks + s / kWeights) * kPitch + m * kWeights + s % kWeights];
+      }
+      chunk_sums[m * weights + first_weight + s] = total;
+    }
+  }
+}
+
+template <int kMaps>
+struct WeightGradients {
+  float *dw[kMaps], *dgates_w[kMaps];
+};
+
+// From all rows' sums the gradients of the weights: one output channel a thread. The sums know of
+// dy alone; with the gates' share dw gets gates_w^T dgates^T x as well, while dgates_w gets the map
+// of dgates^T x.
+template <class T, int kMaps>
+__global__ void __launch_bounds__(kTileColumns)
+    AddGradientsKernel(const GateWeights<T, kMaps> weights, const float* __restrict__ sums,
+                       const WeightGradients<kMaps> gradients) {
+  constexpr int kUnroll = 4;  // gates that a thread has under way
+  const int width = weights.width, gates = weights.gates;
+  const int c = static_cast<int>(blockIdx.x) * kTileColumns + static_cast<int>(threadIdx.x);
+  if (c >= width) return;
+  const int64_t at = int64_t{c} * kBlock, weights_of_map = int64_t{width} * kBlock;
+  Vector<T, kBlock> map[kMaps];
+  Vector<float, kBlock> dw[kMaps];
+#pragma unroll
+  for (int m = 0; m < kMaps; ++m) {
+    map[m] = LoadVector<kBlock>(weights.w[m] + at);
+    dw[m] = LoadVector<kBlock>(gradients.dw[m] + at);
+    const Vector<float, kBlock> own = LoadVector<kBlock>(sums + m * weights_of_map + at);
+#pragma unroll
+    for (int i = 0; i < kBlock; ++i) dw[m].values[i] += own[i];
+  }
+
+  const float* products = sums + kMaps * weights_of_map + c / kBlock * kBlock;
+#pragma unroll 1
+  for (int first = 0; first < gates; first += kUnroll) {
+    Vector<float, kBlock> product[kUnroll];
+    float weight[kMaps][kUnroll], before[kMaps][kUnroll];
+#pragma unroll
+    for (int g = 0; g < kUnroll; ++g) {
+      if (first + g >= gates) break;
+      const int64_t line = int64_t{first + g} * width;
+      product[g] = LoadVector<kBlock>(products + line);
+#pragma unroll
+      for (int m = 0; m < kMaps; ++m) {
+        weight[m][g] = ToFloat(weights.gates_w[m][line + c]);
+        before[m][g] = gradients.dgates_w[m][line + c];
+      }
+    }
+#pragma unroll
+    for (int g = 0; g < kUnroll; ++g) {
+      if (first + g >= gates) break;
+#pragma unroll
+      for (int m = 0; m < kMaps; ++m) {
+        float sum = 0;
+#pragma unroll
+        for (int i = 0; i < kBlock; ++i) {
+          sum = fmaf(map[m][i], product[g][i], sum);
+          dw[m].values[i] = fmaf(weight[m][g], product[g][i], dw[m].values[i]);
+        }
+        gradients.dgates_w[m][int64_t{first + g} * width + c] = before[m][g] + sum;
+      }
+    }
+  }
+#pragma unroll
+  for (int m = 0; m < kMaps; ++m) StoreVector(gradients.dw[m] + at, dw[m]);
+}
+
+}  // namespace
+
+void BlockMapBackwardCuda(const BlockMapBackwardArgs& args) {
+  const char* kernel = "BlockMapBackward";
+  const int64_t width = args.x.dim(-1);
+  if (args.x.size() == 0) return;
+  const int64_t rows = args.x.size() / width, chunk = ColumnSumChunk(rows, width);
+  const unsigned chunks = Pieces(rows, chunk);
+  const bool gated = args.dgates.defined();
+  const int64_t gates = gated ? args.dgates.dim(-1) : 0;
+  const int64_t sums = BlockMapSums(width, static_cast<int64_t>(args.maps.size()), gates);
+  float* total = args.workspace.data<float>() + chunks * sums;
+  DispatchCuda(kernel, args.x, [&]<class T>(T) {
+    WithMaps(args.maps, [&](auto maps) {
+      constexpr int kMaps = decltype(maps)::value;
+      GateWeights<T, kMaps> weights{.gates = static_cast<int>(gates),
+                                    .width = static_cast<int>(width)};
+      BackwardTensors<T, kMaps> tensors{
+          .x = args.x.data<T>(), .dx = args.dx.data<T>(), .sums = args.workspace.data<float>()};
+      WeightGradients<kMaps> gradients{};
+      CheckAligned(kernel, tensors.x);
+      CheckAligned(kernel, tensors.dx);
+      CheckAligned(kernel, tensors.sums);
+      if (gated) tensors.dgates = args.dgates.data<T>();
+      for (int m = 0; m < kMaps; ++m) {
+        const BlockMapBackwardArgs::Map& map = args.maps[m];
+        weights.w[m] = map.w.data<T>();
+        tensors.dy[m] = map.dy.data<T>();
+        gradients.dw[m] = map.dw.data<float>();
+        CheckAligned(kernel, weights.w[m]);
+        CheckAligned(kernel, tensors.dy[m]);
+        CheckAligned(kernel, gradients.dw[m]);
+        if (!gated) continue;
+        weights.gates_w[m] = map.gates_w.data<T>();
+        gradients.dgates_w[m] = map.dgates_w.data<float>();
+        CheckAligned(kernel, weights.gates_w[m]);
+      }
+      tensors.weights = weights;
+      Launch(kernel,
+             args.accumulate ? BackwardKernel<T, kMaps, true> : BackwardKernel<T, kMaps, false>,
+             dim3(chunks, Pieces(width, kTileColumns)), kThreads, 0, tensors,
+             static_cast<int>(rows), static_cast<int>(chunk));
+      constexpr int kWidth = 4, kSumWarps = 8;
+      Launch(kernel, ColumnSumKernel<float, kWidth, kSumWarps, /*kAdd=*/false>,
+             dim3(1, Pieces(sums, 32 * kWidth)), 32 * kSumWarps, 0, tensors.sums, int64_t{chunks},
+             int64_t{chunks}, sums, total);
+      Launch(kernel, AddGradientsKernel<T, kMaps>, Pieces(width, kTileColumns), kTileColumns, 0,
+             weights, total, gradients);
+    });
+  });
+}
+
+}  // namespace eyrie
