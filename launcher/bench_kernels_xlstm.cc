@@ -132,36 +132,47 @@ std::vector<KernelCase> BlockMapCases(const KernelProblem& p) {
   if (width == 0) return {};
   const Shape rows{p.batch, p.time, width};
   const Shape weights{width / kBlockMapWidth, kBlockMapWidth, kBlockMapWidth};
-  const auto map = [&](Tensor result) {
-    return BlockMapForwardArgs::Map{.w = p.device.Uniform(weights), .y = std::move(result)};
-  };
   const auto output = [&] { return p.device.Zeros(p.device.dtype(), rows); };
   const Tensor x = p.device.Uniform(rows), dx = output();
-  const BlockMapForwardArgs one{.x = x, .maps = {map(output())}};
-  const BlockMapForwardArgs two{.x = x, .maps = {one.maps[0], map(output())}};
-  // As many gates as xLSTM 1.3B's four heads have, or none.
-  const auto backward = [&](const BlockMapForwardArgs& forward, int64_t gates) {
+  constexpr int64_t kGates = 8;  // as many as xLSTM 1.3B's four heads have
+  const auto forward = [&](int64_t maps, int64_t gates) {
+    BlockMapForwardArgs args{.x = x};
+    for (int64_t m = 0; m < maps; ++m) {
+      args.maps.push_back({.w = p.device.Uniform(weights), .y = output()});
+      if (gates > 0) args.maps.back().gates_w = p.device.Uniform({gates, width});
+    }
+    if (gates > 0) args.gates = p.Full({p.batch, p.time, gates});
+    args.workspace = p.Workspace(BlockMapForwardWorkspace(x, gates));
+    return args;
+  };
+  // The outputs serve as their own gradients.
+  const auto backward = [&](const BlockMapForwardArgs& of, int64_t gates) {
     BlockMapBackwardArgs args{.x = x, .dx = dx, .accumulate = true};
-    for (const auto& each : forward.maps) {
-      args.maps.push_back({.w = each.w, .dy = each.y, .dw = p.Full(weights)});
-      if (gates == 0) continue;
-      args.maps.back().gates_w = p.device.Uniform({gates, width});
-      args.maps.back().dgates_w = p.Full({gates, width});
+    for (const auto& [w, y, gates_w] : of.maps) {
+      args.maps.push_back({.w = w, .dy = y, .dw = p.Full(weights), .gates_w = gates_w});
+      if (gates > 0) args.maps.back().dgates_w = p.Full(gates_w.shape);
     }
     if (gates > 0) args.dgates = p.device.Uniform({p.batch, p.time, gates});
     args.workspace =
-        p.Workspace(BlockMapBackwardWorkspace(x, static_cast<int64_t>(args.maps.size()), gates));
+        p.Workspace(BlockMapBackwardWorkspace(x, static_cast<int64_t>(of.maps.size()), gates));
     return args;
   };
-  const BlockMapBackwardArgs of_one = backward(one, 0), of_two = backward(two, 0);
-  const BlockMapBackwardArgs gated_one = backward(one, 8), gated_two = backward(two, 8);
+
   const double bytes = BytesOf({x});
-  return {{"forward", rows, [one] { BlockMapForward(one); }, 2 * bytes},
-          {"forward_two", rows, [two] { BlockMapForward(two); }, 3 * bytes},
-          {"backward", rows, [of_one] { BlockMapBackward(of_one); }, 4 * bytes},
-          {"backward_two", rows, [of_two] { BlockMapBackward(of_two); }, 5 * bytes},
-          {"backward_gates", rows, [gated_one] { BlockMapBackward(gated_one); }, 4 * bytes},
-          {"backward_two_gates", rows, [gated_two] { BlockMapBackward(gated_two); }, 5 * bytes}};
+  std::vector<KernelCase> cases;
+  for (const int64_t gates : {int64_t{0}, kGates}) {
+    for (const int64_t maps : {1, 2}) {
+      const std::string suffix = StrCat(maps == 2 ? "_two" : "", gates > 0 ? "_gates" : "");
+      const BlockMapForwardArgs there = forward(maps, gates);
+      const BlockMapBackwardArgs back = backward(there, gates);
+      const auto passes = static_cast<double>(maps);
+      cases.push_back(
+          {"forward" + suffix, rows, [there] { BlockMapForward(there); }, (1 + passes) * bytes});
+      cases.push_back(
+          {"backward" + suffix, rows, [back] { BlockMapBackward(back); }, (3 + passes) * bytes});
+    }
+  }
+  return cases;
 }
 
 // A norm a head, with the skip of the mLSTM block.

@@ -13,18 +13,26 @@ namespace eyrie {
 
 inline constexpr int64_t kBlockMapWidth = 4, kMostBlockMaps = 2;
 
+// Gates may read the outputs: gates [.., G] = the sum over maps of y gates_w^T, for a few G, of y
+// before it is rounded to its type.
 struct BlockMapForwardArgs {
   struct Map {
     Tensor w;
-    Tensor y;  // out: y[.., 4 g + o] = sum over i of w[g, o, i] x[.., 4 g + i]
+    Tensor y;        // out: y[.., 4 g + o] = sum over i of w[g, o, i] x[.., 4 g + i]
+    Tensor gates_w;  // [G, C], present where gates is
   };
   Tensor x;
-  std::vector<Map> maps;  // one or two
+  std::vector<Map> maps;          // one or two
+  Tensor gates;                   // out: [.., G], of full precision, or absent
+  bool accumulate_gates = false;  // gates +=
+  Tensor workspace;               // BlockMapForwardWorkspace(x, G) float32 elements
 };
 void BlockMapForward(const BlockMapForwardArgs& args);
+// 0 on the CPU and without gates.
+int64_t BlockMapForwardWorkspace(const Tensor& x, int64_t gates);
 
-// Gates may read the outputs too: gates [.., G] = the sum over maps of y gates_w^T, for a few G.
-// With `dgates` each dy below stands for dy + dgates gates_w, a sum that is never written.
+// With `dgates`, the gates' gradient, each dy below stands for dy + dgates gates_w, a sum that is
+// never written.
 struct BlockMapBackwardArgs {
   struct Map {
     Tensor w, dy;

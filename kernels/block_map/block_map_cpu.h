@@ -71,7 +71,9 @@ void BlockMapForwardCpu(const BlockMapForwardArgs& args) {
   using block_map::kWidth;
   const Real* x = args.x.data<Real>();
   const int64_t channels = args.x.dim(-1);
+  const int64_t gates = args.gates.defined() ? args.gates.dim(-1) : 0;
   const RowTiles tiles(args.x.size() / std::max<int64_t>(channels, 1), channels);
+  bool add = args.accumulate_gates;
   for (const auto& map : args.maps) {
     const std::vector<Real> by_input = block_map::Transposed<Real>(map.w);
     Real* y = map.y.data<Real>();
@@ -81,8 +83,15 @@ void BlockMapForwardCpu(const BlockMapForwardArgs& args) {
           const int64_t at = row * channels + c;
           block_map::Apply(by_input.data() + c * kWidth, x + at, y + at, /*add=*/false);
         }
+        for (int64_t g = 0; g < gates; ++g) {
+          Real& gate = args.gates.data<Real>()[row * gates + g];
+          const Real* line = map.gates_w.data<Real>() + g * channels;
+          const Real share = DotOf(y + row * channels, line, channels);
+          gate = add ? gate + share : share;
+        }
       }
     });
+    add = true;
   }
 }
 

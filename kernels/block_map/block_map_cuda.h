@@ -6,6 +6,9 @@
 
 namespace eyrie {
 
+// The forward pass adds up gates over at least so many channels at a time, except for the last.
+inline constexpr int64_t kBlockMapGateColumns = 128;
+
 // Sums over rows that the backward pass makes: each map's products dy x [C / 4, 4, 4], and, for the
 // gates, dgates^T x [G, C]. Each chunk of rows has its own, and one more line is their total.
 inline int64_t BlockMapSums(int64_t width, int64_t maps, int64_t gates) {

@@ -1,6 +1,5 @@
 #include "layers/mixers/mlstm.h"
 
-#include "core/blas.h"
 #include "core/tensor_math.h"
 #include "kernels/block_map/block_map.h"
 #include "layers/columns.h"
@@ -120,19 +119,8 @@ void MlstmMixer::DeclareState(StateTable& table) const {
 
 double MlstmMixer::ExtraFlops(int64_t, int64_t tokens) const { return cell_.ExtraFlops(tokens); }
 
-void MlstmMixer::Gates(Run& run, GatePart part, const Tensor& channels, const Tensor& gates) const {
-  Gemm({.trans_b = Trans::kYes,
-        .m = channels.size() / width_,
-        .n = 2 * global_heads_,
-        .k = width_,
-        .a = channels,
-        .lda = width_,
-        .b = run.params.value(gates_w_).Rows(part, part + 1),
-        .ldb = width_,
-        .c = gates,
-        .ldc = 2 * global_heads_,
-        .accumulate = part != kQ,
-        .b_is_settled = true});
+Tensor MlstmMixer::PartOf(const Tensor& gates_w, GatePart part) const {
+  return gates_w.Rows(part, part + 1).View({2 * global_heads_, width_});
 }
 
 MlstmCell::Inputs MlstmMixer::CellInputs(const Run& run, const Stash& stash) const {
@@ -140,30 +128,39 @@ MlstmCell::Inputs MlstmMixer::CellInputs(const Run& run, const Stash& stash) con
           stash[gates_out_].View({2, run.batch(), run.tokens(), cell_.heads()})};
 }
 
-void MlstmMixer::MapInputs(Run& run, Stash& stash) const {
-  BlockMapForward({.x = stash[s_],
-                   .maps = {{.w = run.params.value(q_), .y = stash[q_out_]},
-                            {.w = run.params.value(k_), .y = stash[k_out_]}}});
-  BlockMapForward(
-      {.x = conv_.inputs(stash), .maps = {{.w = run.params.value(v_), .y = stash[v_out_]}}});
+void MlstmMixer::MapInputs(Run& run, Stash& stash, const Tensor& gates) const {
+  ArenaScope scope(run.arena);
+  const auto map = [&](ParamId w, GatePart part, SlotId y) {
+    BlockMapForwardArgs::Map made{.w = run.params.value(w), .y = stash[y]};
+    if (gates.defined()) made.gates_w = PartOf(run.params.value(gates_w_), part);
+    return made;
+  };
+  BlockMapForwardArgs keys{
+      .x = stash[s_], .maps = {map(q_, kQ, q_out_), map(k_, kK, k_out_)}, .gates = gates};
+  if (gates.defined()) {
+    keys.workspace = run.Workspace(BlockMapForwardWorkspace(keys.x, gates.dim(-1)));
+  }
+  BlockMapForward(keys);
+  BlockMapForward({.x = conv_.inputs(stash),
+                   .maps = {map(v_, kV, v_out_)},
+                   .gates = gates,
+                   .accumulate_gates = true,
+                   .workspace = keys.workspace});
 }
 
 void MlstmMixer::MapsBackward(Run& run, const Tensor& x, const Tensor& dgates,
                               std::initializer_list<MapGradient> maps, const Tensor& dx) const {
   ArenaScope scope(run.arena);
   BlockMapBackwardArgs args{.x = x, .dgates = dgates, .dx = dx, .accumulate = true};
-  const auto part_of = [&](const Tensor& gates_w, GatePart part) {
-    return gates_w.Rows(part, part + 1).View({2 * global_heads_, width_});
-  };
   for (const auto& [map, part, dy] : maps) {
     args.maps.push_back({.w = run.params.value(map),
                          .dy = dy,
                          .dw = run.params.grad(map),
-                         .gates_w = part_of(run.params.value(gates_w_), part),
-                         .dgates_w = part_of(run.params.grad(gates_w_), part)});
+                         .gates_w = PartOf(run.params.value(gates_w_), part),
+                         .dgates_w = PartOf(run.params.grad(gates_w_), part)});
   }
   args.workspace = run.Workspace(
-      BlockMapBackwardWorkspace(x, static_cast<int64_t>(maps.size()), 2 * global_heads_));
+      BlockMapBackwardWorkspace(x, static_cast<int64_t>(maps.size()), dgates.dim(-1)));
   BlockMapBackward(args);
 }
 
@@ -173,7 +170,7 @@ MlstmCell::Outward MlstmMixer::Outward(const Stash& stash) const {
 
 void MlstmMixer::Refill(Run& run, const Tensor&, Stash& stash, const Carry& carry) const {
   conv_.Refill(run, stash[s_], stash, carry);
-  MapInputs(run, stash);
+  MapInputs(run, stash, /*gates=*/{});
   cell_.Out(run, stash, Outward(stash), stash[product_]);
 }
 
@@ -185,18 +182,13 @@ void MlstmMixer::Forward(Run& run, const Tensor& x, const BranchOutput& out, Sta
     up_.Forward(run, rows, inputs);
   };
   Event handed_on = conv_.Forward(run, x, project, stash[s_], stash, carry);
-  MapInputs(run, stash);
+  const Tensor gates = recomputes ? Tensor{} : run.FullScratch(2 * global_heads_);
+  MapInputs(run, stash, gates);
 
   // The sum over tensor ranks travels under the other branch's projection.
   const MlstmCell::Inputs inputs = CellInputs(run, stash);
-  const Tensor gates = run.FullScratch(2 * global_heads_);
   Event reduced;
-  if (!recomputes) {
-    Gates(run, kQ, inputs.q, gates);
-    Gates(run, kK, inputs.k, gates);
-    Gates(run, kV, inputs.v, gates);
-    reduced = run.mesh.tensor().AllReduce(gates, ReduceOp::kSum);
-  }
+  if (!recomputes) reduced = run.mesh.tensor().AllReduce(gates, ReduceOp::kSum);
   z_.Forward(run, x, stash[z_out_]);
   reduced.Wait();
   if (!recomputes) {

@@ -33,14 +33,15 @@ class MlstmMixer final : public Mixer {
                 const Carry& carry, const CarryGrad& carry_grad) override;
 
  private:
-  // q, k and v, of what the convolution read and gave.
-  void MapInputs(Run& run, Stash& stash) const;
+  // q, k and v, of what the convolution read and gave, and, unless absent, this rank's share of the
+  // gates [B, T, 2 H] of all heads; input gates first.
+  void MapInputs(Run& run, Stash& stash, const Tensor& gates) const;
   // What is added to the cell's outputs and what gates them.
   MlstmCell::Outward Outward(const Stash& stash) const;
   // What a part of the gates' weight multiplies.
   enum GatePart { kQ, kK, kV };
-  // gates [B, T, 2 H] := or += the share of this rank's channels of one part; input gates first.
-  void Gates(Run& run, GatePart part, const Tensor& channels, const Tensor& gates) const;
+  // That part of it, or of its gradient: [2 H, width].
+  Tensor PartOf(const Tensor& gates_w, GatePart part) const;
   // A map, what its outputs are to the gates, and their gradient without the gates' share.
   struct MapGradient {
     ParamId map;

@@ -34,15 +34,22 @@ struct Case {
     PrepareOutputs();
   }
   void PrepareOutputs() {
+    if (!dgates.empty()) {
+      gate_sums.push_back(PoisonedTensor(x.tensor.dtype, dgates[0].tensor.shape));
+    }
     for (size_t m = 0; m < w.size(); ++m) {
       y.push_back(PoisonedTensor(x.tensor.dtype, x.tensor.shape));
       dw.emplace_back(x.tensor.dtype, w[m].tensor.shape);
       if (!gates_w.empty()) dgates_w.emplace_back(x.tensor.dtype, gates_w[m].tensor.shape);
     }
   }
-  void Forward() const {
-    BlockMapForwardArgs args{.x = x.tensor};
-    for (size_t m = 0; m < w.size(); ++m) args.maps.push_back({w[m].tensor, y[m].tensor});
+  void Forward(bool accumulate_gates = false) const {
+    BlockMapForwardArgs args{.x = x.tensor, .accumulate_gates = accumulate_gates};
+    if (!gate_sums.empty()) args.gates = gate_sums[0].tensor;
+    for (size_t m = 0; m < w.size(); ++m) {
+      args.maps.push_back({w[m].tensor, y[m].tensor});
+      if (!gates_w.empty()) args.maps.back().gates_w = gates_w[m].tensor;
+    }
     BlockMapForward(args);
   }
   void Backward(bool accumulate) const {
@@ -62,22 +69,13 @@ struct Case {
     Forward();
     double sum = 0;
     for (size_t m = 0; m < w.size(); ++m) sum += Dot(y[m].tensor, dy[m].tensor);
-    for (size_t m = 0; m < gates_w.size(); ++m) {
-      const int64_t gates = gates_w[m].tensor.dim(0), width = gates_w[m].tensor.dim(1);
-      for (int64_t i = 0; i < dgates[0].tensor.size(); ++i) {
-        double gate = 0;
-        for (int64_t c = 0; c < width; ++c) {
-          gate += Get(gates_w[m].tensor, i % gates * width + c) *
-                  Get(y[m].tensor, i / gates * width + c);
-        }
-        sum += Get(dgates[0].tensor, i) * gate;
-      }
-    }
+    if (!gate_sums.empty()) sum += Dot(gate_sums[0].tensor, dgates[0].tensor);
     return sum;
   }
 
   OwnedTensor x, dx;
-  std::vector<OwnedTensor> w, dy, y, dw, gates_w, dgates, dgates_w;  // of gates none or each
+  std::vector<OwnedTensor> w, dy, y, dw;
+  std::vector<OwnedTensor> gates_w, gate_sums, dgates, dgates_w;  // none, or with gates
 };
 
 TEST(BlockMap, ForwardMatchesReference) {
@@ -101,6 +99,39 @@ TEST(BlockMap, ForwardMatchesReference) {
         }
         EXPECT_LT(RelativeError(c.y[m].tensor, expected.tensor), 1e-14);
         EXPECT_LT(RelativeError(narrow.y[m].tensor, expected.tensor), 1e-6);
+      }
+    }
+  }
+}
+
+TEST(BlockMap, GatesMatchReference) {
+  TestRandom random;
+  for (const auto& [rows, width] : kShapes) {
+    for (const size_t maps : {1, 2}) {
+      for (const int64_t gates : {1, 6, 9}) {
+        SCOPED_TRACE(StrCat(rows, " x ", width, " maps ", maps, " gates ", gates));
+        const Case c(DType::kF64, rows, width, maps, random, gates);
+        const Case narrow(c, DType::kF32);
+        c.Forward();
+        narrow.Forward();
+        OwnedTensor expected(DType::kF64, {rows, gates});
+        for (int64_t i = 0; i < rows * gates; ++i) {
+          double sum = 0;
+          for (size_t m = 0; m < maps; ++m) {
+            for (int64_t channel = 0; channel < width; ++channel) {
+              sum += Get(c.gates_w[m].tensor, i % gates * width + channel) *
+                     Get(c.y[m].tensor, i / gates * width + channel);
+            }
+          }
+          Set(expected.tensor, i, sum);
+        }
+        EXPECT_LT(RelativeError(c.gate_sums[0].tensor, expected.tensor), 1e-13);
+        EXPECT_LT(RelativeError(narrow.gate_sums[0].tensor, expected.tensor), 1e-5);
+
+        c.Forward(/*accumulate_gates=*/true);
+        for (int64_t i = 0; i < rows * gates; ++i) {
+          EXPECT_NEAR(Get(c.gate_sums[0].tensor, i), 2 * Get(expected.tensor, i), 1e-11);
+        }
       }
     }
   }
@@ -174,6 +205,15 @@ TEST(BlockMap, RefusesWrongShapes) {
   EXPECT_THROW(forward(good, {{good, good}}), Error);
   EXPECT_THROW(forward(good, {}), Error);
   EXPECT_THROW(forward(good, {{maps, good}, {maps, good}, {maps, good}}), Error);
+  const OwnedTensor two(DType::kF32, {3, 2}), thin(DType::kF32, {2, 8});
+  const auto with_gates = [&](const Tensor& gates, const Tensor& gates_w) {
+    BlockMapForward({.x = good, .maps = {{maps, good, gates_w}}, .gates = gates});
+  };
+  EXPECT_NO_THROW(with_gates(two.tensor, thin.tensor));
+  EXPECT_THROW(with_gates(two.tensor, {}), Error);
+  EXPECT_THROW(with_gates({}, thin.tensor), Error);
+  EXPECT_THROW(with_gates(thin.tensor, thin.tensor), Error);
+  EXPECT_THROW(with_gates(two.tensor, good), Error);
   const auto backward = [&](const Tensor& dy, const Tensor& dw, const Tensor& dx) {
     BlockMapBackward({.x = good, .maps = {{maps, dy, dw}}, .dx = dx});
   };
@@ -181,7 +221,6 @@ TEST(BlockMap, RefusesWrongShapes) {
   EXPECT_THROW(backward(bad, maps, good), Error);
   EXPECT_THROW(backward(good, good, good), Error);
   EXPECT_THROW(backward(good, maps, bad), Error);
-  const OwnedTensor two(DType::kF32, {3, 2}), thin(DType::kF32, {2, 8});
   const auto gated = [&](const Tensor& dgates, const Tensor& gates_w, const Tensor& dgates_w) {
     BlockMapBackward(
         {.x = good, .maps = {{maps, good, maps, gates_w, dgates_w}}, .dgates = dgates, .dx = good});
@@ -195,7 +234,7 @@ TEST(BlockMap, RefusesWrongShapes) {
   EXPECT_THROW(gated(two.tensor, thin.tensor, good), Error);
 }
 
-// A line of sums for every chunk of rows, and one for their total.
+// A line of sums for every chunk of rows, and one for their total; gates of so many channels.
 TEST(BlockMap, WorkspaceOnGpusIsKnownWithoutOne) {
   const auto workspace = [](Device device, int64_t maps, int64_t gates) {
     const OwnedTensor x(DType::kF32, {100, 64}, device);
@@ -206,6 +245,13 @@ TEST(BlockMap, WorkspaceOnGpusIsKnownWithoutOne) {
   EXPECT_EQ(workspace(Device::kMetaCuda, 1, 0), lines * 64 * 4);
   EXPECT_EQ(workspace(Device::kMetaCuda, 2, 0), lines * 64 * 8);
   EXPECT_EQ(workspace(Device::kMetaCuda, 2, 6), lines * 64 * 14);
+  const auto forward = [](Device device, int64_t width, int64_t gates) {
+    return BlockMapForwardWorkspace(OwnedTensor(DType::kF32, {100, width}, device).tensor, gates);
+  };
+  EXPECT_EQ(forward(Device::kMeta, 64, 6), 0);
+  EXPECT_EQ(forward(Device::kMetaCuda, 64, 0), 0);
+  EXPECT_EQ(forward(Device::kMetaCuda, 64, 6), 600);
+  EXPECT_EQ(forward(Device::kMetaCuda, 132, 6), 1200);
 }
 
 }  // namespace
