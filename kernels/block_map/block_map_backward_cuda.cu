@@ -139,8 +139,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
     }
     __syncthreads();
   };
+  // Gates past the first eight read x again.
   if (gates > 0) store_gates(0);
-    // More gates read x again.
 #pragma unroll 1
   for (int first = kGateTile; first < gates; first += kGateTile) {
     gate_sums = {};
