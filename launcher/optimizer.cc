@@ -6,7 +6,6 @@
 #include "kernels/adamw/adamw.h"
 
 namespace eyrie {
-
 namespace {
 
 // AdamWArgs::decays of each of the store's stretches in turn. Parameters have padding between them,
