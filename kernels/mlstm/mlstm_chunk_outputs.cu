@@ -33,11 +33,17 @@ struct Unit {
 __host__ __device__ int64_t Units(const View& view) {
   return int64_t{view.sizes.all_heads()} * view.sizes.chunks * ClustersAcross<kColumns>(view.width);
 }
-// None where the state is zero.
+// Of the way of the states.
+template <bool kReverse>
+__device__ __forceinline__ int ChunksBefore(const View& view, const Unit& unit) {
+  return kReverse ? view.sizes.chunks - 1 - unit.chunk : unit.chunk;
+}
+// None where the state is zero; twice as many where there is a rest of it too.
 template <bool kReverse>
 __device__ __forceinline__ int InnerSteps(const View& view, const Unit& unit) {
-  const bool first = unit.chunk == (kReverse ? view.sizes.chunks - 1 : 0);
-  return first && !view.args.entered ? 0 : (view.inner + 63) / 64;
+  const int before = ChunksBefore<kReverse>(view, unit), whole = (view.inner + 63) / 64;
+  if (view.args.entered) return before < kMlstmRests ? 2 * whole : whole;
+  return before > 0 ? whole : 0;
 }
 
 template <bool kReverse, bool kTransposed>
@@ -50,18 +56,20 @@ __device__ __forceinline__ void Produce(const View& view, const Block<kColumns>&
     const int in_sequence = unit.head % sizes.heads, sequence = unit.head / sizes.heads;
     const int first_tile = unit.chunk * sizes.chunk_tiles;
     const int count = min(sizes.chunk_tiles, sizes.tiles - first_tile);
-    const int boundary = unit.chunk + (kReverse ? 1 : 0);
-    const int inner_steps = InnerSteps<kReverse>(view, unit);
+    const int whole = (view.inner + 63) / 64, inner_steps = InnerSteps<kReverse>(view, unit);
     for (int s = 0; s < inner_steps; ++s, ++step) {
+      const int inner = s % whole * 64;
+      const int place = s < whole ? unit.chunk + (kReverse ? 1 : 0)
+                                  : sizes.RestPlace(ChunksBefore<kReverse>(view, unit), kReverse);
       block.Fill(
           step, 0,
           [&](int j, const auto& load) {
-            load(view.rows, 64 * s, in_sequence, (first_tile + kLeftBoxes * block.row + j) * kTile,
+            load(view.rows, inner, in_sequence, (first_tile + kLeftBoxes * block.row + j) * kTile,
                  sequence);
           },
           [&](int j, const auto& load) {
             const int along = unit.first_column + 64 * j;
-            load(view.states, kTransposed ? 64 * s : along, kTransposed ? along : 64 * s, boundary,
+            load(view.states, kTransposed ? inner : along, kTransposed ? along : inner, place,
                  unit.head);
           });
     }

@@ -148,7 +148,30 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
         args.products[entry * MlstmStateParts(sizes) + part + warp] = product;
       }
     };
-    const auto keep = [&](int boundary) {
+    const auto wait_for_staged = [&] {
+      if (thread == 0) WaitUntilStoresRead();
+      NamedBarrier(1 + group, kWarpgroup);
+    };
+    // Stores pair(first, second, what is staged there) of the state's elements at a boundary.
+    const auto store = [&](int boundary, const auto& pair) {
+#pragma unroll
+      for (int n = 0; n < kMlstmChunkColumns / 8; ++n) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          uint32_t* place = StagedPair(staged, n, half);
+          *place = pair(state[n][2 * half], state[n][2 * half + 1], *place);
+        }
+      }
+      FenceForBulkCopies();
+      NamedBarrier(1 + group, kWarpgroup);
+      if (thread != 0 || first_row >= sizes.keys) return;
+      for (int j = 0; j < kRightBoxes; ++j) {
+        const int column = unit.first_column + 64 * j;
+        if (column >= sizes.values) break;
+        StoreBox(view.states, staged_at + j * kBoxBytes, column, first_row, boundary, unit.head);
+      }
+    };
+    const auto keep = [&](int boundary, int chunks_before) {
       const bool multiplies = multiplies_at(boundary);
       float product = 0.0f;
       if (extra && lane % 4 == 0) {
@@ -161,43 +184,31 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
           *place = extra_state[i];
         }
       }
-      if (args.entering == nullptr && boundary == (kReverse ? sizes.chunks : 0)) return;
+      if (chunks_before == 0 && args.entering == nullptr) return;
       if (multiplies) {
         WaitForBlock(block.StagedFull(group), parity);
         parity ^= 1;
+        store(boundary, [&](float first, float second, uint32_t staged_pair) {
+          const float2 before = Unpack(staged_pair);
+          product = fmaf(before.x, first, product);
+          product = fmaf(before.y, second, product);
+          return Pack(first, second);
+        });
+        write_product(product, sizes.Restart(boundary * sizes.chunk_tiles));
       } else {
-        if (thread == 0) WaitUntilStoresRead();
-        NamedBarrier(1 + group, kWarpgroup);
+        wait_for_staged();
+        store(boundary, [](float first, float second, uint32_t) { return Pack(first, second); });
       }
-#pragma unroll
-      for (int n = 0; n < kMlstmChunkColumns / 8; ++n) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          uint32_t* place = StagedPair(staged, n, half);
-          const float first = state[n][2 * half], second = state[n][2 * half + 1];
-          if (multiplies) {
-            const float2 before = Unpack(*place);
-            product = fmaf(before.x, first, product);
-            product = fmaf(before.y, second, product);
-          }
-          *place = Pack(first, second);
-        }
-      }
-      if (multiplies) write_product(product, sizes.Restart(boundary * sizes.chunk_tiles));
-      FenceForBulkCopies();
-      NamedBarrier(1 + group, kWarpgroup);
-      if (thread != 0 || first_row >= sizes.keys) return;
-      for (int j = 0; j < kRightBoxes; ++j) {
-        const int column = unit.first_column + 64 * j;
-        if (column >= sizes.values) break;
-        StoreBox(view.states, staged_at + j * kBoxBytes, column, first_row, boundary, unit.head);
-      }
+      if (args.entering == nullptr || chunks_before >= kMlstmRests) return;
+      wait_for_staged();
+      store(sizes.RestPlace(chunks_before, kReverse),
+            [](float first, float second, uint32_t) { return PackRest(first, second); });
     };
 
     for (int i = 0; i < sizes.chunks; ++i) {
       const int chunk = kReverse ? sizes.chunks - 1 - i : i;
       const ChunkTiles tiles(sizes, unit.head, chunk, args.log_decay);
-      if (args.states != nullptr) keep(kReverse ? chunk + 1 : chunk);
+      if (args.states != nullptr) keep(kReverse ? chunk + 1 : chunk, i);
       if (i == args.ChunksOnTheWay(sizes.chunks)) break;
       const float decay = tiles.Decay(0, tiles.count);
 #pragma unroll
@@ -206,6 +217,10 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
         for (int j = 0; j < 4; ++j) state[n][j] *= decay;
       }
       const bool fetches = multiplies_at(kReverse ? chunk : chunk + 1);
+      // Where the state is multiplied with one of full precision, its last tokens, of which most of
+      // it may be, are as exact.
+      const bool precise =
+          args.others != nullptr && (kReverse ? chunk == 0 : chunk >= sizes.restarts - 1);
       float extra_sums[2] = {};
       for (int tile = 0; tile < tiles.count; ++tile, ++step) {
         const float passed = kReverse ? tiles.Decay(0, tile) : tiles.Decay(tile + 1, tiles.count);
@@ -219,32 +234,42 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
         };
         const uint32_t stage = block.Stage(step);
         block.WaitForStage(step);
-        // Operand A [64 rows, 16 tokens] of each step.
-        uint32_t rows[kSteps][4];
+        // Operand A [64 rows, 16 tokens] of each step, or what is left of it when it is rounded.
+        const auto add = [&](auto rest) {
+          uint32_t rows[kSteps][4];
 #pragma unroll
-        for (int s = 0; s < kSteps; ++s) {
-          LoadMatricesTransposed(rows[s], stage + group * kBoxBytes + box_lane + s * 16 * 128);
+          for (int s = 0; s < kSteps; ++s) {
+            LoadMatricesTransposed(rows[s], stage + group * kBoxBytes + box_lane + s * 16 * 128);
 #pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            const int tokens = 2 * s + j / 2;
-            if (extra) {
-              const float2 values = Unpack(rows[s][j]), weights = pair_of(1, tokens);
-              extra_sums[j % 2] += values.x * weights.x + values.y * weights.y;
+            for (int j = 0; j < 4; ++j) {
+              const int tokens = 2 * s + j / 2;
+              const float2 values = Unpack(rows[s][j]), weights = pair_of(0, tokens);
+              const float first = values.x * weights.x, second = values.y * weights.y;
+              if constexpr (decltype(rest)::value) {
+                rows[s][j] = PackRest(first, second);
+              } else {
+                if (extra) {
+                  const float2 of_extra = pair_of(1, tokens);
+                  extra_sums[j % 2] += values.x * of_extra.x + values.y * of_extra.y;
+                }
+                rows[s][j] = Pack(first, second);
+              }
             }
-            rows[s][j] = Scale(rows[s][j], pair_of(0, tokens));
           }
-        }
-        WgmmaFence();
+          WgmmaFence();
 #pragma unroll
-        for (int s = 0; s < kSteps; ++s) {
-          Wgmma<true>(state, rows[s], ColumnsDescriptor<128>(stage + kRight, s, kBoxBytes), true);
-        }
-        WgmmaCommit();
-        if (fetches && tile == 0 && thread == 0) fetch(chunk);
-        WgmmaWait<0>();
+          for (int s = 0; s < kSteps; ++s) {
+            Wgmma<true>(state, rows[s], ColumnsDescriptor<128>(stage + kRight, s, kBoxBytes), true);
+          }
+          WgmmaCommit();
+          if (!rest && fetches && tile == 0 && thread == 0) fetch(chunk);
+          WgmmaWait<0>();
 #pragma unroll
-        for (int s = 0; s < kSteps; ++s) Hold(rows[s]);
-        Hold(state);
+          for (int s = 0; s < kSteps; ++s) Hold(rows[s]);
+          Hold(state);
+        };
+        add(std::false_type{});
+        if (precise) add(std::true_type{});
         block.Release(step);
       }
 #pragma unroll

@@ -154,7 +154,8 @@ __global__ void __launch_bounds__(kThreads)
   in.key_products[warp.at] = of_k;
 }
 
-constexpr int kGateThreads = kMaxMlstmRestartTiles * kMlstmTile;
+constexpr int kGateThreads =
+    std::max(kMaxMlstmRestartTiles, 2 * kMaxMlstmChunkTiles - 1) * kMlstmTile;
 
 // A sum over later tokens up to where their document or the interval ends, and its variance but for
 // a factor.
@@ -190,7 +191,8 @@ __global__ void __launch_bounds__(kGateThreads)
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int head = static_cast<int>(blockIdx.x), interval = static_cast<int>(blockIdx.y);
   const int begin = interval * sizes.restart_tiles * kMlstmTile;
-  const int end = min(sizes.tokens, begin + sizes.restart_tiles * kMlstmTile);
+  const bool last = interval == sizes.restarts - 1;
+  const int end = last ? sizes.tokens : begin + sizes.restart_tiles * kMlstmTile;
   const auto passes_at = [&](int restart, double* shared) {
     const bool known = restart == 0 ? in.first : restart == sizes.restarts ? in.last : true;
     const float* products =
