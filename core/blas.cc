@@ -22,26 +22,23 @@ blasint Narrow(int64_t value) {
 
 template <class T>
 void GemmCpu(const GemmArgs& args) {
-  const bool adds = args.accumulate || args.bias.defined() || args.added.defined();
-  if (args.added.defined()) {
-    ParallelFor(args.m, [&](int64_t row) {
-      const int64_t at = row * args.ldc;
-      std::copy_n(args.added.data<T>() + at, args.n, args.c.data<T>() + at);
-    });
-  }
+  const T* added = args.added.data<T>();
+  const bool fills = added != nullptr || args.bias.defined();  // C, which products then add to
   for (int64_t i = 0; i < args.batch; ++i) {
     T* c = args.c.data<T>() + i * args.stride_c;
-    if (args.bias.defined()) {
-      const T* bias = args.bias.data<T>() + i * args.n;
+    if (fills) {
+      const T* bias = args.bias.defined() ? args.bias.data<T>() + i * args.n : nullptr;
       ParallelFor(args.m, [&](int64_t row) {
-        T* to = c + row * args.ldc;
-        for (int64_t j = 0; j < args.n; ++j)
-          to[j] = args.added.defined() ? to[j] + bias[j] : bias[j];
+        const int64_t first = row * args.ldc;
+        for (int64_t j = 0; j < args.n; ++j) {
+          const T constant = bias != nullptr ? bias[j] : T(0);
+          c[first + j] = added != nullptr ? added[first + j] + constant : constant;
+        }
       });
     }
     Gemm(args.trans_a, args.trans_b, args.m, args.n, args.k, T(1),
          args.a.data<T>() + i * args.stride_a, args.lda, args.b.data<T>() + i * args.stride_b,
-         args.ldb, adds ? T(1) : T(0), c, args.ldc);
+         args.ldb, fills || args.accumulate ? T(1) : T(0), c, args.ldc);
   }
 }
 

@@ -59,14 +59,13 @@ std::vector<Case> CrossEntropyCases(const Problem& p) {
                                      .row_max = row_max.row_max,
                                      .partials = p.Full({2, tokens})};
   const bool mixed = p.device.full() != p.device.dtype();
-  const CrossEntropyGradArgs grad{
-      .logits = logits,
-      .labels = labels,
-      .row_max = row_max.row_max,
-      .partials = partials.partials,
-      .dlogits = mixed ? p.device.Zeros(p.device.dtype(), logits.shape) : logits,
-      .soft_cap = kCap,
-      .scale = 1.0 / static_cast<double>(tokens)};
+  const CrossEntropyGradArgs grad{.logits = logits,
+                                  .labels = labels,
+                                  .row_max = row_max.row_max,
+                                  .partials = partials.partials,
+                                  .dlogits = mixed ? p.Output(logits.shape) : logits,
+                                  .soft_cap = kCap,
+                                  .scale = 1.0 / static_cast<double>(tokens)};
   const double bytes = BytesOf({logits});
   return {{"row_max", logits.shape, [row_max] { SoftCapRowMax(row_max); }, 2 * bytes},
           {"partials", logits.shape, [partials] { SoftmaxPartials(partials); }, bytes},

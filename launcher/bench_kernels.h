@@ -18,7 +18,8 @@ struct KernelProblem {
 
   Shape full() const { return {batch, time, channels}; }
   Tensor Activations(float scale = 1.0f) const { return device.Uniform(full(), scale); }
-  Tensor Output() const { return device.Zeros(device.dtype(), full()); }
+  Tensor Output(Shape shape) const { return device.Zeros(device.dtype(), shape); }
+  Tensor Output() const { return Output(full()); }
   Tensor Row() const { return device.Uniform({channels}); }
   // What keeps full precision beside activations: to be written, and parameters to be read.
   Tensor Full(Shape shape) const { return device.Zeros(device.full(), shape); }

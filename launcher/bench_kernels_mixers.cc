@@ -22,7 +22,7 @@ std::vector<KernelCase> AttentionCasesFor(const KernelProblem& p, int64_t window
                                .v = p.device.Uniform(keys),
                                .positions = p.Positions(),
                                .window = window,
-                               .o = p.device.Zeros(p.device.dtype(), heads),
+                               .o = p.Output(heads),
                                .lse = p.Full({p.batch, p.time, heads[2]})};
   forward.workspace = p.Workspace(AttentionForwardWorkspace(forward));
   AttentionForward(forward);  // what backward starts from
@@ -34,9 +34,9 @@ std::vector<KernelCase> AttentionCasesFor(const KernelProblem& p, int64_t window
                                  .o = forward.o,
                                  .lse = forward.lse,
                                  .dout = p.device.Uniform(heads),
-                                 .dq = p.device.Zeros(p.device.dtype(), heads),
-                                 .dk = p.device.Zeros(p.device.dtype(), keys),
-                                 .dv = p.device.Zeros(p.device.dtype(), keys)};
+                                 .dq = p.Output(heads),
+                                 .dk = p.Output(keys),
+                                 .dv = p.Output(keys)};
   backward.workspace = p.Workspace(AttentionBackwardWorkspace(backward));
   // Two products of every query with every key it sees; backward takes five. Those before a query
   // are all, or as many as the window has.
@@ -95,7 +95,6 @@ std::vector<KernelCase> CausalConv1dCases(const KernelProblem& p) {
 
 std::vector<KernelCase> LightningAttentionCases(const KernelProblem& p) {
   const Shape heads = p.Heads(), state{p.batch, heads[2], heads[3], heads[3]};
-  const auto output = [&] { return p.device.Zeros(p.device.dtype(), heads); };
   const LightningAttentionForwardArgs forward = [&] {
     LightningAttentionForwardArgs args{
         .q = p.device.Uniform(heads),
@@ -103,7 +102,7 @@ std::vector<KernelCase> LightningAttentionCases(const KernelProblem& p) {
         .v = p.device.Uniform(heads),
         .rate = p.device.Zeros(p.device.full(), {heads[2]}),  // nothing is forgotten
         .positions = p.Positions(),
-        .o = output()};
+        .o = p.Output(heads)};
     args.workspace = p.Workspace(LightningAttentionWorkspace(args.k, args.v));
     return args;
   }();
@@ -113,9 +112,9 @@ std::vector<KernelCase> LightningAttentionCases(const KernelProblem& p) {
                                                 .rate = forward.rate,
                                                 .positions = forward.positions,
                                                 .dout = p.device.Uniform(heads),
-                                                .dq = output(),
-                                                .dk = output(),
-                                                .dv = output(),
+                                                .dq = p.Output(heads),
+                                                .dk = p.Output(heads),
+                                                .dv = p.Output(heads),
                                                 .workspace = forward.workspace};
   const LightningAttentionSummaryArgs summary{.k = forward.k,
                                               .v = forward.v,
@@ -149,13 +148,13 @@ std::vector<KernelCase> LrpeCases(const KernelProblem& p) {
   const LrpeForwardArgs forward{.x = p.device.Uniform(heads),
                                 .theta = p.device.Uniform(angles),
                                 .positions = p.Positions(),
-                                .y = p.device.Zeros(p.device.dtype(), doubled)};
+                                .y = p.Output(doubled)};
   const LrpeBackwardArgs backward{
       .x = forward.x,
       .theta = forward.theta,
       .positions = forward.positions,
       .dy = p.device.Uniform(doubled),
-      .dx = p.device.Zeros(p.device.dtype(), heads),
+      .dx = p.Output(heads),
       .dtheta = p.Full(angles),
       .workspace = p.Workspace(LrpeBackwardWorkspace(forward.x, forward.theta))};
   return {{"forward", heads, [forward] { LrpeForward(forward); }, BytesOf({forward.x, forward.y})},
@@ -240,7 +239,7 @@ std::vector<KernelCase> SelectiveScanCases(const KernelProblem& p) {
       .dx = p.Output(),
       .ddt = p.Output(),
       .dz = p.Output(),
-      .dbc = p.device.Zeros(p.device.dtype(), forward.bc.shape),
+      .dbc = p.Output(forward.bc.shape),
       .da_log = p.Full({p.channels, kStates}),
       .dskip = p.Full({p.channels}),
       .ddt_bias = p.Full({p.channels}),

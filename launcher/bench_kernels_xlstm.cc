@@ -16,7 +16,6 @@ std::vector<KernelCase> MlstmCasesOf(const KernelProblem& p, const Shape& values
   const Shape gates{p.batch, p.time, values[2]}, keys{p.batch, p.time, values[2], width};
   const Shape heads{p.batch, values[2]}, n{p.batch, values[2], keys[3]};
   const Shape c{p.batch, values[2], keys[3], values[3]};
-  const auto output = [&](Shape shape) { return p.device.Zeros(p.device.dtype(), shape); };
   const MlstmForwardArgs forward = [&] {
     MlstmForwardArgs args{.q = p.device.Uniform(keys),
                           .k = p.device.Uniform(keys),
@@ -24,7 +23,7 @@ std::vector<KernelCase> MlstmCasesOf(const KernelProblem& p, const Shape& values
                           .log_i = p.device.Uniform(p.device.full(), gates, 1.0f),
                           .log_f = p.Full(gates),
                           .positions = p.Positions(),
-                          .h = output(values),
+                          .h = p.Output(values),
                           .maximum = p.Full(gates),
                           .normaliser = p.Full(gates)};
     args.workspace = p.Workspace(MlstmWorkspace(args.q, args.v, args.options));
@@ -41,9 +40,9 @@ std::vector<KernelCase> MlstmCasesOf(const KernelProblem& p, const Shape& values
                                    .maximum = forward.maximum,
                                    .normaliser = forward.normaliser,
                                    .dh = p.device.Uniform(values),
-                                   .dq = output(keys),
-                                   .dk = output(keys),
-                                   .dv = output(values),
+                                   .dq = p.Output(keys),
+                                   .dk = p.Output(keys),
+                                   .dv = p.Output(values),
                                    .dlog_i = p.Full(gates),
                                    .dlog_f = p.Full(gates),
                                    .workspace = forward.workspace};
@@ -101,7 +100,6 @@ std::vector<KernelCase> MlstmWideCases(const KernelProblem& p) {
 std::vector<KernelCase> MlstmGatesCases(const KernelProblem& p) {
   const Shape gates{p.batch, p.time, p.Heads(512)[2]};
   const Tensor bias = p.Full({gates[2]});
-  const auto output = [&] { return p.device.Zeros(p.device.dtype(), gates); };
   const MlstmGatesForwardArgs forward{.i = p.device.Uniform(gates),
                                       .f = p.device.Uniform(gates),
                                       .bias_i = bias,
@@ -116,8 +114,8 @@ std::vector<KernelCase> MlstmGatesCases(const KernelProblem& p) {
                                         .soft_cap = forward.soft_cap,
                                         .dlog_i = forward.log_i,
                                         .dlog_f = forward.log_f,
-                                        .di = output(),
-                                        .df = output(),
+                                        .di = p.Output(gates),
+                                        .df = p.Output(gates),
                                         .dbias_i = p.Full({gates[2]}),
                                         .dbias_f = p.Full({gates[2]})};
   const double inputs = BytesOf({forward.i, forward.f, forward.log_i, forward.log_f});
@@ -132,13 +130,12 @@ std::vector<KernelCase> BlockMapCases(const KernelProblem& p) {
   if (width == 0) return {};
   const Shape rows{p.batch, p.time, width};
   const Shape weights{width / kBlockMapWidth, kBlockMapWidth, kBlockMapWidth};
-  const auto output = [&] { return p.device.Zeros(p.device.dtype(), rows); };
-  const Tensor x = p.device.Uniform(rows), dx = output();
+  const Tensor x = p.device.Uniform(rows), dx = p.Output(rows);
   constexpr int64_t kGates = 8;  // as many as xLSTM 1.3B's four heads have
   const auto forward = [&](int64_t maps, int64_t gates) {
     BlockMapForwardArgs args{.x = x};
     for (int64_t m = 0; m < maps; ++m) {
-      args.maps.push_back({.w = p.device.Uniform(weights), .y = output()});
+      args.maps.push_back({.w = p.device.Uniform(weights), .y = p.Output(rows)});
       if (gates > 0) args.maps.back().gates_w = p.device.Uniform({gates, width});
     }
     if (gates > 0) args.gates = p.Full({p.batch, p.time, gates});
@@ -178,13 +175,12 @@ std::vector<KernelCase> BlockMapCases(const KernelProblem& p) {
 // A norm a head, with the skip of the mLSTM block.
 std::vector<KernelCase> GatedLayerNormCases(const KernelProblem& p) {
   const Shape heads = p.Heads(1024), row{heads[2], heads[3]}, statistics{p.batch, p.time, heads[2]};
-  const auto output = [&] { return p.device.Zeros(p.device.dtype(), heads); };
   const GatedLayerNormForwardArgs forward{.x = p.device.Uniform(heads),
                                           .weight = p.device.Uniform(row),
                                           .skip = p.device.Uniform(row),
                                           .s = p.device.Uniform(heads),
                                           .gate = p.device.Uniform(heads, 3.0f),
-                                          .out = output(),
+                                          .out = p.Output(heads),
                                           .mean = p.Full(statistics),
                                           .rstd = p.Full(statistics)};
   const GatedLayerNormBackwardArgs backward{
@@ -196,9 +192,9 @@ std::vector<KernelCase> GatedLayerNormCases(const KernelProblem& p) {
       .mean = forward.mean,
       .rstd = forward.rstd,
       .dout = p.device.Uniform(heads),
-      .dx = output(),
-      .ds = output(),
-      .dgate = output(),
+      .dx = p.Output(heads),
+      .ds = p.Output(heads),
+      .dgate = p.Output(heads),
       .dweight = p.Full(row),
       .dskip = p.Full(row),
       .workspace = p.Workspace(GatedLayerNormBackwardWorkspace(forward.x, forward.skip))};
@@ -210,10 +206,9 @@ std::vector<KernelCase> GatedLayerNormCases(const KernelProblem& p) {
 // A norm a head.
 std::vector<KernelCase> LayerNormCases(const KernelProblem& p) {
   const Shape heads = p.Heads(512), row{heads[2], heads[3]}, statistics{p.batch, p.time, heads[2]};
-  const auto output = [&] { return p.device.Zeros(p.device.dtype(), heads); };
   const LayerNormForwardArgs forward{.x = p.device.Uniform(heads),
                                      .weight = p.device.Uniform(row),
-                                     .y = output(),
+                                     .y = p.Output(heads),
                                      .mean = p.Full(statistics),
                                      .rstd = p.Full(statistics)};
   const LayerNormBackwardArgs backward{
@@ -223,7 +218,7 @@ std::vector<KernelCase> LayerNormCases(const KernelProblem& p) {
       .rstd = forward.rstd,
       .dy = p.device.Uniform(heads),
       .dresidual = p.device.Uniform(heads),
-      .dx = output(),
+      .dx = p.Output(heads),
       .dweight = p.Full(row),
       .workspace = p.Workspace(LayerNormBackwardWorkspace(forward.x))};
   return {
@@ -242,7 +237,7 @@ std::vector<KernelCase> SlstmCases(const KernelProblem& p) {
                            .r = p.device.Uniform({heads, units, 4, units}, 0.02f),
                            .bias = p.Full({heads, 4, units}),
                            .positions = positions,
-                           .y = p.device.Zeros(p.device.dtype(), cells)};
+                           .y = p.Output(cells)};
   forward.workspace = p.Workspace(SlstmForwardWorkspace(forward.x));
   SlstmForward(forward);  // what backward starts from
   const SlstmBackwardArgs backward{.x = forward.x,
@@ -251,7 +246,7 @@ std::vector<KernelCase> SlstmCases(const KernelProblem& p) {
                                    .positions = positions,
                                    .y = forward.y,
                                    .dy = p.device.Uniform(cells),
-                                   .dx = p.device.Zeros(p.device.dtype(), gates),
+                                   .dx = p.Output(gates),
                                    .dr = p.Full(forward.r.shape),
                                    .dbias = p.Full(forward.bias.shape),
                                    .workspace = p.Workspace(SlstmBackwardWorkspace(forward.x))};

@@ -6,16 +6,11 @@
 #include "kernels/adamw/adamw.h"
 
 namespace eyrie {
+namespace {
 
-Optimizer::Optimizer(const config::OptimizerConfig& config, ParamStore& params, const Mesh& mesh)
-    : config_(config),
-      params_(params),
-      mesh_(mesh),
-      dtype_(params.precision().moments),
-      m_(static_cast<size_t>(params.plan().owned_elements()) * SizeOf(dtype_), params.device()),
-      v_(m_.bytes(), params.device()),
-      squares_(DType::kF64, {1}, params.device()) {
-  // Parameters have padding between them, of zeros that stay zeros, and lie in groups of their own.
+// AdamWArgs::decays of each of the store's stretches in turn. Parameters have padding between them,
+// of zeros that stay zeros, and lie in groups of their own.
+std::vector<int32_t> DecaysOf(const ParamStore& params) {
   static_assert(BucketPlan::kAlign % kDecayGroup == 0);
   std::vector<int32_t> decays;
   auto part = params.owned().begin();
@@ -31,11 +26,26 @@ Optimizer::Optimizer(const config::OptimizerConfig& config, ParamStore& params, 
       }
     }
   }
-  decays_ = Buffer(decays.size() * sizeof(int32_t), params.device());
+  return decays;
+}
+
+}  // namespace
+
+Optimizer::Optimizer(const config::OptimizerConfig& config, ParamStore& params, const Mesh& mesh)
+    : config_(config),
+      params_(params),
+      mesh_(mesh),
+      dtype_(params.precision().moments),
+      m_(static_cast<size_t>(params.plan().owned_elements()) * SizeOf(dtype_), params.device()),
+      v_(m_.bytes(), params.device()),
+      squares_(DType::kF64, {1}, params.device()) {
+  int64_t words = 0;
+  for (const auto& [place, buckets] : params.stretches()) words += DecayWords(place.size);
+  decays_ = Buffer(static_cast<size_t>(words) * sizeof(int32_t), params.device());
   if (!IsMeta(params.device())) {
-    const Shape shape{static_cast<int64_t>(decays.size())};
-    Copy(Tensor{decays.data(), DType::kI32, Device::kCpu, shape},
-         decays_.At(0, DType::kI32, shape));
+    std::vector<int32_t> decays = DecaysOf(params);
+    Copy(Tensor{decays.data(), DType::kI32, Device::kCpu, {words}},
+         decays_.At(0, DType::kI32, {words}));
   }
 
   bool counts = false;  // the part before

@@ -1,7 +1,5 @@
 #include "layers/block_linear.h"
 
-#include "kernels/elementwise/elementwise.h"
-
 namespace eyrie {
 
 void BlockLinear::Declare(Declaration& declare) {
@@ -66,18 +64,11 @@ void BlockLinear::BackwardInput(Run& run, const Tensor& dy, const Tensor& dx,
         .stride_c = block_});
 }
 
-void BlockLinear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const {
-  BackwardWeightAlone(run, x, dy);
-  if (!options_.bias) return;
-  ArenaScope scope(run.arena);
-  SumRows(dy, BiasGradient(run), run.Workspace(SumRowsWorkspace(dy)));
-}
-
 Tensor BlockLinear::BiasGradient(Run& run) const {
   return options_.bias ? run.params.grad(bias_).View({width_}) : Tensor{};
 }
 
-void BlockLinear::BackwardWeightAlone(Run& run, const Tensor& x, const Tensor& dy) const {
+void BlockLinear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const {
   const ParamStore::GradientSum sum = run.params.AddTo(weight_);
   Gemm({.trans_a = Trans::kYes,
         .m = outputs_,

@@ -34,12 +34,10 @@ class BlockLinear {
   GemmArgs Product(const Run& run, const Tensor& x, const Tensor& y) const;
   // dx := dy W, or += with accumulate.
   void BackwardInput(Run& run, const Tensor& dy, const Tensor& dx, bool accumulate) const;
-  // Adds the gradients of W and b.
+  // Adds the gradient of W. That of b, to which the kernel that writes dy adds the sum of its rows,
+  // is [local C]; absent without a bias.
   void BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const;
-  // The same in two parts, as Linear's: what the sum of dy's rows is added to, [local C], and
-  // adding the gradient of W alone.
   Tensor BiasGradient(Run& run) const;
-  void BackwardWeightAlone(Run& run, const Tensor& x, const Tensor& dy) const;
 
  private:
   Options options_;

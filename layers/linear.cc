@@ -8,15 +8,16 @@ namespace eyrie {
 
 void Linear::Declare(Declaration& declare) {
   const bool columns = options_.cut == Cut::kColumns;
-  const bool rows = options_.cut == Cut::kRows;
+  const bool rows = options_.cut == Cut::kRows, several = options_.maps > 1;
+  EYRIE_CHECK(!(several && options_.bias) && (options_.row == 0 || columns));
   local_out_ = columns ? options_.out / declare.tensor_size : options_.out;
   local_in_ = rows ? options_.in / declare.tensor_size : options_.in;
+  row_ = options_.row == 0 ? local_in_ : options_.row;
+  const Shape one{options_.out, options_.in}, all{options_.maps, options_.out, options_.in};
   weight_ =
       declare.params.Add({.name = declare.prefix + options_.name + ".w",
-                          .shape = {options_.out, options_.in},
-                          .shard_axis = columns ? 0
-                                        : rows  ? 1
-                                                : -1,
+                          .shape = several ? all : one,
+                          .shard_axis = columns || rows ? (rows ? 1 : 0) + (several ? 1 : 0) : -1,
                           .partial_gradient = options_.cut == Cut::kWholePartialGradient,
                           .weight_decay = true,
                           .init = options_.init ? options_.init : InitNormal(options_.init_std)});
@@ -28,14 +29,14 @@ void Linear::Declare(Declaration& declare) {
                               .init = InitConstant(0.0)});
 }
 
-GemmArgs Linear::Product(const Run& run, const Tensor& x, const Tensor& y) const {
+GemmArgs Linear::Product(const Run& run, const Tensor& x, const Tensor& y, int64_t map) const {
   return {.trans_b = Trans::kYes,
-          .m = x.size() / local_in_,
+          .m = x.size() / row_,
           .n = local_out_,
           .k = local_in_,
           .a = x,
-          .lda = local_in_,
-          .b = run.params.value(weight_),
+          .lda = row_,
+          .b = OfMap(run.params.value(weight_), map),
           .ldb = local_in_,
           .c = y,
           .ldc = local_out_,
@@ -43,9 +44,9 @@ GemmArgs Linear::Product(const Run& run, const Tensor& x, const Tensor& y) const
           .b_is_settled = true};
 }
 
-void Linear::Forward(Run& run, const Tensor& x, const Tensor& y) const {
+void Linear::Forward(Run& run, const Tensor& x, const Tensor& y, int64_t map) const {
   EYRIE_CHECK(options_.cut != Cut::kRows || !options_.bias);
-  Gemm(Product(run, x, y));
+  Gemm(Product(run, x, y, map));
   run.mesh.world().Progress();
 }
 
@@ -70,22 +71,23 @@ void ForwardTogether(Run& run, const Tensor& x, std::initializer_list<LinearOutp
   run.mesh.world().Progress();
 }
 
-void Linear::BackwardInput(Run& run, const Tensor& dy, const Tensor& dx, bool accumulate) const {
+void Linear::BackwardInput(Run& run, const Tensor& dy, const Tensor& dx, bool accumulate,
+                           int64_t map) const {
   Gemm({.m = dy.size() / local_out_,
         .n = local_in_,
         .k = local_out_,
         .a = dy,
         .lda = local_out_,
-        .b = run.params.value(weight_),
+        .b = OfMap(run.params.value(weight_), map),
         .ldb = local_in_,
         .c = dx,
-        .ldc = local_in_,
+        .ldc = row_,
         .accumulate = accumulate});
   run.mesh.world().Progress();
 }
 
-void Linear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const {
-  BackwardWeightAlone(run, x, dy);
+void Linear::BackwardWeight(Run& run, const Tensor& x, const Tensor& dy, int64_t map) const {
+  BackwardWeightAlone(run, x, dy, map);
   if (!options_.bias) return;
   ArenaScope scope(run.arena);
   SumRows(dy, BiasGradient(run), run.Workspace(SumRowsWorkspace(dy)));
@@ -95,17 +97,20 @@ Tensor Linear::BiasGradient(Run& run) const {
   return options_.bias ? run.params.grad(bias_) : Tensor{};
 }
 
-void Linear::BackwardWeightAlone(Run& run, const Tensor& x, const Tensor& dy) const {
-  const ParamStore::GradientSum sum = run.params.AddTo(weight_);
+void Linear::BackwardWeightAlone(Run& run, const Tensor& x, const Tensor& dy, int64_t map) const {
+  // The first product of one of several maps does not write all of the sum.
+  const ParamStore::GradientSum sum = options_.maps > 1
+                                          ? ParamStore::GradientSum{run.params.grad(weight_), true}
+                                          : run.params.AddTo(weight_);
   Gemm({.trans_a = Trans::kYes,
         .m = local_out_,
         .n = local_in_,
-        .k = x.size() / local_in_,
+        .k = x.size() / row_,
         .a = dy,
         .lda = local_out_,
         .b = x,
-        .ldb = local_in_,
-        .c = sum.tensor,
+        .ldb = row_,
+        .c = OfMap(sum.tensor, map),
         .ldc = local_in_,
         .accumulate = sum.started});
   run.mesh.world().Progress();

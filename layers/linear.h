@@ -22,6 +22,11 @@ class Linear {
   struct Options {
     std::string name;         // W is name.w [out, in], b is name.b [out]
     int64_t in = 0, out = 0;  // global
+    // So many maps of one size in one parameter: W is [maps, out, in], and the functions take which
+    // of them. Without a bias.
+    int64_t maps = 1;
+    // Column-parallel: elements of the rows of which x is the first `in` columns; 0: x is whole.
+    int64_t row = 0;
     Cut cut = Cut::kColumns;
     bool bias = true;
     double init_std = 0.0;
@@ -37,24 +42,31 @@ class Linear {
 
   // y [..., local out] := x W^T + b. Row-parallel, which must have no bias then: a partial sum over
   // the tensor axis.
-  void Forward(Run& run, const Tensor& x, const Tensor& y) const;
+  void Forward(Run& run, const Tensor& x, const Tensor& y, int64_t map = 0) const;
   // Row-parallel only: the end of a branch, complete on every tensor rank.
   void Forward(Run& run, const Tensor& x, const BranchOutput& out) const;
   // What Forward computes, as one product.
-  GemmArgs Product(const Run& run, const Tensor& x, const Tensor& y) const;
+  GemmArgs Product(const Run& run, const Tensor& x, const Tensor& y, int64_t map = 0) const;
   // dx := dy W, or += with accumulate. Column-parallel: a partial sum over the tensor axis.
-  void BackwardInput(Run& run, const Tensor& dy, const Tensor& dx, bool accumulate) const;
+  void BackwardInput(Run& run, const Tensor& dy, const Tensor& dx, bool accumulate,
+                     int64_t map = 0) const;
   // Adds the gradients of W and b.
-  void BackwardWeight(Run& run, const Tensor& x, const Tensor& dy) const;
+  void BackwardWeight(Run& run, const Tensor& x, const Tensor& dy, int64_t map = 0) const;
   // The same in two parts, where the kernel that writes dy also sums its rows: what it adds them
   // to, the gradient of b (absent without a bias), and adding the gradient of W alone.
   Tensor BiasGradient(Run& run) const;
-  void BackwardWeightAlone(Run& run, const Tensor& x, const Tensor& dy) const;
+  void BackwardWeightAlone(Run& run, const Tensor& x, const Tensor& dy, int64_t map = 0) const;
 
  private:
+  // The part of W, or of its gradient, that belongs to a map.
+  Tensor OfMap(const Tensor& all, int64_t map) const {
+    return options_.maps > 1 ? all.Rows(map, map + 1) : all;
+  }
+
   Options options_;
   ParamId weight_ = -1, bias_ = -1;
   int64_t local_in_ = 0, local_out_ = 0;
+  int64_t row_ = 0;  // of x
 };
 
 // Forward of several layers of the same x, each to its y; a GPU may run them as one.

@@ -392,21 +392,17 @@ __global__ void __launch_bounds__(kThreads, 1)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) unsigned char shared[];
   const KeysBlock<S> block(view.problem, out.parts, shared);
-  if (threadIdx.x == 0) {
-    block.InitBarriers();
-    FenceForBulkCopies();
-  }
-  __syncthreads();
-  RunRoles<24>([&] { Produce(view, in, out.parts, block); },
-               [&](int group) {
-                 if constexpr (!S::kShares) {
-                   ConsumeBoth(view.problem, out, block, group);
-                 } else if (group == 0) {
-                   ConsumeOne<S, true>(view.problem, out, block);
-                 } else {
-                   ConsumeOne<S, false>(view.problem, out, block);
-                 }
-               });
+  RunRoles<24>(
+      block, [&] { Produce(view, in, out.parts, block); },
+      [&](int group) {
+        if constexpr (!S::kShares) {
+          ConsumeBoth(view.problem, out, block, group);
+        } else if (group == 0) {
+          ConsumeOne<S, true>(view.problem, out, block);
+        } else {
+          ConsumeOne<S, false>(view.problem, out, block);
+        }
+      });
 #else
   __trap();
 #endif

@@ -140,26 +140,20 @@ __global__ void __launch_bounds__(kThreads, 1)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) unsigned char shared[];
   const QueryTiles<S> block(view.problem, shared);
-  if (threadIdx.x == 0) {
-    block.InitBarriers();
-    FenceForBulkCopies();
-  }
-  __syncthreads();
-  RunRoles<40>([&] { Produce(view, block); },
-               [&](int group) { Consume(view.problem, records, dq, block, group); });
+  RunRoles<40>(
+      block, [&] { Produce(view, block); },
+      [&](int group) { Consume(view.problem, records, dq, block, group); });
 #else
   __trap();
 #endif
 }
 
 template <int kPadded>
-void LaunchQueries(const AttentionView<Bf16>& view, const Bf16* dout, const RowRecord* records,
-                   Bf16* dq) {
+void LaunchBackward(const AttentionView<Bf16>& view, const Bf16* dout, const RowRecord* records,
+                    Bf16* dq) {
   using S = QueriesShape<kPadded>;
-  const auto kernel = AttentionBackwardQueriesWgmmaKernel<S>;
-  AllowSharedMemory(kernel, S::kShared);
-  Launch("attention_backward dq", kernel, QueryGrid<S>(view), dim3(kThreads), S::kShared,
-         MapProblem(view, dout, S::kRows, S::kKeys), records, dq);
+  LaunchQueries<S>("attention_backward dq", AttentionBackwardQueriesWgmmaKernel<S>, view, dout,
+                   records, dq);
 }
 
 }  // namespace
@@ -167,9 +161,9 @@ void LaunchQueries(const AttentionView<Bf16>& view, const Bf16* dout, const RowR
 void AttentionBackwardQueriesWgmma(const AttentionView<Bf16>& view, const Bf16* dout,
                                    const RowRecord* records, Bf16* dq) {
   switch (PaddedWidth(view.width)) {
-    case 64: return LaunchQueries<64>(view, dout, records, dq);
-    case 128: return LaunchQueries<128>(view, dout, records, dq);
-    default: return LaunchQueries<256>(view, dout, records, dq);
+    case 64: return LaunchBackward<64>(view, dout, records, dq);
+    case 128: return LaunchBackward<128>(view, dout, records, dq);
+    default: return LaunchBackward<256>(view, dout, records, dq);
   }
 }
 

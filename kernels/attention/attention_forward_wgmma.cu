@@ -127,13 +127,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) unsigned char shared[];
   const QueryTiles<S> block(view.problem, shared);
-  if (threadIdx.x == 0) {
-    block.InitBarriers();
-    FenceForBulkCopies();
-  }
-  __syncthreads();
-  RunRoles<24>([&] { Produce(view, block); },
-               [&](int group) { Consume(view.problem, out, block, group); });
+  RunRoles<24>(
+      block, [&] { Produce(view, block); },
+      [&](int group) { Consume(view.problem, out, block, group); });
 #else
   __trap();
 #endif
@@ -142,10 +138,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 template <int kPadded>
 void LaunchForward(const AttentionView<Bf16>& view, const ForwardOutputs<Bf16>& out) {
   using S = ForwardShape<kPadded>;
-  const auto kernel = AttentionForwardWgmmaKernel<S>;
-  AllowSharedMemory(kernel, S::kShared);
-  Launch("attention_forward", kernel, QueryGrid<S>(view), dim3(kThreads), S::kShared,
-         MapProblem(view, nullptr, S::kRows, S::kKeys), out);
+  LaunchQueries<S>("attention_forward", AttentionForwardWgmmaKernel<S>, view, nullptr, out);
 }
 
 }  // namespace

@@ -163,12 +163,18 @@ struct QueryShape {
   static constexpr uint32_t kShared = kBytes + 1024;  // wherever the memory starts
 };
 
-// Blocks that take all tiles of rows in turn.
-template <class S>
-dim3 QueryGrid(const AttentionView<Bf16>& view) {
+// Launches a kernel of WgmmaView and `rest` whose blocks, of shape S, take all tiles of rows in
+// turn. dout may be null.
+template <class S, class... Rest>
+void LaunchQueries(const char* name, void (*kernel)(WgmmaView, Rest...),
+                   const AttentionView<Bf16>& view, const Bf16* dout,
+                   const std::type_identity_t<Rest>&... rest) {
   const int64_t tiles =
       view.sequences * DivideUp(int64_t{view.tokens} * view.heads, int64_t{S::kRows});
-  return dim3(static_cast<unsigned>(std::min<int64_t>(tiles, Multiprocessors())));
+  const auto blocks = static_cast<unsigned>(std::min<int64_t>(tiles, Multiprocessors()));
+  AllowSharedMemory(kernel, S::kShared);
+  Launch(name, kernel, dim3(blocks), dim3(kThreads), S::kShared,
+         MapProblem(view, dout, S::kRows, S::kKeys), rest...);
 }
 
 // What the threads of such a block agree on.
@@ -292,11 +298,17 @@ __device__ __forceinline__ bool SeenByAll(const Sight& sight, const SegmentTiles
   return end - first == keys.size && sight.SeesAll(first, end);
 }
 
-// Runs one of two roles: produce() in a warp of the last warpgroup, consume(group) in the others.
-// kOfProducer: registers of a thread of the former. Three threads, one of each warpgroup, start
-// with 504.
-template <int kOfProducer, class Produce, class Consume>
-__device__ __forceinline__ void RunRoles(const Produce& produce, const Consume& consume) {
+// What a kernel does with its block: starts the barriers, then runs one of two roles: produce() in
+// a warp of the last warpgroup, consume(group) in the others. kOfProducer: registers of a thread of
+// the former. Three threads, one of each warpgroup, start with 504.
+template <int kOfProducer, class Block, class Produce, class Consume>
+__device__ __forceinline__ void RunRoles(const Block& block, const Produce& produce,
+                                         const Consume& consume) {
+  if (threadIdx.x == 0) {
+    block.InitBarriers();
+    FenceForBulkCopies();
+  }
+  __syncthreads();
   // The same in all lanes, as the compiler should know.
   const int warp = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x) / 32, 0);
   if (warp >= kConsumerWarps) {

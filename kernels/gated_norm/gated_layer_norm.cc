@@ -1,6 +1,5 @@
 #include "kernels/gated_norm/gated_layer_norm.h"
 
-#include "kernels/dispatch.h"
 #include "kernels/gated_norm/gated_layer_norm_cpu.h"
 #include "kernels/gated_norm/gated_layer_norm_cuda.h"
 #include "kernels/norm/layer_norm_cuda.h"
@@ -11,23 +10,14 @@ namespace {
 // The inputs that both directions share.
 template <class Args>
 void CheckInputs(const char* kernel, const Args& args) {
-  EYRIE_CHECK(
-      args.x.defined() && args.x.shape.rank() >= 2 && args.x.dim(-1) > 0 && args.x.dim(-2) > 0,
-      kernel, ": x has shape ", args.x.shape.ToString());
+  CheckGroups(kernel, args.x, args.weight, args.mean, args.rstd);
   EYRIE_CHECK(args.activation == Activation::kSilu || args.activation == Activation::kSigmoid,
               kernel, ": the gate's activation is neither SiLU nor sigmoid");
-  const Shape group{args.x.dim(-2), args.x.dim(-1)};
-  CheckShape(kernel, "weight", args.weight, group);
-  CheckOptional(kernel, "skip", args.skip, group);
+  CheckOptional(kernel, "skip", args.skip, args.weight.shape);
   EYRIE_CHECK(args.skip.defined() == args.s.defined(), kernel, ": one of skip and s is absent");
   CheckOptional(kernel, "s", args.s, args.x.shape);
   CheckShape(kernel, "gate", args.gate, args.x.shape);
-  for (const Tensor& statistic : {args.mean, args.rstd}) {
-    EYRIE_CHECK(statistic.defined() && statistic.size() == args.x.size() / group[1], kernel,
-                ": mean or rstd has shape ", statistic.shape.ToString());
-  }
-  CheckTypes(kernel, args.x, args.x.dtype, {args.weight, args.skip, args.s, args.gate});
-  CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.mean, args.rstd});
+  CheckTypes(kernel, args.x, args.x.dtype, {args.skip, args.s, args.gate});
 }
 
 }  // namespace

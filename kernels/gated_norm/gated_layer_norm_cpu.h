@@ -2,12 +2,11 @@
 // each group read a few times while it is in cache.
 #pragma once
 
-#include <cmath>
 #include <vector>
 
 #include "core/vector_math.h"
 #include "kernels/gated_norm/gated_layer_norm.h"
-#include "kernels/partition.h"
+#include "kernels/norm/layer_norm_cpu.h"
 
 namespace eyrie {
 
@@ -18,7 +17,7 @@ void GatedLayerNormForwardCpu(const GatedLayerNormForwardArgs& args) {
   const Real *skip = args.skip.data<Real>(), *s = args.s.data<Real>();
   const Real* gate = args.gate.data<Real>();
   Real *out = args.out.data<Real>(), *mean = args.mean.data<Real>(), *rstd = args.rstd.data<Real>();
-  const Real epsilon = static_cast<Real>(args.epsilon), count = static_cast<Real>(width);
+  const Real epsilon = static_cast<Real>(args.epsilon);
   const bool silu = args.activation == Activation::kSilu;
 
   RowTiles(args.x.size() / row_width, row_width).ForEach([&](int64_t, int64_t begin, int64_t end) {
@@ -26,16 +25,7 @@ void GatedLayerNormForwardCpu(const GatedLayerNormForwardArgs& args) {
       const int64_t first = group * width, column = group % groups * width;
       const Real *x_group = x + first, *w = weight + column, *z = gate + first;
       Real* to = out + first;
-      Real sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t c = 0; c < width; ++c) sum += x_group[c];
-      const Real middle = sum / count;
-      Real squares = 0;
-#pragma omp simd reduction(+ : squares)
-      for (int64_t c = 0; c < width; ++c) {
-        squares += (x_group[c] - middle) * (x_group[c] - middle);
-      }
-      const Real r = Real(1) / std::sqrt(squares / count + epsilon);
+      const auto [middle, r] = StatisticsOf(x_group, width, epsilon);
       mean[group] = middle;
       rstd[group] = r;
       const auto finish = [&](const auto& skipped) {

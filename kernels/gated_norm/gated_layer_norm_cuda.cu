@@ -30,7 +30,6 @@ template <class Team, class T, int kWidth, int kVectors>
 __global__ void __launch_bounds__(Team::kMaxThreads, Team::kMinBlocks)
     ForwardKernel(const ForwardTensors<T> tensors, int64_t all_groups, int groups, int width,
                   float epsilon, bool silu) {
-  __shared__ float shared[2][32];
   const int64_t group = Team::Number(), row = group * width;
   const int64_t column = group % groups * width;
   const int first = Team::Index() * kWidth, step = Team::Size() * kWidth;
@@ -47,22 +46,7 @@ __global__ void __launch_bounds__(Team::kMaxThreads, Team::kMinBlocks)
     gates[k] = LoadVector<kWidth>(tensors.gate + row + at);
     if (skips) past[k] = LoadVector<kWidth>(tensors.s + row + at);
   }
-  float sum = 0;
-#pragma unroll
-  for (int k = 0; k < kVectors; ++k) {
-    if (first + k * step >= end) continue;
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) sum += values[k][i];
-  }
-  const float middle = Team::Sum(sum, shared[0]) / static_cast<float>(width);
-  float squares = 0;
-#pragma unroll
-  for (int k = 0; k < kVectors; ++k) {
-    if (first + k * step >= end) continue;
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) squares += (values[k][i] - middle) * (values[k][i] - middle);
-  }
-  const float r = rsqrtf(Team::Sum(squares, shared[1]) / static_cast<float>(width) + epsilon);
+  const auto [middle, r] = StatisticsOf<Team>(values, end, width, epsilon);
   if (end > 0 && first == 0) {
     tensors.mean[group] = middle;
     tensors.rstd[group] = r;

@@ -5,32 +5,38 @@
 #include <cmath>
 #include <vector>
 
+#include "kernels/norm/group_statistics.h"
 #include "kernels/norm/layer_norm.h"
 #include "kernels/partition.h"
 
 namespace eyrie {
+
+// Of one group, which is read twice.
+template <class Real>
+GroupStatistics<Real> StatisticsOf(const Real* x, int64_t width, Real epsilon) {
+  const Real count = static_cast<Real>(width);
+  Real sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t c = 0; c < width; ++c) sum += x[c];
+  const Real mean = sum / count;
+  Real squares = 0;
+#pragma omp simd reduction(+ : squares)
+  for (int64_t c = 0; c < width; ++c) squares += (x[c] - mean) * (x[c] - mean);
+  return {mean, Real(1) / std::sqrt(squares / count + epsilon)};
+}
 
 template <class Real>
 void LayerNormForwardCpu(const LayerNormForwardArgs& args) {
   const int64_t groups = args.x.dim(-2), width = args.x.dim(-1), row_width = groups * width;
   const Real *x = args.x.data<Real>(), *weight = args.weight.data<Real>();
   Real *y = args.y.data<Real>(), *mean = args.mean.data<Real>(), *rstd = args.rstd.data<Real>();
-  const Real epsilon = static_cast<Real>(args.epsilon), count = static_cast<Real>(width);
+  const Real epsilon = static_cast<Real>(args.epsilon);
 
   RowTiles(args.x.size() / row_width, row_width).ForEach([&](int64_t, int64_t begin, int64_t end) {
     for (int64_t group = begin * groups; group < end * groups; ++group) {
       const Real *x_group = x + group * width, *w = weight + group % groups * width;
       Real* y_group = y + group * width;
-      Real sum = 0;
-#pragma omp simd reduction(+ : sum)
-      for (int64_t c = 0; c < width; ++c) sum += x_group[c];
-      const Real middle = sum / count;
-      Real squares = 0;
-#pragma omp simd reduction(+ : squares)
-      for (int64_t c = 0; c < width; ++c) {
-        squares += (x_group[c] - middle) * (x_group[c] - middle);
-      }
-      const Real r = Real(1) / std::sqrt(squares / count + epsilon);
+      const auto [middle, r] = StatisticsOf(x_group, width, epsilon);
       mean[group] = middle;
       rstd[group] = r;
 #pragma omp simd

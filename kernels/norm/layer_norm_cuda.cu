@@ -14,33 +14,17 @@ __global__ void __launch_bounds__(Team::kMaxThreads, Team::kMinBlocks)
     ForwardKernel(const T* __restrict__ x, const T* __restrict__ weight, T* __restrict__ y,
                   float* __restrict__ mean, float* __restrict__ rstd, int64_t all_groups,
                   int groups, int width, float epsilon) {
-  __shared__ float shared[2][32];
   const int64_t group = Team::Number(), row = group * width;
   const int first = Team::Index() * kWidth, step = Team::Size() * kWidth;
   const int end = group < all_groups ? width : 0;
 
   Vector<T, kWidth> values[kVectors];
-  float sum = 0;
 #pragma unroll
   for (int k = 0; k < kVectors; ++k) {
     const int at = first + k * step;
     if (at < end) values[k] = LoadVector<kWidth>(x + row + at);
   }
-#pragma unroll
-  for (int k = 0; k < kVectors; ++k) {
-    if (first + k * step >= end) continue;
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) sum += values[k][i];
-  }
-  const float middle = Team::Sum(sum, shared[0]) / static_cast<float>(width);
-  float squares = 0;
-#pragma unroll
-  for (int k = 0; k < kVectors; ++k) {
-    if (first + k * step >= end) continue;
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) squares += (values[k][i] - middle) * (values[k][i] - middle);
-  }
-  const float r = rsqrtf(Team::Sum(squares, shared[1]) / static_cast<float>(width) + epsilon);
+  const auto [middle, r] = StatisticsOf<Team>(values, end, width, epsilon);
   if (end > 0 && first == 0) {
     mean[group] = middle;
     rstd[group] = r;

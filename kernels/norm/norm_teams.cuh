@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels/cuda_math.cuh"
+#include "kernels/norm/group_statistics.h"
 
 namespace eyrie {
 
@@ -34,6 +35,32 @@ struct BlockTeam {
   static __device__ int64_t Number() { return blockIdx.x; }
   static __device__ float Sum(float x, float* shared) { return BlockSum(x, shared); }
 };
+
+// The statistics of the group of `width` channels that a team holds, whose threads have their
+// shares of it in `values`. `end` is `width` too, or 0 for a team that has no group.
+template <class Team, class T, int kWidth, int kVectors>
+__device__ __forceinline__ GroupStatistics<float> StatisticsOf(
+    const Vector<T, kWidth> (&values)[kVectors], int end, int width, float epsilon) {
+  __shared__ float shared[2][32];
+  const int first = Team::Index() * kWidth, step = Team::Size() * kWidth;
+  float sum = 0;
+#pragma unroll
+  for (int k = 0; k < kVectors; ++k) {
+    if (first + k * step >= end) continue;
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) sum += values[k][i];
+  }
+  const float mean = Team::Sum(sum, shared[0]) / static_cast<float>(width);
+  float squares = 0;
+#pragma unroll
+  for (int k = 0; k < kVectors; ++k) {
+    if (first + k * step >= end) continue;
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) squares += (values[k][i] - mean) * (values[k][i] - mean);
+  }
+  const float variance = Team::Sum(squares, shared[1]) / static_cast<float>(width);
+  return {mean, rsqrtf(variance + epsilon)};
+}
 
 // How a launch is cut into blocks.
 struct Blocks {

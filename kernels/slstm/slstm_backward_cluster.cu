@@ -7,6 +7,8 @@
 //
 // and writes it into the shared memory of the blocks whose units these are, which add up the
 // shares in the order of the blocks. Warps divide the units; r stays in registers, as operand A.
+// A cluster of one block has nobody to wait for but its own threads: remote stores, which need a
+// second block, and their barriers are not used then.
 #include "kernels/slstm/slstm_kernels.cuh"
 #include "kernels/slstm/slstm_tiles.cuh"
 
@@ -135,7 +137,7 @@ __global__ void __launch_bounds__(kSlstmThreads, 1) BackwardKernel(const View vi
     const int t = sizes.tokens - 1 - step, turn = step % 2;
     const uint32_t gates = S::kGates + turn * kSlstmSequences * S::kRow;
     const uint32_t buffer = turn * S::kBuffer, barrier = memory + S::kBarriers + turn * 8;
-    if (thread == 0) FillBarrier::Arm(barrier, S::kBuffer);
+    if (kBlocks > 1 && thread == 0) FillBarrier::Arm(barrier, S::kBuffer);
     const Token token[2] = {next[0], next[1]};
     if (t > 0) load(t - 1);
 #pragma unroll
@@ -171,11 +173,15 @@ __global__ void __launch_bounds__(kSlstmThreads, 1) BackwardKernel(const View vi
 #pragma unroll
         for (int group = 0; group < 2; ++group) {
           const float(&values)[4] = shares[tile][group];
-          StoreRemote(memory + buffer + rank * S::kShare + (all % 2 * 2 + group) * S::kFragment +
-                          lane * sizeof(float4),
-                      barrier, owner,
-                      make_uint4(__float_as_uint(values[0]), __float_as_uint(values[1]),
-                                 __float_as_uint(values[2]), __float_as_uint(values[3])));
+          const uint4 bits = make_uint4(__float_as_uint(values[0]), __float_as_uint(values[1]),
+                                        __float_as_uint(values[2]), __float_as_uint(values[3]));
+          const uint32_t at = buffer + rank * S::kShare + (all % 2 * 2 + group) * S::kFragment +
+                              lane * sizeof(float4);
+          if constexpr (kBlocks == 1) {
+            *reinterpret_cast<uint4*>(shared + at) = bits;
+          } else {
+            StoreRemote(memory + at, barrier, owner, bits);
+          }
         }
       }
     }
@@ -191,7 +197,11 @@ __global__ void __launch_bounds__(kSlstmThreads, 1) BackwardKernel(const View vi
 
     // Nobody writes into this buffer again before having shares of the next step from all blocks,
     // who then have read it.
-    FillBarrier::Wait(barrier, step / 2 % 2);
+    if constexpr (kBlocks == 1) {
+      __syncthreads();
+    } else {
+      FillBarrier::Wait(barrier, step / 2 % 2);
+    }
     float sum[2] = {};
 #pragma unroll
     for (int from = 0; from < kBlocks; ++from) {

@@ -34,11 +34,16 @@ double DrawDtBias(const Random& random, uint64_t index) {
 }  // namespace
 
 MambaMixer::MambaMixer(const config::ModelConfig& model)
-    : model_width_(model.width()),
-      global_width_(model.mamba().width()),
+    : global_width_(model.mamba().width()),
       states_(model.mamba().states()),
       rank_(Rank(model)),
       input_dependent_(model.mamba().input_dependent()),
+      in_({.name = "ssm.in",
+           .in = model.width(),
+           .out = global_width_,
+           .maps = 2,
+           .bias = false,
+           .init = InitFanIn(model.width())}),
       conv_({.name = "ssm.conv",
              .width = global_width_,
              .weight_init = InitFanIn(CausalConvolution::kTaps),
@@ -50,6 +55,12 @@ MambaMixer::MambaMixer(const config::ModelConfig& model)
                 .cut = Linear::Cut::kRows,
                 .bias = false,
                 .init = InitFanIn(global_width_)}),
+      dt_({.name = "ssm.dt",
+           .in = rank_,
+           .out = global_width_,
+           .row = rank_ + 2 * states_,
+           .bias = false,
+           .init = InitFanIn(rank_)}),
       // Divided by the square root of the number of residual branches.
       out_({.name = "ssm.out",
             .in = global_width_,
@@ -61,20 +72,18 @@ MambaMixer::MambaMixer(const config::ModelConfig& model)
 void MambaMixer::Declare(Declaration& declare) {
   const int64_t e = global_width_, states = states_;
   width_ = e / declare.tensor_size;
-  const auto add = [&](const char* name, Shape shape, int axis, bool decay, InitFn init,
-                       bool full_precision = false) {
+  const auto add = [&](const char* name, Shape shape, InitFn init) {
     return declare.params.Add({.name = declare.prefix + "ssm." + name,
                                .shape = shape,
-                               .shard_axis = axis,
-                               .weight_decay = decay,
-                               .full_precision = full_precision,
+                               .shard_axis = 0,
+                               .full_precision = true,
                                .init = std::move(init)});
   };
-  in_w_ = add("in.w", {2, e, model_width_}, 1, true, InitFanIn(model_width_));
+  in_.Declare(declare);
   conv_.Declare(declare);
   if (input_dependent_) {
     project_.Declare(declare);
-    dt_w_ = add("dt.w", {e, rank_}, 0, true, InitFanIn(rank_));
+    dt_.Declare(declare);
   } else {
     // B of ones and a normal C, as state space models start (Gu et al., arXiv:2206.11893).
     bc_ = declare.params.Add({.name = declare.prefix + "ssm.bc",
@@ -88,9 +97,9 @@ void MambaMixer::Declare(Declaration& declare) {
   const auto draw_a_log = [states](const Random&, uint64_t index) {
     return std::log(static_cast<double>(index % static_cast<uint64_t>(states) + 1));
   };
-  dt_b_ = add("dt.b", {e}, 0, false, DrawDtBias, /*full_precision=*/true);
-  a_log_ = add("A_log", {e, states}, 0, false, draw_a_log, /*full_precision=*/true);
-  skip_ = add("D", {e}, 0, false, InitConstant(1.0), /*full_precision=*/true);
+  dt_b_ = add("dt.b", {e}, DrawDtBias);
+  a_log_ = add("A_log", {e, states}, draw_a_log);
+  skip_ = add("D", {e}, InitConstant(1.0));
   out_.Declare(declare);
 
   h0_ = declare.stash.AddKept(
@@ -109,51 +118,6 @@ void MambaMixer::DeclareState(StateTable& table) const {
   table.Add("h", width_, states_, Holds::kFullPrecision);
 }
 
-void MambaMixer::In(Run& run, Half half, const Tensor& u, const Tensor& y) const {
-  Gemm({.trans_b = Trans::kYes,
-        .m = u.size() / model_width_,
-        .n = width_,
-        .k = model_width_,
-        .a = u,
-        .lda = model_width_,
-        .b = run.params.value(in_w_).Rows(half, half + 1),
-        .ldb = model_width_,
-        .c = y,
-        .ldc = width_,
-        .b_is_settled = true});
-  run.mesh.world().Progress();
-}
-
-void MambaMixer::InBackwardInput(Run& run, Half half, const Tensor& dy, const Tensor& du,
-                                 bool accumulate) const {
-  Gemm({.m = dy.size() / width_,
-        .n = model_width_,
-        .k = width_,
-        .a = dy,
-        .lda = width_,
-        .b = run.params.value(in_w_).Rows(half, half + 1),
-        .ldb = model_width_,
-        .c = du,
-        .ldc = model_width_,
-        .accumulate = accumulate});
-  run.mesh.world().Progress();
-}
-
-void MambaMixer::InBackwardWeight(Run& run, Half half, const Tensor& u, const Tensor& dy) const {
-  Gemm({.trans_a = Trans::kYes,
-        .m = width_,
-        .n = model_width_,
-        .k = u.size() / model_width_,
-        .a = dy,
-        .lda = width_,
-        .b = u,
-        .ldb = model_width_,
-        .c = run.params.grad(in_w_).Rows(half, half + 1),
-        .ldc = model_width_,
-        .accumulate = true});
-  run.mesh.world().Progress();
-}
-
 Tensor MambaMixer::Projected(Run& run, const Stash& stash) const {
   if (input_dependent_) return stash[projected_];
   const Tensor constants = run.Scratch(2 * states_);
@@ -161,47 +125,8 @@ Tensor MambaMixer::Projected(Run& run, const Stash& stash) const {
   return constants;
 }
 
-// `low` is the first columns of the projection.
 void MambaMixer::Dt(Run& run, const Tensor& projected, const Tensor& dt) const {
-  if (!input_dependent_) return FillZero(dt);
-  Gemm({.trans_b = Trans::kYes,
-        .m = dt.size() / width_,
-        .n = width_,
-        .k = rank_,
-        .a = projected,
-        .lda = projected.dim(-1),
-        .b = run.params.value(dt_w_),
-        .ldb = rank_,
-        .c = dt,
-        .ldc = width_,
-        .b_is_settled = true});
-}
-
-void MambaMixer::DtBackwardInput(Run& run, const Tensor& ddt, const Tensor& dprojected) const {
-  Gemm({.m = ddt.size() / width_,
-        .n = rank_,
-        .k = width_,
-        .a = ddt,
-        .lda = width_,
-        .b = run.params.value(dt_w_),
-        .ldb = rank_,
-        .c = dprojected,
-        .ldc = dprojected.dim(-1)});
-}
-
-void MambaMixer::DtBackwardWeight(Run& run, const Tensor& projected, const Tensor& ddt) const {
-  const ParamStore::GradientSum sum = run.params.AddTo(dt_w_);
-  Gemm({.trans_a = Trans::kYes,
-        .m = width_,
-        .n = rank_,
-        .k = ddt.size() / width_,
-        .a = ddt,
-        .lda = width_,
-        .b = projected,
-        .ldb = projected.dim(-1),
-        .c = sum.tensor,
-        .ldc = rank_,
-        .accumulate = sum.started});
+  input_dependent_ ? dt_.Forward(run, projected, dt) : FillZero(dt);
 }
 
 void MambaMixer::Refill(Run& run, const Tensor&, Stash& stash, const Carry& carry) const {
@@ -216,7 +141,9 @@ void MambaMixer::Forward(Run& run, const Tensor& x, const BranchOutput& out, Sta
   const bool recomputes = run.pass == Pass::kRecompute;
   const bool exchanges = split && !recomputes;
 
-  const auto project = [&](const Tensor& rows, const Tensor& inputs) { In(run, kX, rows, inputs); };
+  const auto project = [&](const Tensor& rows, const Tensor& inputs) {
+    in_.Forward(run, rows, inputs, kX);
+  };
   Event handed_on = conv_.Forward(run, x, project, stash[v_], stash, carry);
 
   // The sum over tensor ranks travels under the gate's projection.
@@ -226,7 +153,7 @@ void MambaMixer::Forward(Run& run, const Tensor& x, const BranchOutput& out, Sta
     project_.Forward(run, stash[v_], projected);
     reduced = run.mesh.tensor().AllReduce(projected, ReduceOp::kSum);
   }
-  In(run, kZ, x, stash[z_]);
+  in_.Forward(run, x, stash[z_], kZ);
   reduced.Wait();
   const Tensor dt = run.Scratch(width_);
   Dt(run, projected, dt);
@@ -340,12 +267,12 @@ void MambaMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const Ten
   // The sum over tensor ranks travels under products that do not need it.
   Event reduced;
   if (input_dependent_) {
-    DtBackwardInput(run, ddt, dprojected);
+    dt_.BackwardInput(run, ddt, dprojected, /*accumulate=*/false);
     reduced = run.mesh.tensor().AllReduce(dprojected, ReduceOp::kSum);
-    DtBackwardWeight(run, projected, ddt);
+    dt_.BackwardWeight(run, projected, ddt);
   }
-  InBackwardInput(run, kZ, dz, dx, /*accumulate=*/false);
-  InBackwardWeight(run, kZ, x, dz);
+  in_.BackwardInput(run, dz, dx, /*accumulate=*/false, kZ);
+  in_.BackwardWeight(run, x, dz, kZ);
   reduced.Wait();
   if (input_dependent_) {
     project_.BackwardInput(run, dprojected, dv, /*accumulate=*/true);
@@ -359,9 +286,9 @@ void MambaMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const Ten
   if (input_dependent_) project_.BackwardWeight(run, stash[v_], dprojected);
   returning.Wait();
 
-  InBackwardInput(run, kX, dconv_in, dx, /*accumulate=*/true);
+  in_.BackwardInput(run, dconv_in, dx, /*accumulate=*/true, kX);
   Event summed = run.mesh.tensor().AllReduce(dx, ReduceOp::kSum);
-  InBackwardWeight(run, kX, x, dconv_in);
+  in_.BackwardWeight(run, x, dconv_in, kX);
   summed.Wait();
 }
 

@@ -32,32 +32,25 @@ class MambaMixer final : public Mixer {
                 const Carry& carry, const CarryGrad& carry_grad) override;
 
  private:
-  // The two halves of W_in.
-  enum Half { kX, kZ };
-  void In(Run& run, Half half, const Tensor& u, const Tensor& y) const;
-  // du := or += dy W, a partial sum over the tensor axis.
-  void InBackwardInput(Run& run, Half half, const Tensor& dy, const Tensor& du,
-                       bool accumulate) const;
-  void InBackwardWeight(Run& run, Half half, const Tensor& u, const Tensor& dy) const;
+  enum Half { kX, kZ };  // the maps of in_
 
   // low, B and C of each token, or B and C alone where they are constants, in the arena.
   Tensor Projected(Run& run, const Stash& stash) const;
-  // dt [B, T, E] from the projection that holds `low`.
+  // dt [B, T, E] := low W_dt^T, or zeros.
   void Dt(Run& run, const Tensor& projected, const Tensor& dt) const;
-  void DtBackwardInput(Run& run, const Tensor& ddt, const Tensor& dprojected) const;
-  void DtBackwardWeight(Run& run, const Tensor& projected, const Tensor& ddt) const;
 
   // The state that enters the chunk: from the ranks before, or carried. Absent: zeros.
   Tensor InitialState(const Run& run, const Stash& stash, const Carry& carry) const;
   // A slot of a carried state as the kernels take it, [B, E, N].
   Tensor HiddenState(const Run& run, const State* state) const;
 
-  int64_t model_width_, global_width_, states_, rank_;
+  int64_t global_width_, states_, rank_;
   bool input_dependent_;
   int64_t width_ = 0;  // local
+  Linear in_;
   CausalConvolution conv_;
-  Linear project_, out_;
-  ParamId in_w_ = -1, dt_w_ = -1, dt_b_ = -1, a_log_ = -1, skip_ = -1;
+  Linear project_, dt_, out_;
+  ParamId dt_b_ = -1, a_log_ = -1, skip_ = -1;
   ParamId bc_ = -1;        // the constants, where nothing depends on the input
   SlotId h0_ = -1;         // what came from the rank of the chunk before
   SlotId projected_ = -1;  // what tensor ranks added up

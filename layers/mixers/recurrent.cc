@@ -228,8 +228,8 @@ void RecurrentMixer::Backward(Run& run, const Tensor& x, const Tensor& dy, const
 
   CausalConvolution::Returning returning =
       conv_.Backward(run, du, dconv_in, stash, carry, carry_grad, in_x_.BiasGradient(run));
-  gate_i_.BackwardWeightAlone(run, stash[u_], dzi);
-  gate_r_.BackwardWeightAlone(run, stash[u_], dzr);
+  gate_i_.BackwardWeight(run, stash[u_], dzi);
+  gate_r_.BackwardWeight(run, stash[u_], dzr);
   returning.Wait();
 
   // The sum of dx over tensor ranks travels while the weights' gradients are computed.

@@ -10,7 +10,8 @@ namespace {
 TEST(Gemm, AddsABiasAndAMatrix) {
   TestRandom random;
   constexpr int64_t kM = 5, kN = 7, kK = 3, kLd = 9;
-  for (const bool with_bias : {false, true}) {
+  for (const auto& [with_bias, with_added] :
+       {std::pair(false, true), std::pair(true, false), std::pair(true, true)}) {
     const OwnedTensor a = RandomTensor(DType::kF64, {kM, kK}, random);
     const OwnedTensor b = RandomTensor(DType::kF64, {kN, kK}, random);
     const OwnedTensor bias = RandomTensor(DType::kF64, {kN}, random);
@@ -28,7 +29,7 @@ TEST(Gemm, AddsABiasAndAMatrix) {
           .c = c.tensor,
           .ldc = kLd,
           .bias = with_bias ? bias.tensor : Tensor{},
-          .added = added.tensor});
+          .added = with_added ? added.tensor : Tensor{}});
     const auto at = [](const OwnedTensor& tensor, int64_t i) {
       return tensor.tensor.data<double>()[i];
     };
@@ -36,7 +37,7 @@ TEST(Gemm, AddsABiasAndAMatrix) {
       for (int64_t j = 0; j < kLd; ++j) {
         double expected = at(before, i * kLd + j);
         if (j < kN) {
-          expected = at(added, i * kLd + j) + (with_bias ? at(bias, j) : 0.0);
+          expected = (with_added ? at(added, i * kLd + j) : 0.0) + (with_bias ? at(bias, j) : 0.0);
           for (int64_t k = 0; k < kK; ++k) expected += at(a, i * kK + k) * at(b, j * kK + k);
         }
         EXPECT_NEAR(at(c, i * kLd + j), expected, 1e-12) << i << " " << j;

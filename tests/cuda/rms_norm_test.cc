@@ -1,83 +1,13 @@
 // CUDA bodies of RMSNorm against the CPU's in float64.
-#include "kernels/norm/rms_norm.h"
-
-#include "tests/cuda/cuda_test_util.h"
+#include "tests/cuda/norm_compare.h"
 
 namespace eyrie {
 namespace {
 
-constexpr double kEpsilon = 1e-2;  // large enough for its place to matter
-
-// N rows of width D on one device, and what a forward and a backward pass make of them.
-struct Case {
-  OwnedTensor x, weight, dy, dresidual, y, rstd, dx, dweight, workspace;
-
-  void Run(bool with_residual) {
-    RmsNormForward({.x = x.tensor,
-                    .weight = weight.tensor,
-                    .epsilon = kEpsilon,
-                    .y = y.tensor,
-                    .rstd = rstd.tensor});
-    RmsNormBackward({.x = x.tensor,
-                     .weight = weight.tensor,
-                     .rstd = rstd.tensor,
-                     .dy = dy.tensor,
-                     .dresidual = with_residual ? dresidual.tensor : Tensor{},
-                     .dx = dx.tensor,
-                     .dweight = dweight.tensor,
-                     .workspace = workspace.tensor});
-  }
-};
-
 class CudaRmsNorm : public testing::TestWithParam<DType> {
  protected:
-  // Both passes, twice on the GPU and once on the CPU.
   void Compare(int64_t rows, int64_t width, bool with_residual) {
-    SCOPED_TRACE(StrCat("N ", rows, " D ", width, " residual ", with_residual));
-    const DType dtype = GetParam();
-    const Shape shape{rows, width};
-    const auto random = [&](Shape s, double scale) {
-      return RandomTensor(DType::kF32, s, random_, scale);
-    };
-    const OwnedTensor x = random(shape, 1), dy = random(shape, 1);
-    const OwnedTensor dresidual = random(shape, 1), weight = random({width}, 0.3);
-    const OwnedTensor dweight = random({width}, 1);
-    const auto there = [&] {
-      Case c{.x = ToCuda(x.tensor, dtype),
-             .weight = ToCuda(weight.tensor, dtype),
-             .dy = ToCuda(dy.tensor, dtype),
-             .dresidual = ToCuda(dresidual.tensor, dtype),
-             .y = PoisonedCuda(dtype, shape),
-             .rstd = PoisonedCuda(DType::kF32, {rows}),
-             .dx = PoisonedCuda(dtype, shape),
-             .dweight = ToCuda(dweight.tensor)};
-      c.workspace = PoisonedCuda(DType::kF32, {RmsNormBackwardWorkspace(c.x.tensor)});
-      c.Run(with_residual);
-      return c;
-    };
-    Case here{.x = Rounded(x.tensor, dtype),
-              .weight = Rounded(weight.tensor, dtype),
-              .dy = Rounded(dy.tensor, dtype),
-              .dresidual = Rounded(dresidual.tensor, dtype),
-              .y = PoisonedTensor(DType::kF64, shape),
-              .rstd = PoisonedTensor(DType::kF64, {rows}),
-              .dx = PoisonedTensor(DType::kF64, shape),
-              .dweight = Cast(dweight.tensor, DType::kF64)};
-    here.Run(with_residual);
-
-    const Case one = there(), two = there();
-    const double tolerance = Tolerance(dtype);
-    const auto compare = [&](const OwnedTensor Case::*which, double bound) {
-      const OwnedTensor result = ToHost((one.*which).tensor);
-      // Gradients may cancel: their errors are measured by the size of what they are made of.
-      const double floor = std::sqrt(static_cast<double>(result.tensor.size()));
-      EXPECT_LT(RelativeError(result.tensor, (here.*which).tensor, floor), bound);
-      EXPECT_TRUE(BitwiseEqual(result.tensor, ToHost((two.*which).tensor).tensor));
-    };
-    compare(&Case::y, tolerance);
-    compare(&Case::rstd, 1e-5);
-    compare(&Case::dx, tolerance);
-    compare(&Case::dweight, 1e-5);
+    CompareNorm<RmsNormProblem>(GetParam(), {rows, width}, with_residual, random_);
   }
 
   TestRandom random_;
@@ -105,24 +35,7 @@ TEST_P(CudaRmsNorm, ManyRows) {
 }
 
 TEST_P(CudaRmsNorm, InputGradientMayReplaceTheResidual) {
-  const DType dtype = GetParam();
-  const auto random = [&](Shape s) { return ToCuda(RandomTensor(dtype, s, random_).tensor); };
-  const OwnedTensor x = random({33, 136}), dy = random({33, 136}), d = random({33, 136});
-  const OwnedTensor weight = random({136}),
-                    rstd = ToCuda(RandomTensor(DType::kF32, {33}, random_).tensor);
-  const OwnedTensor dx = PoisonedCuda(dtype, {33, 136}), dweight = ZeroCuda(DType::kF32, {136});
-  const OwnedTensor workspace = PoisonedCuda(DType::kF32, {RmsNormBackwardWorkspace(x.tensor)});
-  for (const OwnedTensor* out : {&dx, &d}) {
-    RmsNormBackward({.x = x.tensor,
-                     .weight = weight.tensor,
-                     .rstd = rstd.tensor,
-                     .dy = dy.tensor,
-                     .dresidual = d.tensor,
-                     .dx = out->tensor,
-                     .dweight = dweight.tensor,
-                     .workspace = workspace.tensor});
-  }
-  EXPECT_TRUE(BitwiseEqual(ToHost(dx.tensor).tensor, ToHost(d.tensor).tensor));
+  ReplaceTheResidual<RmsNormProblem>(GetParam(), {33, 136}, random_);
 }
 
 TEST_P(CudaRmsNorm, WithoutAWeightIsThatOfZeros) {

@@ -11,8 +11,7 @@ For each model, NAME/ is what save_pretrained writes, and NAME.expected.safetens
 
 import pathlib
 
-import torch
-from safetensors.torch import save_file
+import golden_models
 from transformers import MambaConfig, MambaForCausalLM
 
 OUTPUT = pathlib.Path(__file__).parent / "mamba"
@@ -29,45 +28,29 @@ MODELS = {
 }
 
 
-def randomise(model):
-    """Draws every parameter anew, so that none hides at the value it starts from."""
-    for name, parameter in model.named_parameters():
-        if "norm" in name:
-            # Eyrie keeps the difference from one, which is exact here.
-            parameter.uniform_(0.5, 1.5)
-        elif name.endswith("dt_proj.bias"):
-            parameter.uniform_(-4.0, 0.0)
-        elif name.endswith("A_log"):
-            parameter.uniform_(-2.0, 2.0)
-        elif name.endswith(".D"):
-            parameter.normal_(0.0, 1.0)
-        elif name.endswith("bias"):
-            parameter.normal_(0.0, 0.5)
-        elif "embeddings" in name:
-            parameter.normal_(0.0, 0.3)
-        elif "conv1d" in name:
-            parameter.normal_(0.0, 0.5)
-        else:
-            parameter.normal_(0.0, parameter.shape[1] ** -0.5)
+def draw(name, parameter):
+    if "norm" in name:
+        # Eyrie keeps the difference from one, which is exact here.
+        parameter.uniform_(0.5, 1.5)
+    elif name.endswith("dt_proj.bias"):
+        parameter.uniform_(-4.0, 0.0)
+    elif name.endswith("A_log"):
+        parameter.uniform_(-2.0, 2.0)
+    elif name.endswith(".D"):
+        parameter.normal_(0.0, 1.0)
+    elif name.endswith("bias"):
+        parameter.normal_(0.0, 0.5)
+    elif "embeddings" in name:
+        parameter.normal_(0.0, 0.3)
+    elif "conv1d" in name:
+        parameter.normal_(0.0, 0.5)
+    else:
+        parameter.normal_(0.0, parameter.shape[1] ** -0.5)
 
 
-@torch.no_grad()
-def main():
-    for name, (length, shard_size, settings) in MODELS.items():
-        torch.manual_seed(1)
-        model = MambaForCausalLM(MambaConfig(**settings)).eval()
-        randomise(model)
-        folder = OUTPUT / name
-        model.save_pretrained(folder, max_shard_size=shard_size)
-        (folder / "generation_config.json").unlink(missing_ok=True)
-
-        tokens = torch.randint(0, model.config.vocab_size, (length,))
-        logits = model(tokens[None], use_cache=False).logits[0]
-        save_file({"tokens": tokens.to(torch.int32), "logits": logits.contiguous()},
-                  OUTPUT / f"{name}.expected.safetensors")
-        print(f"{name}: {sum(p.numel() for p in model.parameters())} parameters, logits from "
-              f"{logits.min():.3f} to {logits.max():.3f}, deviation {logits.std():.3f}")
+def build(settings):
+    return MambaForCausalLM(MambaConfig(**settings))
 
 
 if __name__ == "__main__":
-    main()
+    golden_models.write(OUTPUT, MODELS, build, draw)

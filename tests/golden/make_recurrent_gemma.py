@@ -14,8 +14,7 @@ hidden_size channels where lru_width are needed.
 
 import pathlib
 
-import torch
-from safetensors.torch import save_file
+import golden_models
 from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
 OUTPUT = pathlib.Path(__file__).parent / "recurrent_gemma"
@@ -35,43 +34,26 @@ MODELS = {
 }
 
 
-def randomise(model):
-    """Draws every parameter anew, so that none hides at the value it starts from."""
-    for name, parameter in model.named_parameters():
-        if name.endswith("recurrent_param"):
-            parameter.uniform_(-4.0, 1.0)  # half-lives from less than one token to hundreds
-        elif name.endswith("norm.weight"):
-            parameter.normal_(0.0, 0.3)
-        elif name.endswith("bias"):
-            parameter.normal_(0.0, 0.5)
-        elif "embed_tokens" in name:
-            parameter.normal_(0.0, 0.3)
-        elif "conv_1d" in name:
-            parameter.normal_(0.0, 0.5)
-        elif "gate_weight" in name:  # [G, in, out]
-            parameter.normal_(0.0, 2.0 * parameter.shape[1] ** -0.5)
-        else:
-            parameter.normal_(0.0, parameter.shape[1] ** -0.5)
+def draw(name, parameter):
+    if name.endswith("recurrent_param"):
+        parameter.uniform_(-4.0, 1.0)  # half-lives from less than one token to hundreds
+    elif name.endswith("norm.weight"):
+        parameter.normal_(0.0, 0.3)
+    elif name.endswith("bias"):
+        parameter.normal_(0.0, 0.5)
+    elif "embed_tokens" in name:
+        parameter.normal_(0.0, 0.3)
+    elif "conv_1d" in name:
+        parameter.normal_(0.0, 0.5)
+    elif "gate_weight" in name:  # [G, in, out]
+        parameter.normal_(0.0, 2.0 * parameter.shape[1] ** -0.5)
+    else:
+        parameter.normal_(0.0, parameter.shape[1] ** -0.5)
 
 
-@torch.no_grad()
-def main():
-    for name, (length, shard_size, settings) in MODELS.items():
-        torch.manual_seed(1)
-        config = RecurrentGemmaConfig(num_key_value_heads=1, **settings)
-        model = RecurrentGemmaForCausalLM(config).eval()
-        randomise(model)
-        folder = OUTPUT / name
-        model.save_pretrained(folder, max_shard_size=shard_size)
-        (folder / "generation_config.json").unlink(missing_ok=True)
-
-        tokens = torch.randint(0, config.vocab_size, (length,))
-        logits = model(tokens[None], use_cache=False).logits[0]
-        save_file({"tokens": tokens.to(torch.int32), "logits": logits.contiguous()},
-                  OUTPUT / f"{name}.expected.safetensors")
-        print(f"{name}: {sum(p.numel() for p in model.parameters())} parameters, logits from "
-              f"{logits.min():.3f} to {logits.max():.3f}, deviation {logits.std():.3f}")
+def build(settings):
+    return RecurrentGemmaForCausalLM(RecurrentGemmaConfig(num_key_value_heads=1, **settings))
 
 
 if __name__ == "__main__":
-    main()
+    golden_models.write(OUTPUT, MODELS, build, draw)

@@ -15,11 +15,11 @@ fewer tokens than chunk_size, so that transformers computes the cell one token a
 import pathlib
 import sys
 
+import golden_models
+
 # transformers would take the folder xlstm beside this file for the package of that name.
 sys.path.pop(0)
 
-import torch
-from safetensors.torch import save_file
 from transformers import xLSTMConfig, xLSTMForCausalLM
 
 OUTPUT = pathlib.Path(__file__).parent / "xlstm"
@@ -37,42 +37,27 @@ MODELS = {
 }
 
 
-def randomise(model):
-    """Draws every parameter anew, so that none hides at the value it starts from."""
-    for name, parameter in model.named_parameters():
-        if "norm" in name:
-            # Eyrie keeps the difference from one, which is exact here.
-            parameter.uniform_(0.5, 1.5)
-        elif name.endswith("fgate_preact.bias"):
-            parameter.uniform_(-1.0, 6.0)
-        elif name.endswith("bias"):
-            parameter.normal_(0.0, 2.0)
-        elif "embeddings" in name:
-            parameter.normal_(0.0, 0.3)
-        elif "lm_head" in name:
-            parameter.normal_(0.0, 0.5)
-        else:
-            parameter.normal_(0.0, parameter.shape[1] ** -0.5)
+def draw(name, parameter):
+    if "norm" in name:
+        # Eyrie keeps the difference from one, which is exact here.
+        parameter.uniform_(0.5, 1.5)
+    elif name.endswith("fgate_preact.bias"):
+        parameter.uniform_(-1.0, 6.0)
+    elif name.endswith("bias"):
+        parameter.normal_(0.0, 2.0)
+    elif "embeddings" in name:
+        parameter.normal_(0.0, 0.3)
+    elif "lm_head" in name:
+        parameter.normal_(0.0, 0.5)
+    else:
+        parameter.normal_(0.0, parameter.shape[1] ** -0.5)
 
 
-@torch.no_grad()
-def main():
-    for name, (length, shard_size, settings) in MODELS.items():
-        torch.manual_seed(1)
-        model = xLSTMForCausalLM(xLSTMConfig(**settings)).eval()
-        randomise(model)
-        folder = OUTPUT / name
-        model.save_pretrained(folder, max_shard_size=shard_size)
-        (folder / "generation_config.json").unlink(missing_ok=True)
-
-        tokens = torch.randint(0, model.config.vocab_size, (length,))
-        assert length < model.config.chunk_size
-        logits = model(tokens[None], use_cache=False).logits[0]
-        save_file({"tokens": tokens.to(torch.int32), "logits": logits.contiguous()},
-                  OUTPUT / f"{name}.expected.safetensors")
-        print(f"{name}: {sum(p.numel() for p in model.parameters())} parameters, logits from "
-              f"{logits.min():.3f} to {logits.max():.3f}, deviation {logits.std():.3f}")
+def build(settings):
+    model = xLSTMForCausalLM(xLSTMConfig(**settings))
+    assert all(length < model.config.chunk_size for length, *_ in MODELS.values())
+    return model
 
 
 if __name__ == "__main__":
-    main()
+    golden_models.write(OUTPUT, MODELS, build, draw)
