@@ -71,7 +71,9 @@ __global__ void __launch_bounds__(kThreads)
   const float sum =
       Dot<4>(q + warp.row * sizes.keys, states.states + state * sizes.keys, sizes.keys);
   if (threadIdx.x % 32 == 0) {
-    normaliser[warp.row] = fmaf(before[warp.at] * expf(log_decay), sum, normaliser[warp.row]);
+    const float further = states.further == nullptr ? 0.0f : states.further[warp.at];
+    normaliser[warp.row] =
+        fmaf(before[warp.at] * expf(log_decay), sum, normaliser[warp.row] + further);
   }
 }
 
