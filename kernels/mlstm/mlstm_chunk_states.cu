@@ -207,32 +207,48 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
       }
       const bool fetches = multiplies_at(kReverse ? chunk : chunk + 1);
       float extra_sums[2] = {};
-      for (int tile = 0; tile < tiles.count; ++tile, ++step) {
+      // Operand A [64 rows, 16 tokens] of each step: takes a tile's rows, which are there, weighed.
+      const auto weigh = [&](int tile, int step_of_tile, uint32_t(&rows)[kSteps][4]) {
         const float passed = kReverse ? tiles.Decay(0, tile) : tiles.Decay(tile + 1, tiles.count);
         // A lane's two tokens of 8.
         const unsigned char* vectors =
-            block.memory + (block.Vectors(step) - block.base) + lane % 4 * sizeof(float2);
+            block.memory + (block.Vectors(step_of_tile) - block.base) + lane % 4 * sizeof(float2);
         const auto pair_of = [&](int vector, int tokens) {
           const float2 pair = *reinterpret_cast<const float2*>(vectors + vector * kVectorBytes +
                                                                tokens * 8 * sizeof(float));
           return make_float2(pair.x * passed, pair.y * passed);
         };
-        const uint32_t stage = block.Stage(step);
-        block.WaitForStage(step);
-        // Operand A [64 rows, 16 tokens] of each step.
-        uint32_t rows[kSteps][4];
+        const uint32_t box = block.Stage(step_of_tile) + group * kBoxBytes + box_lane;
 #pragma unroll
         for (int s = 0; s < kSteps; ++s) {
-          LoadMatricesTransposed(rows[s], stage + group * kBoxBytes + box_lane + s * 16 * 128);
+          LoadMatricesTransposed(rows[s], box + s * 16 * 128);
+        }
+        if (extra) {
 #pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            const int tokens = 2 * s + j / 2;
-            if (extra) {
-              const float2 values = Unpack(rows[s][j]), weights = pair_of(1, tokens);
-              extra_sums[j % 2] += values.x * weights.x + values.y * weights.y;
-            }
-            rows[s][j] = Scale(rows[s][j], pair_of(0, tokens));
+          for (int i = 0; i < 4 * kSteps; ++i) {
+            const float2 values = Unpack(rows[i / 4][i % 4]), weights = pair_of(1, i / 2);
+            extra_sums[i % 2] += values.x * weights.x + values.y * weights.y;
           }
+        }
+#pragma unroll
+        for (int i = 0; i < 4 * kSteps; ++i) {
+          uint32_t& pair = rows[i / 4][i % 4];
+          pair = Scale(pair, pair_of(0, i / 2));
+        }
+      };
+      // The next tile's rows are weighed while this one's products run, if they are there by then.
+      uint32_t rows[kSteps][4], next[kSteps][4];
+      bool weighed = false;
+      for (int tile = 0; tile < tiles.count; ++tile, ++step) {
+        const uint32_t stage = block.Stage(step);
+        if (!weighed) {
+          block.WaitForStage(step);
+          weigh(tile, step, next);
+        }
+#pragma unroll
+        for (int s = 0; s < kSteps; ++s) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) rows[s][j] = next[s][j];
         }
         WgmmaFence();
 #pragma unroll
@@ -241,6 +257,8 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
         }
         WgmmaCommit();
         if (fetches && tile == 0 && thread == 0) fetch(chunk);
+        weighed = tile + 1 < tiles.count && block.StageIsThere(step + 1);
+        if (weighed) weigh(tile + 1, step + 1, next);
         WgmmaWait<0>();
 #pragma unroll
         for (int s = 0; s < kSteps; ++s) Hold(rows[s]);

@@ -5,8 +5,8 @@
 // that comes 64 at a time: a stage holds two boxes of 64 x 64 elements for the left operand and
 // four for the right one. A cluster has kRows blocks of rows, and of these one or two columns. What
 // blocks have in common, the right operand in a column and the left one in a row, each of them
-// copies a part of into all, as these products are bound by what the L2 cache gives. A third
-// warpgroup copies, as in FlashAttention-3 (arXiv:2407.08608).
+// copies a part of into all, which spares the L2 cache. A third warpgroup copies, as in
+// FlashAttention-3 (arXiv:2407.08608).
 #pragma once
 
 #include "kernels/mlstm/mlstm_chunks.h"
@@ -113,6 +113,10 @@ struct Block {
   }
   __device__ __forceinline__ void WaitForStage(int i) const {
     WaitForBlock(Full(i), i / kStages % 2);
+  }
+  // Whether that would return at once, the same for all of a warp.
+  __device__ __forceinline__ bool StageIsThere(int i) const {
+    return __all_sync(0xffffffffu, IsOverForBlock(Full(i), i / kStages % 2)) != 0;
   }
   // A warp has read the stage of step i.
   __device__ __forceinline__ void Release(int i) const {
