@@ -26,7 +26,7 @@ struct View {
   Pass pass[kMaxPasses];
 
   // How many clusters have the channels of the passes before the first one, the second one, ...
-  EYRIE_HOST_DEVICE int Across(int end) const {
+  __host__ __device__ int Across(int end) const {
     int across = 0;
     for (int i = 0; i < end; ++i) across += ClustersAcross<kColumns>(pass[i].width);
     return across;
@@ -148,54 +148,57 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
 #pragma unroll
       for (int i = 0; i < 4; ++i) sums[n][i] = 0.0f;
     }
-    WithConstant(args.transposed, [&](auto transposed) {
-      constexpr bool kTransposed = decltype(transposed)::value;
-      for (int s = 0; s < unit.inner_steps; ++s, ++step) {
-        const uint32_t left = block.Stage(step) + group * kBoxBytes;
-        const uint32_t right = block.Stage(step) + kRight;
+    // Adds the products of so many steps: add(left, right) starts those of a stage.
+    const auto multiply = [&](int steps, const auto& add) {
+      for (int s = 0; s < steps; ++s, ++step) {
         block.WaitForStage(step);
         WgmmaFence();
-#pragma unroll
-        for (int i = 0; i < kSteps; ++i) {
-          const uint64_t b = kTransposed ? RowsDescriptor<128>(right, i)
-                                         : ColumnsDescriptor<128>(right, i, kBoxBytes);
-          Wgmma<false, !kTransposed>(sums, RowsDescriptor<128>(left, i), b, true);
-        }
+        add(block.Stage(step) + group * kBoxBytes, block.Stage(step) + kRight);
         WgmmaCommit();
         WgmmaWait<1>();
         if (s > 0) block.Release(step - 1);
       }
       WgmmaWait<0>();
       Hold(sums);
+      if (steps > 0) block.Release(step - 1);
+    };
+    WithConstant(args.transposed, [&](auto transposed) {
+      constexpr bool kTransposed = decltype(transposed)::value;
+      multiply(unit.inner_steps, [&](uint32_t left, uint32_t right) {
+#pragma unroll
+        for (int i = 0; i < kSteps; ++i) {
+          const uint64_t b = kTransposed ? RowsDescriptor<128>(right, i)
+                                         : ColumnsDescriptor<128>(right, i, kBoxBytes);
+          Wgmma<false, !kTransposed>(sums, RowsDescriptor<128>(left, i), b, true);
+        }
+      });
     });
-    if (unit.inner_steps > 0) block.Release(step - 1);
 
-    if (exists) {
-      const float passed =
-          kReverse ? tiles.Decay(own_tile + 1, tiles.count) : tiles.Decay(0, own_tile);
-      float weights[2], extra_weights[2] = {};
+    // By all: where some leave it out, the compiler lets no two products overlap.
+    const float passed =
+        kReverse ? tiles.Decay(own_tile + 1, tiles.count) : tiles.Decay(0, own_tile);
+    float weights[2] = {}, extra_weights[2] = {};
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        weights[half] = args.sees[own_token + 8 * half] * passed;
-        if (args.extra_sees == nullptr) continue;
-        extra_weights[half] = args.extra_sees[own_token + 8 * half] * passed;
+    for (int half = 0; half < 2; ++half) {
+      if (!exists) continue;
+      weights[half] = args.sees[own_token + 8 * half] * passed;
+      if (args.extra_sees == nullptr) continue;
+      extra_weights[half] = args.extra_sees[own_token + 8 * half] * passed;
+    }
+    const int64_t boundary =
+        static_cast<int64_t>(unit.head) * (sizes.chunks + 1) + unit.chunk + (kReverse ? 1 : 0);
+    const float* normalisers = args.normalisers + boundary * pass.width;
+#pragma unroll
+    for (int n = 0; n < kMlstmChunkColumns / 8; ++n) {
+      const int column = unit.first_column + 8 * n + AccumulatorColumn(lane, 0);
+      float2 extra = {0.0f, 0.0f};
+      if (args.extra_sees != nullptr && column < pass.width) {
+        extra = *reinterpret_cast<const float2*>(normalisers + column);
       }
-      const float* normalisers =
-          args.normalisers +
-          (static_cast<int64_t>(unit.head) * (sizes.chunks + 1) + unit.chunk + (kReverse ? 1 : 0)) *
-              pass.width;
 #pragma unroll
-      for (int n = 0; n < kMlstmChunkColumns / 8; ++n) {
-        const int column = unit.first_column + 8 * n + AccumulatorColumn(lane, 0);
-        float2 extra = {0.0f, 0.0f};
-        if (args.extra_sees != nullptr && column < pass.width) {
-          extra = *reinterpret_cast<const float2*>(normalisers + column);
-        }
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float added = extra_weights[i / 2] * (i % 2 == 0 ? extra.x : extra.y);
-          sums[n][i] = fmaf(sums[n][i], weights[i / 2], added);
-        }
+      for (int i = 0; i < 4; ++i) {
+        const float added = extra_weights[i / 2] * (i % 2 == 0 ? extra.x : extra.y);
+        sums[n][i] = fmaf(sums[n][i], weights[i / 2], added);
       }
     }
     // Tiles [seen_begin, seen_end) of the chunk have tokens that those of this one see.
@@ -208,22 +211,14 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
       }
     };
     skip(seen_begin - unit.seen_begin);
-    for (int tile = seen_begin; tile < seen_end; ++tile, ++step) {
-      const uint32_t left = block.Stage(step) + group * kBoxBytes;
-      const uint32_t right = block.Stage(step) + kRight;
-      block.WaitForStage(step);
-      WgmmaFence();
+    multiply(seen_end - seen_begin, [&](uint32_t left, uint32_t right) {
 #pragma unroll
       for (int i = 0; i < kSteps; ++i) {
         const uint64_t a =
             kReverse ? ColumnsDescriptor<128>(left, i, kBoxBytes) : RowsDescriptor<128>(left, i);
         Wgmma<kReverse, true>(sums, a, ColumnsDescriptor<128>(right, i, kBoxBytes), true);
       }
-      WgmmaCommit();
-      WgmmaWait<0>();
-      Hold(sums);
-      block.Release(step);
-    }
+    });
     skip(unit.seen_end - seen_end);
     if (!exists) continue;
 
