@@ -40,7 +40,9 @@ struct Unit {
   int first_tile, tiles;     // of the chunk
   int row_tile;              // in the chunk, as all below: the first one of the tokens
   int seen_begin, seen_end;  // tiles whose tokens some of them see: none where they do not exist
-  int inner_steps;           // of the state: none where it is zero
+  int chunks_before;         // of the way of the states
+  int whole_steps;           // of a state
+  int inner_steps;           // none where it is zero; twice as many where there is a rest of it too
 
   __device__ Unit(const View& view, int unit, int column) {
     const MlstmLayout& sizes = view.sizes;
@@ -62,9 +64,11 @@ struct Unit {
     const bool exists = row_tile < tiles;
     seen_begin = kReverse ? min(row_tile, tiles) : 0;
     seen_end = kReverse ? tiles : exists ? min(row_tile + kClusterTiles, tiles) : 0;
-    const bool first = chunk == (kReverse ? sizes.chunks - 1 : 0);
-    const bool zero = first && !view.pass[pass].args.entered;
-    inner_steps = zero || !exists ? 0 : (view.pass[pass].inner + 63) / 64;
+    chunks_before = kReverse ? sizes.chunks - 1 - chunk : chunk;
+    whole_steps = (view.pass[pass].inner + 63) / 64;
+    const bool entered = view.pass[pass].args.entered;
+    const bool zero = !exists || (chunks_before == 0 && !entered);
+    inner_steps = (zero ? 0 : entered && chunks_before < kMlstmRests ? 2 : 1) * whole_steps;
   }
 };
 __host__ __device__ int64_t Units(const View& view) {
@@ -83,17 +87,19 @@ __device__ __forceinline__ void Produce(const View& view, const Block<kColumns>&
     const bool transposed = pass.args.transposed;
     const int in_sequence = unit.head % sizes.heads, sequence = unit.head / sizes.heads;
     const int row_tile = unit.row_tile + kLeftBoxes * block.row;
-    const int boundary = unit.chunk + (kReverse ? 1 : 0);
     for (int s = 0; s < unit.inner_steps; ++s, ++step) {
+      const bool of_rest = s >= unit.whole_steps;
+      const int inner = (of_rest ? s - unit.whole_steps : s) * 64;
+      const int place =
+          of_rest ? sizes.RestPlace(unit.chunks_before, kReverse) : unit.chunk + (kReverse ? 1 : 0);
       block.Fill(
           step, 0,
           [&](int j, const auto& load) {
-            load(pass.rows, 64 * s, in_sequence, (unit.first_tile + row_tile + j) * kTile,
-                 sequence);
+            load(pass.rows, inner, in_sequence, (unit.first_tile + row_tile + j) * kTile, sequence);
           },
           [&](int j, const auto& load) {
             const int along = unit.first_column + 64 * j;
-            load(pass.states, transposed ? 64 * s : along, transposed ? along : 64 * s, boundary,
+            load(pass.states, transposed ? inner : along, transposed ? along : inner, place,
                  unit.head);
           });
     }

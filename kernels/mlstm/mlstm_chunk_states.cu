@@ -148,7 +148,30 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
         args.products[entry * MlstmStateParts(sizes) + part + warp] = product;
       }
     };
-    const auto keep = [&](int boundary) {
+    const auto wait_for_staged = [&] {
+      if (thread == 0) WaitUntilStoresRead();
+      NamedBarrier(1 + group, kWarpgroup);
+    };
+    // Stores pair(first, second, what is staged there) of the state's elements at a boundary.
+    const auto store = [&](int boundary, const auto& pair) {
+#pragma unroll
+      for (int n = 0; n < kMlstmChunkColumns / 8; ++n) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          uint32_t* place = StagedPair(staged, n, half);
+          *place = pair(state[n][2 * half], state[n][2 * half + 1], *place);
+        }
+      }
+      FenceForBulkCopies();
+      NamedBarrier(1 + group, kWarpgroup);
+      if (thread != 0 || first_row >= sizes.keys) return;
+      for (int j = 0; j < kRightBoxes; ++j) {
+        const int column = unit.first_column + 64 * j;
+        if (column >= sizes.values) break;
+        StoreBox(view.states, staged_at + j * kBoxBytes, column, first_row, boundary, unit.head);
+      }
+    };
+    const auto keep = [&](int boundary, int chunks_before) {
       const bool multiplies = multiplies_at(boundary);
       float product = 0.0f;
       if (extra && lane % 4 == 0) {
@@ -161,43 +184,31 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
           *place = extra_state[i];
         }
       }
-      if (args.entering == nullptr && boundary == (kReverse ? sizes.chunks : 0)) return;
+      if (chunks_before == 0 && args.entering == nullptr) return;
       if (multiplies) {
         WaitForBlock(block.StagedFull(group), parity);
         parity ^= 1;
+        store(boundary, [&](float first, float second, uint32_t staged_pair) {
+          const float2 before = Unpack(staged_pair);
+          product = fmaf(before.x, first, product);
+          product = fmaf(before.y, second, product);
+          return Pack(first, second);
+        });
+        write_product(product, sizes.Restart(boundary * sizes.chunk_tiles));
       } else {
-        if (thread == 0) WaitUntilStoresRead();
-        NamedBarrier(1 + group, kWarpgroup);
+        wait_for_staged();
+        store(boundary, [](float first, float second, uint32_t) { return Pack(first, second); });
       }
-#pragma unroll
-      for (int n = 0; n < kMlstmChunkColumns / 8; ++n) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          uint32_t* place = StagedPair(staged, n, half);
-          const float first = state[n][2 * half], second = state[n][2 * half + 1];
-          if (multiplies) {
-            const float2 before = Unpack(*place);
-            product = fmaf(before.x, first, product);
-            product = fmaf(before.y, second, product);
-          }
-          *place = Pack(first, second);
-        }
-      }
-      if (multiplies) write_product(product, sizes.Restart(boundary * sizes.chunk_tiles));
-      FenceForBulkCopies();
-      NamedBarrier(1 + group, kWarpgroup);
-      if (thread != 0 || first_row >= sizes.keys) return;
-      for (int j = 0; j < kRightBoxes; ++j) {
-        const int column = unit.first_column + 64 * j;
-        if (column >= sizes.values) break;
-        StoreBox(view.states, staged_at + j * kBoxBytes, column, first_row, boundary, unit.head);
-      }
+      if (args.entering == nullptr || chunks_before >= kMlstmRests) return;
+      wait_for_staged();
+      store(sizes.RestPlace(chunks_before, kReverse),
+            [](float first, float second, uint32_t) { return PackRest(first, second); });
     };
 
     for (int i = 0; i < sizes.chunks; ++i) {
       const int chunk = kReverse ? sizes.chunks - 1 - i : i;
       const ChunkTiles tiles(sizes, unit.head, chunk, args.log_decay);
-      if (args.states != nullptr) keep(kReverse ? chunk + 1 : chunk);
+      if (args.states != nullptr) keep(kReverse ? chunk + 1 : chunk, i);
       if (i == args.ChunksOnTheWay(sizes.chunks)) break;
       const float decay = tiles.Decay(0, tiles.count);
 #pragma unroll
@@ -206,24 +217,29 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
         for (int j = 0; j < 4; ++j) state[n][j] *= decay;
       }
       const bool fetches = multiplies_at(kReverse ? chunk : chunk + 1);
+      // Where the state is multiplied with one of full precision, its last tokens, of which most of
+      // it may be, are as exact.
+      const bool precise =
+          args.others != nullptr && (kReverse ? chunk == 0 : chunk >= sizes.restarts - 1);
       float extra_sums[2] = {};
-      // Operand A [64 rows, 16 tokens] of each step: takes a tile's rows, which are there, weighed.
-      const auto weigh = [&](int tile, int step_of_tile, uint32_t(&rows)[kSteps][4]) {
+      // Takes operand A [64 rows, 16 tokens] of each step out of a tile's rows, which are there,
+      // weighed; or what is left of it when it is rounded.
+      const auto weigh = [&](int tile, int at, auto rest, uint32_t(&rows)[kSteps][4]) {
         const float passed = kReverse ? tiles.Decay(0, tile) : tiles.Decay(tile + 1, tiles.count);
         // A lane's two tokens of 8.
         const unsigned char* vectors =
-            block.memory + (block.Vectors(step_of_tile) - block.base) + lane % 4 * sizeof(float2);
+            block.memory + (block.Vectors(at) - block.base) + lane % 4 * sizeof(float2);
         const auto pair_of = [&](int vector, int tokens) {
           const float2 pair = *reinterpret_cast<const float2*>(vectors + vector * kVectorBytes +
                                                                tokens * 8 * sizeof(float));
           return make_float2(pair.x * passed, pair.y * passed);
         };
-        const uint32_t box = block.Stage(step_of_tile) + group * kBoxBytes + box_lane;
+        const uint32_t box = block.Stage(at) + group * kBoxBytes + box_lane;
 #pragma unroll
         for (int s = 0; s < kSteps; ++s) {
           LoadMatricesTransposed(rows[s], box + s * 16 * 128);
         }
-        if (extra) {
+        if (!rest && extra) {
 #pragma unroll
           for (int i = 0; i < 4 * kSteps; ++i) {
             const float2 values = Unpack(rows[i / 4][i % 4]), weights = pair_of(1, i / 2);
@@ -233,36 +249,49 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
 #pragma unroll
         for (int i = 0; i < 4 * kSteps; ++i) {
           uint32_t& pair = rows[i / 4][i % 4];
-          pair = Scale(pair, pair_of(0, i / 2));
+          const float2 values = Unpack(pair), weights = pair_of(0, i / 2);
+          const float first = values.x * weights.x, second = values.y * weights.y;
+          pair = rest ? PackRest(first, second) : Pack(first, second);
         }
       };
-      // The next tile's rows are weighed while this one's products run, if they are there by then.
       uint32_t rows[kSteps][4], next[kSteps][4];
+      const auto start_products = [&] {
+        WgmmaFence();
+#pragma unroll
+        for (int s = 0; s < kSteps; ++s) {
+          Wgmma<true>(state, rows[s],
+                      ColumnsDescriptor<128>(block.Stage(step) + kRight, s, kBoxBytes), true);
+        }
+        WgmmaCommit();
+      };
+      const auto finish_products = [&] {
+        WgmmaWait<0>();
+#pragma unroll
+        for (int s = 0; s < kSteps; ++s) Hold(rows[s]);
+        Hold(state);
+      };
+      // The next tile's rows are weighed while this one's products run, if they are there by then.
       bool weighed = false;
       for (int tile = 0; tile < tiles.count; ++tile, ++step) {
-        const uint32_t stage = block.Stage(step);
         if (!weighed) {
           block.WaitForStage(step);
-          weigh(tile, step, next);
+          weigh(tile, step, std::false_type{}, next);
         }
 #pragma unroll
         for (int s = 0; s < kSteps; ++s) {
 #pragma unroll
           for (int j = 0; j < 4; ++j) rows[s][j] = next[s][j];
         }
-        WgmmaFence();
-#pragma unroll
-        for (int s = 0; s < kSteps; ++s) {
-          Wgmma<true>(state, rows[s], ColumnsDescriptor<128>(stage + kRight, s, kBoxBytes), true);
-        }
-        WgmmaCommit();
+        start_products();
         if (fetches && tile == 0 && thread == 0) fetch(chunk);
         weighed = tile + 1 < tiles.count && block.StageIsThere(step + 1);
-        if (weighed) weigh(tile + 1, step + 1, next);
-        WgmmaWait<0>();
-#pragma unroll
-        for (int s = 0; s < kSteps; ++s) Hold(rows[s]);
-        Hold(state);
+        if (weighed) weigh(tile + 1, step + 1, std::false_type{}, next);
+        finish_products();
+        if (precise) {
+          weigh(tile, step, std::true_type{}, rows);
+          start_products();
+          finish_products();
+        }
         block.Release(step);
       }
 #pragma unroll

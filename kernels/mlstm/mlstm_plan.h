@@ -33,13 +33,13 @@ constexpr MlstmBlock MlstmBlockOf(bool tensor_cores, int keys) {
   return {keys <= 64 ? 64 : keys <= 128 ? 128 : 256, 128};
 }
 
-// The sum that is the forget gates' gradient starts again at least so often.
+// The sum that is the forget gates' gradient starts again at least so often; by products over
+// chunks, after at least one of these.
 inline constexpr int kMaxMlstmRestartTiles = 8;
 
 // Products over chunks of wide heads (mlstm_chunks.h): tiles of a chunk, at most, and what a block
 // computes of a state or of outputs, in clusters of two blocks of rows.
 inline constexpr int kMaxMlstmChunkTiles = 8, kMlstmChunkRows = 128, kMlstmChunkColumns = 256;
-static_assert(kMaxMlstmChunkTiles <= kMaxMlstmRestartTiles);
 EYRIE_HOST_DEVICE constexpr int MlstmRowBlocks(int rows) {
   return (rows + 2 * kMlstmChunkRows - 1) / (2 * kMlstmChunkRows) * 2;
 }
@@ -69,7 +69,14 @@ struct MlstmLayout {
   // Of the boundary before a tile, or after the last one: which restart it is, or -1.
   EYRIE_HOST_DEVICE int Restart(int tile) const {
     if (tile == tiles) return restarts;
-    return tile % restart_tiles == 0 ? tile / restart_tiles : -1;
+    const int restart = tile / restart_tiles;
+    return tile % restart_tiles == 0 && restart < restarts ? restart : -1;
+  }
+  // By chunks: where states lie in memory, of the boundaries first. What is left of a state when it
+  // is rounded lies where none is kept, or last.
+  EYRIE_HOST_DEVICE int state_places() const { return chunks + 2; }
+  EYRIE_HOST_DEVICE int RestPlace(int chunks_before, bool reverse) const {
+    return chunks_before > 0 ? chunks + 1 : reverse ? 0 : chunks;
   }
   // Equal for tokens of the same document: the index of its first token, -1 before the first one.
   EYRIE_HOST_DEVICE int Document(int head, int token) const {
@@ -121,7 +128,9 @@ inline int64_t MlstmRestartTiles(int64_t tiles, int64_t keys, int64_t values) {
   return std::min({int64_t{kMaxMlstmRestartTiles}, worth, CeilDiv(tiles, 4)});
 }
 
-// With `by_chunks` for products over chunks, which start again at the boundaries of whole ones.
+// With `by_chunks` for products over chunks, which start again at the boundaries of whole ones, but
+// not near the end: what enters the gradients there may be so much larger than all else that the
+// rounding of a state multiplied with it would show.
 inline MlstmLayout MlstmLayoutOf(const Tensor& q, const Tensor& v, const int32_t* positions,
                                  const MlstmOptions& options, bool by_chunks) {
   const int64_t tiles = CeilDiv(q.dim(1), kMlstmTile);
@@ -139,7 +148,8 @@ inline MlstmLayout MlstmLayoutOf(const Tensor& q, const Tensor& v, const int32_t
           .chunk_tiles = static_cast<int>(chunk_tiles),
           .chunks = static_cast<int>(CeilDiv(tiles, chunk_tiles)),
           .restart_tiles = static_cast<int>(restart_tiles),
-          .restarts = static_cast<int>(CeilDiv(tiles, restart_tiles)),
+          .restarts = static_cast<int>(by_chunks ? std::max<int64_t>(1, tiles / restart_tiles)
+                                                 : CeilDiv(tiles, restart_tiles)),
           .positions = positions};
 }
 
@@ -164,9 +174,8 @@ struct MlstmScratch {
                              kMlstmTile * kMlstmTile / 2;
       w = Take(scores);
       p = Take(scores);
-      const int64_t boundaries = heads * (sizes.chunks + 1);
-      chunk_states = Take(boundaries * state / 2);
-      normaliser_states = Take(boundaries * width);
+      chunk_states = Take(heads * sizes.state_places() * state / 2);
+      normaliser_states = Take(heads * (sizes.chunks + 1) * width);
       earlier_sums = Take(tokens);
       restart_parts = MlstmStateParts(sizes);
       restart_products = Take(all_restarts * restart_parts);
@@ -210,8 +219,8 @@ struct MlstmScratch {
   int restart_parts;                     // of a product
   void *w = nullptr, *p = nullptr;       // bfloat16 [B, H, tiles, kMlstmTile, kMlstmTile]
   float* normaliser_states = nullptr;    // [B, H, tiles, dk]
-  // By chunks: bfloat16 [B, H, chunks + 1, dk, dv], with normaliser_states [B, H, chunks + 1, dk]
-  // and scores [B, H, chunks, L, L] of all L tokens of a chunk.
+  // By chunks: bfloat16 [B, H, state_places(), dk, dv], with normaliser_states [B, H, chunks + 1,
+  // dk] and scores [B, H, chunks, L, L] of all L tokens of a chunk.
   void* chunk_states = nullptr;
   float* earlier_sums = nullptr;                     // [B, H, padded], of MlstmChunkScores
   float *states = nullptr, *extra_states = nullptr;  // [B, H, chunks, ...]
