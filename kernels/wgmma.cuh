@@ -68,6 +68,18 @@ __device__ __forceinline__ void WaitForBlock(uint32_t address, int parity) {
         : "memory");
   }
 }
+// Whether it is, without waiting.
+__device__ __forceinline__ bool IsOverForBlock(uint32_t address, int parity) {
+  uint32_t done;
+  asm volatile(
+      "{\n.reg .pred p;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n}\n"
+      : "=r"(done)
+      : "r"(address), "r"(parity)
+      : "memory");
+  return done != 0;
+}
 
 // What this thread wrote to shared memory is there for bulk copies and products that are started
 // after a barrier.

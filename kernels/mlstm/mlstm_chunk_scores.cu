@@ -1,7 +1,8 @@
-// The scores within the mLSTM's chunks (mlstm_chunks.h). A block computes those of 128 tokens of a
-// chunk with all of its tokens; the two blocks of a cluster have a chunk's halves. Scores across
-// tiles take the ways that states take: what a token sees of the state before its tile, what the
-// tiles between let pass, what an earlier token adds to the state after its tile.
+// The scores within the mLSTM's chunks (mlstm_chunks.h). A cluster computes those of 256 tokens of
+// a chunk, a block 128 of them, with 256 that are not later ones: of a whole chunk these are three
+// parts, of which the two on the diagonal have more than is seen. Scores across tiles take the ways
+// that states take: what a token sees of the state before its tile, what the tiles between let
+// pass, what an earlier token adds to the state after its tile.
 #include "kernels/mlstm/mlstm_chunks.cuh"
 
 namespace eyrie {
@@ -10,6 +11,7 @@ namespace {
 using namespace mlstm_chunks;
 
 constexpr int kColumns = 1;
+static_assert(kRightBoxes == kClusterTiles);
 
 struct View {
   MlstmLayout sizes;
@@ -18,23 +20,34 @@ struct View {
   CUtensorMap q, k, v, dh, w, p;
 };
 
-// What a cluster does at a time: W, or P, of a chunk.
+// Parts of a chunk: earlier half with itself, and of two halves the later one with both.
+__host__ __device__ int Parts(const MlstmLayout& sizes) {
+  return ClustersDown(sizes.chunk_tiles) == 1 ? 1 : 3;
+}
+
+// What a cluster does at a time: a part of W, or of P, of a chunk; those that read the same one
+// after the other. Without steps there are no such tokens.
 struct Unit {
   bool of_p;
   int head, chunk, first_tile, inner_steps;
+  int row_tile, column_tile;  // the first ones, in the chunk
 
   __device__ Unit(const View& view, int unit) {
     const MlstmLayout& sizes = view.sizes;
-    const int kinds = view.args.dh == nullptr ? 1 : 2;
-    of_p = unit % kinds != 0;
-    head = unit / kinds / sizes.chunks;
-    chunk = unit / kinds % sizes.chunks;
+    const int kinds = view.args.dh == nullptr ? 1 : 2, parts = Parts(sizes), part = unit % parts;
+    row_tile = part == 0 ? 0 : kClusterTiles;
+    column_tile = part == 2 ? kClusterTiles : 0;
+    of_p = unit / parts % kinds != 0;
+    head = unit / parts / kinds / sizes.chunks;
+    chunk = unit / parts / kinds % sizes.chunks;
     first_tile = chunk * sizes.chunk_tiles;
-    inner_steps = ((of_p ? sizes.values : sizes.keys) + 63) / 64;
+    const bool exists = first_tile + row_tile < sizes.tiles;
+    inner_steps = exists ? ((of_p ? sizes.values : sizes.keys) + 63) / 64 : 0;
   }
 };
 __host__ __device__ int64_t Units(const View& view) {
-  return int64_t{view.sizes.all_heads()} * view.sizes.chunks * (view.args.dh == nullptr ? 1 : 2);
+  return int64_t{view.sizes.all_heads()} * view.sizes.chunks * Parts(view.sizes) *
+         (view.args.dh == nullptr ? 1 : 2);
 }
 
 [[maybe_unused]] __device__ __forceinline__ void Produce(const View& view,
@@ -51,11 +64,12 @@ __host__ __device__ int64_t Units(const View& view) {
       block.Fill(
           step, 0,
           [&](int j, const auto& load) {
-            load(rows, 64 * s, in_sequence, (unit.first_tile + kLeftBoxes * block.row + j) * kTile,
-                 sequence);
+            const int tile = unit.first_tile + unit.row_tile + kLeftBoxes * block.row + j;
+            load(rows, 64 * s, in_sequence, tile * kTile, sequence);
           },
           [&](int j, const auto& load) {
-            load(columns, 64 * s, in_sequence, (unit.first_tile + j) * kTile, sequence);
+            const int tile = unit.first_tile + unit.column_tile + j;
+            load(columns, 64 * s, in_sequence, tile * kTile, sequence);
           });
     }
   }
@@ -70,12 +84,14 @@ __host__ __device__ int64_t Units(const View& view) {
   const uint32_t staged_at = block.Staged(group);
   unsigned char* staged = block.memory + (staged_at - block.base);
   const int own_row = 16 * (thread / 32) + lane / 4;  // in the tile; and 8 further
-  const int own_tile = kLeftBoxes * block.row + group, units = static_cast<int>(Units(view));
+  const int units = static_cast<int>(Units(view));
   const float scale = rsqrtf(static_cast<float>(sizes.keys));
   int step = 0;
   for (int u = block.cluster; u < units; u += block.clusters) {
     const Unit unit(view, u);
+    if (unit.inner_steps == 0) continue;
     const ChunkTiles tiles(sizes, unit.head, unit.chunk, vectors.log_decay);
+    const int own_tile = unit.row_tile + kLeftBoxes * block.row + group;
     const bool exists = own_tile < tiles.count;
     const int first_token = tiles.first * kTile;
     const int64_t vector_at = unit.head * sizes.padded() + first_token;
@@ -126,7 +142,8 @@ __host__ __device__ int64_t Units(const View& view) {
     NamedBarrier(1 + group, kWarpgroup);
     float row_sums[2] = {};
 #pragma unroll
-    for (int tile = 0; tile < kMaxMlstmChunkTiles; ++tile) {
+    for (int box = 0; box < kRightBoxes; ++box) {
+      const int tile = unit.column_tile + box;
       if (tile > own_tile) continue;
       const float passed = tiles.Decay(tile + 1, own_tile);
       WithConstant(tile == own_tile, [&](auto own) {
@@ -151,7 +168,7 @@ __host__ __device__ int64_t Units(const View& view) {
             float scores[2];
 #pragma unroll
             for (int i = 0; i < 2; ++i) {
-              const float product = sums[8 * tile + n][2 * half + i];
+              const float product = sums[8 * box + n][2 * half + i];
               if constexpr (decltype(own)::value) {
                 const int in_tile = 8 * n + AccumulatorColumn(lane, i);
                 const bool sees = valid[half] && in_tile <= own_row + 8 * half &&
@@ -166,7 +183,7 @@ __host__ __device__ int64_t Units(const View& view) {
               }
               row_sums[half] += scores[i];
             }
-            *StagedPair(staged, 8 * tile + n, half) = Pack(scores[0], scores[1]);
+            *StagedPair(staged, 8 * box + n, half) = Pack(scores[0], scores[1]);
           }
         }
       });
@@ -175,15 +192,21 @@ __host__ __device__ int64_t Units(const View& view) {
     for (int half = 0; half < 2; ++half) {
       if (backward) break;
       const float sum = QuadSum(row_sums[half]);
-      const int token = first_token + own_tile * kTile + own_row + 8 * half;
-      if (lane % 4 == 0 && valid[half]) view.args.row_sums[sizes.Row(unit.head, token)] = sum;
+      if (lane % 4 != 0 || !valid[half]) continue;
+      const int in_chunk = own_tile * kTile + own_row + 8 * half;
+      if (unit.column_tile == unit.row_tile) {
+        view.args.row_sums[sizes.Row(unit.head, first_token + in_chunk)] = sum;
+      }
+      if (unit.column_tile == 0) {
+        view.args.earlier_sums[vector_at + in_chunk] = unit.row_tile == 0 ? 0.0f : sum;
+      }
     }
     FenceForBulkCopies();
     NamedBarrier(1 + group, kWarpgroup);
     if (thread != 0) continue;
-    for (int tile = 0; tile <= own_tile; ++tile) {
-      StoreBox(unit.of_p ? view.p : view.w, staged_at + tile * kBoxBytes, tile * kTile,
-               own_tile * kTile, unit.chunk, unit.head);
+    for (int box = 0; box < min(kRightBoxes, own_tile - unit.column_tile + 1); ++box) {
+      StoreBox(unit.of_p ? view.p : view.w, staged_at + box * kBoxBytes,
+               (unit.column_tile + box) * kTile, own_tile * kTile, unit.chunk, unit.head);
     }
   }
   if (thread == 0) WaitUntilStoresRead();

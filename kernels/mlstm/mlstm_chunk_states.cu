@@ -222,54 +222,76 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
       const bool precise =
           args.others != nullptr && (kReverse ? chunk == 0 : chunk >= sizes.restarts - 1);
       float extra_sums[2] = {};
-      for (int tile = 0; tile < tiles.count; ++tile, ++step) {
+      // Takes operand A [64 rows, 16 tokens] of each step out of a tile's rows, which are there,
+      // weighed; or what is left of it when it is rounded.
+      const auto weigh = [&](int tile, int at, auto rest, uint32_t(&rows)[kSteps][4]) {
         const float passed = kReverse ? tiles.Decay(0, tile) : tiles.Decay(tile + 1, tiles.count);
         // A lane's two tokens of 8.
         const unsigned char* vectors =
-            block.memory + (block.Vectors(step) - block.base) + lane % 4 * sizeof(float2);
+            block.memory + (block.Vectors(at) - block.base) + lane % 4 * sizeof(float2);
         const auto pair_of = [&](int vector, int tokens) {
           const float2 pair = *reinterpret_cast<const float2*>(vectors + vector * kVectorBytes +
                                                                tokens * 8 * sizeof(float));
           return make_float2(pair.x * passed, pair.y * passed);
         };
-        const uint32_t stage = block.Stage(step);
-        block.WaitForStage(step);
-        // Operand A [64 rows, 16 tokens] of each step, or what is left of it when it is rounded.
-        const auto add = [&](auto rest) {
-          uint32_t rows[kSteps][4];
+        const uint32_t box = block.Stage(at) + group * kBoxBytes + box_lane;
 #pragma unroll
-          for (int s = 0; s < kSteps; ++s) {
-            LoadMatricesTransposed(rows[s], stage + group * kBoxBytes + box_lane + s * 16 * 128);
+        for (int s = 0; s < kSteps; ++s) {
+          LoadMatricesTransposed(rows[s], box + s * 16 * 128);
+        }
+        if (!rest && extra) {
 #pragma unroll
-            for (int j = 0; j < 4; ++j) {
-              const int tokens = 2 * s + j / 2;
-              const float2 values = Unpack(rows[s][j]), weights = pair_of(0, tokens);
-              const float first = values.x * weights.x, second = values.y * weights.y;
-              if constexpr (decltype(rest)::value) {
-                rows[s][j] = PackRest(first, second);
-              } else {
-                if (extra) {
-                  const float2 of_extra = pair_of(1, tokens);
-                  extra_sums[j % 2] += values.x * of_extra.x + values.y * of_extra.y;
-                }
-                rows[s][j] = Pack(first, second);
-              }
-            }
+          for (int i = 0; i < 4 * kSteps; ++i) {
+            const float2 values = Unpack(rows[i / 4][i % 4]), weights = pair_of(1, i / 2);
+            extra_sums[i % 2] += values.x * weights.x + values.y * weights.y;
           }
-          WgmmaFence();
+        }
 #pragma unroll
-          for (int s = 0; s < kSteps; ++s) {
-            Wgmma<true>(state, rows[s], ColumnsDescriptor<128>(stage + kRight, s, kBoxBytes), true);
-          }
-          WgmmaCommit();
-          if (!rest && fetches && tile == 0 && thread == 0) fetch(chunk);
-          WgmmaWait<0>();
+        for (int i = 0; i < 4 * kSteps; ++i) {
+          uint32_t& pair = rows[i / 4][i % 4];
+          const float2 values = Unpack(pair), weights = pair_of(0, i / 2);
+          const float first = values.x * weights.x, second = values.y * weights.y;
+          pair = rest ? PackRest(first, second) : Pack(first, second);
+        }
+      };
+      uint32_t rows[kSteps][4], next[kSteps][4];
+      const auto start_products = [&] {
+        WgmmaFence();
 #pragma unroll
-          for (int s = 0; s < kSteps; ++s) Hold(rows[s]);
-          Hold(state);
-        };
-        add(std::false_type{});
-        if (precise) add(std::true_type{});
+        for (int s = 0; s < kSteps; ++s) {
+          Wgmma<true>(state, rows[s],
+                      ColumnsDescriptor<128>(block.Stage(step) + kRight, s, kBoxBytes), true);
+        }
+        WgmmaCommit();
+      };
+      const auto finish_products = [&] {
+        WgmmaWait<0>();
+#pragma unroll
+        for (int s = 0; s < kSteps; ++s) Hold(rows[s]);
+        Hold(state);
+      };
+      // The next tile's rows are weighed while this one's products run, if they are there by then.
+      bool weighed = false;
+      for (int tile = 0; tile < tiles.count; ++tile, ++step) {
+        if (!weighed) {
+          block.WaitForStage(step);
+          weigh(tile, step, std::false_type{}, next);
+        }
+#pragma unroll
+        for (int s = 0; s < kSteps; ++s) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) rows[s][j] = next[s][j];
+        }
+        start_products();
+        if (fetches && tile == 0 && thread == 0) fetch(chunk);
+        weighed = tile + 1 < tiles.count && block.StageIsThere(step + 1);
+        if (weighed) weigh(tile + 1, step + 1, std::false_type{}, next);
+        finish_products();
+        if (precise) {
+          weigh(tile, step, std::true_type{}, rows);
+          start_products();
+          finish_products();
+        }
         block.Release(step);
       }
 #pragma unroll

@@ -40,12 +40,15 @@ void MlstmForwardByChunks(const MlstmLayout& sizes, const MlstmScratch& scratch,
   states.leaving = args.after.c.data<float>();
   states.leaving_n = args.after.n.data<float>();
   ComputeChunkStates(sizes, states);
-  ComputeChunkScores(sizes, vectors, {.q = q, .k = k, .w = w, .row_sums = normaliser});
+  ComputeChunkScores(
+      sizes, vectors,
+      {.q = q, .k = k, .w = w, .row_sums = normaliser, .earlier_sums = scratch.earlier_sums});
   AddStatesToNormalisers(sizes, q,
                          {.states = scratch.normaliser_states,
                           .per_head = sizes.chunks + 1,
                           .tiles = sizes.chunk_tiles,
-                          .log_decay = vectors.log_decay},
+                          .log_decay = vectors.log_decay,
+                          .further = scratch.earlier_sums},
                          vectors.before, normaliser);
   ComputeDenominators<Bf16>(sizes,
                             {.normaliser = normaliser,
@@ -53,15 +56,15 @@ void MlstmForwardByChunks(const MlstmLayout& sizes, const MlstmScratch& scratch,
                              .normalised = args.options.normalised,
                              .epsilon = static_cast<float>(args.options.epsilon)},
                             vectors.inverse_b, nullptr);
-  ComputeChunkOutputs(sizes, {.rows = q,
-                              .others = v,
-                              .o = args.h.data<Bf16>(),
-                              .entered = states.entering != nullptr,
-                              .states = states.states,
-                              .scores = w,
-                              .sees = vectors.before,
-                              .factor = vectors.inverse_b,
-                              .log_decay = vectors.log_decay});
+  ComputeChunkOutputs(sizes, {{.rows = q,
+                               .others = v,
+                               .o = args.h.data<Bf16>(),
+                               .entered = states.entering != nullptr,
+                               .states = states.states,
+                               .scores = w,
+                               .sees = vectors.before,
+                               .factor = vectors.inverse_b,
+                               .log_decay = vectors.log_decay}});
 }
 
 void MlstmBackwardByChunks(const MlstmLayout& sizes, const MlstmScratch& scratch,
@@ -92,7 +95,7 @@ void MlstmBackwardByChunks(const MlstmLayout& sizes, const MlstmScratch& scratch
                                   .normalisers = states.normalisers,
                                   .multiplied = q,
                                   .products = scratch.query_products};
-  ComputeChunkOutputs(sizes, queries);
+  ComputeChunkOutputs(sizes, {queries});
 
   MlstmChunkStates gradients = GradientStatesOf(scratch, q, dh);
   gradients.entering = args.dafter.c.data<float>();
@@ -112,16 +115,16 @@ void MlstmBackwardByChunks(const MlstmLayout& sizes, const MlstmScratch& scratch
   keys.sees = keys.extra_sees = vectors.after;
   keys.multiplied = k;
   keys.products = scratch.key_products;
-  ComputeChunkOutputs(sizes, keys);
-  ComputeChunkOutputs(sizes, {.rows = k,
-                              .others = dh,
-                              .o = args.dv.data<Bf16>(),
-                              .reverse = true,
-                              .entered = gradients.entering != nullptr,
-                              .states = states.states,
-                              .scores = w,
-                              .sees = vectors.after,
-                              .log_decay = vectors.log_decay});
+  const MlstmChunkOutputs values{.rows = k,
+                                 .others = dh,
+                                 .o = args.dv.data<Bf16>(),
+                                 .reverse = true,
+                                 .entered = gradients.entering != nullptr,
+                                 .states = states.states,
+                                 .scores = w,
+                                 .sees = vectors.after,
+                                 .log_decay = vectors.log_decay};
+  ComputeChunkOutputs(sizes, {keys, values});
 }
 
 void MlstmSummaryByChunks(const MlstmLayout& sizes, const MlstmScratch& scratch,

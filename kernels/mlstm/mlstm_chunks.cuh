@@ -5,8 +5,8 @@
 // that comes 64 at a time: a stage holds two boxes of 64 x 64 elements for the left operand and
 // four for the right one. A cluster has kRows blocks of rows, and of these one or two columns. What
 // blocks have in common, the right operand in a column and the left one in a row, each of them
-// copies a part of into all, as these products are bound by what the L2 cache gives. A third
-// warpgroup copies, as in FlashAttention-3 (arXiv:2407.08608).
+// copies a part of into all, which spares the L2 cache. A third warpgroup copies, as in
+// FlashAttention-3 (arXiv:2407.08608).
 #pragma once
 
 #include "kernels/mlstm/mlstm_chunks.h"
@@ -23,6 +23,9 @@ inline constexpr int kThreads = (kConsumers + 1) * kWarpgroup, kStages = 3;
 inline constexpr uint32_t kBoxBytes = 64 * 64 * 2;
 inline constexpr int kLeftBoxes = kMlstmChunkRows / 64, kRightBoxes = kMlstmChunkColumns / 64;
 static_assert(kLeftBoxes == kConsumers && kRightBoxes % kRows == 0);
+// Tiles whose tokens are a cluster's rows; a chunk's are those of one or two clusters.
+inline constexpr int kClusterTiles = kRows * kLeftBoxes;
+static_assert(kMaxMlstmChunkTiles <= 2 * kClusterTiles);
 
 // Where what lies in shared memory, from a multiple of 1024 bytes on. Of a stage: the left
 // operand's boxes, the right one's at kRight.
@@ -39,6 +42,10 @@ inline constexpr uint32_t kBarriers = kVectorsAt + kStages * 2 * kVectorBytes;
 inline constexpr uint32_t kBytes = kBarriers + (2 * kStages + kConsumers) * sizeof(uint64_t);
 inline constexpr uint32_t kShared = kBytes + 1024;  // wherever the memory starts
 
+// How many clusters' rows the tokens of a chunk are.
+__host__ __device__ constexpr int ClustersDown(int chunk_tiles) {
+  return (chunk_tiles + kClusterTiles - 1) / kClusterTiles;
+}
 // How many clusters of kColumns blocks of columns have so many channels.
 template <int kColumns>
 __host__ __device__ constexpr int ClustersAcross(int channels) {
@@ -107,6 +114,10 @@ struct Block {
   __device__ __forceinline__ void WaitForStage(int i) const {
     WaitForBlock(Full(i), i / kStages % 2);
   }
+  // Whether that would return at once, the same for all of a warp.
+  __device__ __forceinline__ bool StageIsThere(int i) const {
+    return __all_sync(0xffffffffu, IsOverForBlock(Full(i), i / kStages % 2)) != 0;
+  }
   // A warp has read the stage of step i.
   __device__ __forceinline__ void Release(int i) const {
     __syncwarp();
@@ -138,25 +149,24 @@ __device__ __forceinline__ uint32_t* StagedPair(unsigned char* boxes, int n, int
                                      lane % 4 * 4);
 }
 
-// Tiles of a chunk, and the logarithms of their decays, 0 where there is no tile.
+// Tiles of a chunk, and the logarithms of their decays, of which each lane of a warp has one.
 struct ChunkTiles {
-  int first, count;
-  float log_decay[kMaxMlstmChunkTiles];
+  int first, count, of_lane;
+  float log_decay;
 
   __device__ ChunkTiles(const MlstmLayout& sizes, int head, int chunk, const float* log_decays)
-      : first(chunk * sizes.chunk_tiles), count(min(sizes.chunk_tiles, sizes.tiles - first)) {
-#pragma unroll
-    for (int i = 0; i < kMaxMlstmChunkTiles; ++i) {
-      const int64_t at = static_cast<int64_t>(head) * sizes.tiles + first + i;
-      log_decay[i] = i < count ? log_decays[at] : 0.0f;
-    }
+      : first(chunk * sizes.chunk_tiles),
+        count(min(sizes.chunk_tiles, sizes.tiles - first)),
+        of_lane(static_cast<int>(threadIdx.x) % kMaxMlstmChunkTiles) {
+    const int64_t at = static_cast<int64_t>(head) * sizes.tiles + first + of_lane;
+    log_decay = of_lane < count ? log_decays[at] : 0.0f;
   }
-  // The decay of tiles [begin, end) of the chunk.
+  // The decay of tiles [begin, end) of the chunk; for whole warps.
   __device__ float Decay(int begin, int end) const {
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kMaxMlstmChunkTiles; ++i) {
-      if (i >= begin && i < end) sum += log_decay[i];
+    float sum = of_lane >= begin && of_lane < end ? log_decay : 0.0f;
+    static_assert(32 % kMaxMlstmChunkTiles == 0);
+    for (int lane = 1; lane < kMaxMlstmChunkTiles; lane *= 2) {
+      sum += __shfl_xor_sync(0xffffffffu, sum, lane);
     }
     return expf(sum);
   }

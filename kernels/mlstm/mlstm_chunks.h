@@ -14,6 +14,8 @@
 // P^T, dv of dC and W^T. Those of the forget gates start again at boundaries of chunks.
 #pragma once
 
+#include <initializer_list>
+
 #include "kernels/mlstm/mlstm_kernels.cuh"
 
 namespace eyrie {
@@ -57,12 +59,14 @@ void ComputeChunkStates(const MlstmLayout& sizes, const MlstmChunkStates& args);
 struct MlstmChunkScores {
   const __nv_bfloat16 *q, *k, *v, *dh;
   __nv_bfloat16 *w, *p;  // p with dh
-  float* row_sums;       // [B, T, H] without dh
+  // Without dh: [B, T, H] of the chunk's half that a token is in, [B, H, padded] of the one before.
+  float *row_sums, *earlier_sums;
 };
 void ComputeChunkScores(const MlstmLayout& sizes, const MlstmVectors& vectors,
                         const MlstmChunkScores& args);
 
-// Outputs o [B, T, H, width] of rows [B, T, H, inner] with the states and of `others` with scores.
+// Outputs o [B, T, H, width] of rows [B, T, H, inner] with the states and of `others` with scores;
+// of one pass, or of two that go the same way and read the same states, then from memory once.
 struct MlstmChunkOutputs {
   const __nv_bfloat16 *rows, *others;
   __nv_bfloat16* o;
@@ -79,7 +83,7 @@ struct MlstmChunkOutputs {
   const __nv_bfloat16* multiplied;
   float* products;
 };
-void ComputeChunkOutputs(const MlstmLayout& sizes, const MlstmChunkOutputs& args);
+void ComputeChunkOutputs(const MlstmLayout& sizes, std::initializer_list<MlstmChunkOutputs> passes);
 
 // All of a call but for what comes of the gates alone, given MlstmWeights() and, backward, the
 // denominators; and for the gates' gradients.

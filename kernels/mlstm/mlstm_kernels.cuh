@@ -190,11 +190,12 @@ void ComputeDenominators(const MlstmLayout& sizes, const MlstmDenominators<T>& i
                          float* dnormaliser);
 
 // normaliser [B, T, H] += before q . n, where states [B, H, per_head, dk] are n before every
-// `tiles` tiles; it decays in those between.
+// `tiles` tiles; it decays in those between. And += further [B, H, padded], unless null.
 struct MlstmNormaliserStates {
   const float* states;
   int per_head, tiles;
   const float* log_decay;
+  const float* further;
 };
 void AddStatesToNormalisers(const MlstmLayout& sizes, const __nv_bfloat16* q,
                             const MlstmNormaliserStates& states, const float* before,

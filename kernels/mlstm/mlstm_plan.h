@@ -39,8 +39,7 @@ inline constexpr int kMaxMlstmRestartTiles = 8;
 
 // Products over chunks of wide heads (mlstm_chunks.h): tiles of a chunk, at most, and what a block
 // computes of a state or of outputs, in clusters of two blocks of rows.
-inline constexpr int kMaxMlstmChunkTiles = 4, kMlstmChunkRows = 128, kMlstmChunkColumns = 256;
-static_assert(kMaxMlstmChunkTiles * kMlstmTile == kMlstmChunkColumns);
+inline constexpr int kMaxMlstmChunkTiles = 8, kMlstmChunkRows = 128, kMlstmChunkColumns = 256;
 EYRIE_HOST_DEVICE constexpr int MlstmRowBlocks(int rows) {
   return (rows + 2 * kMlstmChunkRows - 1) / (2 * kMlstmChunkRows) * 2;
 }
@@ -177,6 +176,7 @@ struct MlstmScratch {
       p = Take(scores);
       chunk_states = Take(heads * sizes.state_places() * state / 2);
       normaliser_states = Take(heads * (sizes.chunks + 1) * width);
+      earlier_sums = Take(tokens);
       restart_parts = MlstmStateParts(sizes);
       restart_products = Take(all_restarts * restart_parts);
       return;
@@ -222,6 +222,7 @@ struct MlstmScratch {
   // By chunks: bfloat16 [B, H, state_places(), dk, dv], with normaliser_states [B, H, chunks + 1,
   // dk] and scores [B, H, chunks, L, L] of all L tokens of a chunk.
   void* chunk_states = nullptr;
+  float* earlier_sums = nullptr;                     // [B, H, padded], of MlstmChunkScores
   float *states = nullptr, *extra_states = nullptr;  // [B, H, chunks, ...]
   int64_t total = 0;                                 // float32 elements
 

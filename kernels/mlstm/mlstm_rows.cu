@@ -71,7 +71,9 @@ __global__ void __launch_bounds__(kThreads)
   const float sum =
       Dot<4>(q + warp.row * sizes.keys, states.states + state * sizes.keys, sizes.keys);
   if (threadIdx.x % 32 == 0) {
-    normaliser[warp.row] = fmaf(before[warp.at] * expf(log_decay), sum, normaliser[warp.row]);
+    const float further = states.further == nullptr ? 0.0f : states.further[warp.at];
+    normaliser[warp.row] =
+        fmaf(before[warp.at] * expf(log_decay), sum, normaliser[warp.row] + further);
   }
 }
 
@@ -154,8 +156,9 @@ __global__ void __launch_bounds__(kThreads)
   in.key_products[warp.at] = of_k;
 }
 
-constexpr int kGateThreads =
+constexpr int kMaxGateThreads =
     std::max(kMaxMlstmRestartTiles, 2 * kMaxMlstmChunkTiles - 1) * kMlstmTile;
+static_assert(kMaxGateThreads <= 1024);
 
 // A sum over later tokens up to where their document or the interval ends, and its variance but for
 // a factor.
@@ -182,13 +185,14 @@ __device__ __forceinline__ void ScanLaterTokens(int lane, LaterTokens& tokens) {
   }
 }
 
-// A block has the tokens between two restarts (mlstm_kernels.cuh).
-__global__ void __launch_bounds__(kGateThreads)
+// A block has the tokens between two restarts (mlstm_kernels.cuh), at least a thread for each.
+__global__ void __launch_bounds__(kMaxGateThreads)
     GateGradientKernel(const MlstmLayout sizes, const MlstmGateGradients in) {
   __shared__ double parts[2][32];
   __shared__ LaterTokens warps[32];
-  __shared__ double misses[kGateThreads];
+  __shared__ double misses[kMaxGateThreads];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  const int threads = static_cast<int>(blockDim.x);
   const int head = static_cast<int>(blockIdx.x), interval = static_cast<int>(blockIdx.y);
   const int begin = interval * sizes.restart_tiles * kMlstmTile;
   const bool last = interval == sizes.restarts - 1;
@@ -199,7 +203,7 @@ __global__ void __launch_bounds__(kGateThreads)
         in.restart_products +
         (static_cast<int64_t>(head) * (sizes.restarts + 1) + restart) * in.restart_parts;
     double sum = 0.0;
-    for (int i = thread; known && i < in.restart_parts; i += kGateThreads) sum += products[i];
+    for (int i = thread; known && i < in.restart_parts; i += threads) sum += products[i];
     return BlockSum(sum, shared);
   };
   const double at_begin = passes_at(interval, parts[0]), at_end = passes_at(interval + 1, parts[1]);
@@ -221,7 +225,7 @@ __global__ void __launch_bounds__(kGateThreads)
   ScanLaterTokens(lane, mine);
   if (lane == 31) warps[warp] = mine;
   __syncthreads();
-  LaterTokens before = warps[min(lane, kGateThreads / 32 - 1)];
+  LaterTokens before = warps[min(lane, threads / 32 - 1)];
   ScanLaterTokens(lane, before);
   before = OfLane(max(warp - 1, 0), before);
   if (warp > 0) mine.Add(before);
@@ -293,7 +297,10 @@ void MultiplyRows(const MlstmLayout& sizes, const MlstmRowProducts& in) {
 
 void ComputeGateGradients(const MlstmLayout& sizes, const MlstmGateGradients& in) {
   const dim3 grid(static_cast<unsigned>(sizes.all_heads()), static_cast<unsigned>(sizes.restarts));
-  Launch("mlstm gate gradients", GateGradientKernel, grid, dim3(kGateThreads), 0, sizes, in);
+  const int of_last = sizes.tiles - (sizes.restarts - 1) * sizes.restart_tiles;
+  const int threads = std::max(sizes.restart_tiles, of_last) * kMlstmTile;
+  Launch("mlstm gate gradients", GateGradientKernel, grid, dim3(static_cast<unsigned>(threads)), 0,
+         sizes, in);
 }
 
 }  // namespace eyrie

@@ -194,7 +194,7 @@ TEST(CudaMlstm, WideHeads) {
   }
 }
 
-// In bfloat16, Hopper takes wide heads by products over chunks of 256 tokens, or fewer if the
+// In bfloat16, Hopper takes wide heads by products over chunks of 512 tokens, or fewer if the
 // caller wants: whole ones, their parts, widths that do not fill the blocks of rows or of columns.
 TEST(CudaMlstm, WideHeadsByChunks) {
   TestRandom random;
@@ -210,6 +210,21 @@ TEST(CudaMlstm, WideHeadsByChunks) {
       options.normaliser_gradient = random.Int(0, 1) == 0;
       ExpectMatchesTheCpu({random.Int(1, 2), time, 1, keys, values}, options, DType::kBF16, random);
     }
+  }
+}
+
+// Several chunks whose tokens are the rows of two clusters, all or in part.
+TEST(CudaMlstm, WideHeadsByLongChunks) {
+  TestRandom random;
+  int kind = 0;
+  for (const auto& [time, keys, values, chunk] :
+       {std::tuple<int64_t, int64_t, int64_t, int64_t>{1090, 528, 48, 0},
+        {1536, 32, 528, 512},
+        {700, 272, 544, 320},
+        {900, 544, 272, 448}}) {
+    MlstmOptions options = kKinds[kind++ % 3];
+    options.chunk = chunk;
+    ExpectMatchesTheCpu({random.Int(1, 2), time, 1, keys, values}, options, DType::kBF16, random);
   }
 }
 
