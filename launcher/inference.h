@@ -44,7 +44,7 @@ class Inference {
   const Mesh& mesh() const { return *mesh_; }
   const Model& model() const { return *model_; }
   Run& run() { return *run_; }
-  // Runs a step that is always the same; alone, with less and less help of the host.
+  // Runs a step that is always the same; it may hold operations among the tensor ranks.
   void Repeat(Replay& replay, const std::function<void()>& step);
 
  private:

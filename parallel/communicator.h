@@ -69,6 +69,9 @@ class Communicator {
                          const std::vector<Message>& received) = 0;
   // Moves all operations under way on, where that takes the caller's help, without waiting.
   virtual void Progress() {}
+  // Operations that a graph holds (core/device.h, Replay) pass nothing here when it is launched
+  // again: says that this has just been done, so that a peer that hangs is noticed.
+  virtual void Replayed() {}
   virtual void Barrier() = 0;
 
   // The ranks of equal `color` form a group, ordered by `key`.

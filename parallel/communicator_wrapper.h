@@ -36,6 +36,7 @@ class CommunicatorWrapper : public Communicator {
     return Pass({"exchange", bytes}, inner_.Exchange(sent, received));
   }
   void Progress() override { inner_.Progress(); }
+  void Replayed() override { inner_.Replayed(); }
   void Barrier() override { inner_.Barrier(); }
   // The parts are not wrapped.
   std::unique_ptr<Communicator> Split(int color, int key) override {

@@ -240,6 +240,9 @@ class NcclCommunicator final : public Communicator {
     });
   }
   void Progress() override { host_->Progress(); }
+  void Replayed() override {
+    if (watch_ != nullptr) watch_->Add("a replayed step", ComputeStream());
+  }
   void Barrier() override { host_->Barrier(); }
 
   std::unique_ptr<Communicator> Split(int color, int key) override {
@@ -268,6 +271,13 @@ class NcclCommunicator final : public Communicator {
     cudaEvent_t done_;
   };
 
+  // Whether what the stream is given goes into a graph.
+  static bool Records(cudaStream_t stream) {
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    EYRIE_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
+    return status != cudaStreamCaptureStatusNone;
+  }
+
   static size_t Count(const Tensor& tensor) { return static_cast<size_t>(tensor.size()); }
 
   template <class Operation>
@@ -285,7 +295,8 @@ class NcclCommunicator final : public Communicator {
     Check(operation(), name);
     cudaEvent_t done = events_.Take();
     EYRIE_CUDA_CHECK(cudaEventRecord(done, stream_));
-    watch_->Add(name, stream_);
+    // An event of a graph cannot be asked for, and asking would spoil the recording.
+    if (!Records(stream_)) watch_->Add(name, stream_);
     return Event(std::make_unique<Pending>(events_, done));
   }
 

@@ -202,7 +202,10 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
       if (args.entering == nullptr || chunks_before >= kMlstmRests) return;
       wait_for_staged();
       store(sizes.RestPlace(chunks_before, kReverse),
-            [](float first, float second, uint32_t) { return PackRest(first, second); });
+            [](float first, float second, uint32_t rounded) {
+              const float2 pair = Unpack(rounded);
+              return Pack(first - pair.x, second - pair.y);
+            });
     };
 
     for (int i = 0; i < sizes.chunks; ++i) {

@@ -55,6 +55,7 @@ TEST_F(CudaRanksTest, APeerThatHangsEndsTheJob) {
   }
 }
 
+// Whose steps are replayed graphs.
 TEST_F(CudaRanksTest, DecodingEndsWithAPeerThatHangsAndNotBefore) {
   Train("trained", kPairs[0],
         {"run.device=cuda", "train.precision=FLOAT32", "model.vocab_size=258"});
