@@ -1,5 +1,6 @@
 // A tile of rows and channels after another: products of gradients and inputs stay in registers to
-// the end of a block's chunk of rows, and so do those of gates.
+// the end of a block's chunk of rows, and so do those of gates. Tiles come through shared memory,
+// some of them ahead, as the registers are full.
 #include "kernels/block_map/block_map_gates.cuh"
 #include "kernels/column_sum.cuh"
 
@@ -10,6 +11,21 @@ constexpr int kWarps = 8, kThreads = 32 * kWarps;
 constexpr int kTileBlocks = 32, kTileColumns = kTileBlocks * kBlock;  // of channels
 constexpr int kParts = kThreads / kTileBlocks;                        // threads of one such block
 constexpr int kTileRows = kParts * kLaneRows;
+constexpr int kStages = 3;
+constexpr int kPitch = kTileColumns + kBlock;  // of a row in a stage, against conflicts
+
+// What a stage holds of each tensor, in elements.
+template <int kMaps, bool kAccumulate>
+constexpr int kStageTensors = 1 + kMaps + (kAccumulate ? 1 : 0);
+constexpr int kStageOfTensor = kTileRows * kPitch;
+
+// Copies a block of channels in the background, or writes zeros if not `valid`.
+template <class T>
+__device__ __forceinline__ void CopyBlockAsync(uint32_t to, const T* from, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;\n" ::"r"(to), "l"(from),
+               "n"(sizeof(T) * kBlock), "r"(valid ? static_cast<int>(sizeof(T)) * kBlock : 0)
+               : "memory");
+}
 
 template <class T, int kMaps>
 struct BackwardTensors {
@@ -24,14 +40,17 @@ struct BackwardTensors {
 template <class T, int kMaps, bool kAccumulate>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
     BackwardKernel(const BackwardTensors<T, kMaps> tensors, int rows, int chunk) {
-  constexpr int kWeights = kBlock * kBlock;                    // of a block of channels and one map
-  constexpr int kSums = kMaps * kWeights, kPitch = kSums + 1;  // a thread's; odd, against conflicts
-  constexpr int kGatePitch = kTileColumns + kBlock;            // of a gate, whole vectors
-  alignas(16) __shared__ float shared[kParts * kTileBlocks * kPitch];
-  static_assert(2 * kGateTile * kGatePitch <= kParts * kTileBlocks * kPitch);
+  constexpr int kWeights = kBlock * kBlock;  // of a block of channels and one map
+  constexpr int kSums = kMaps * kWeights, kSumPitch = kSums + 1;  // a thread's; odd likewise
+  constexpr int kTensors = kStageTensors<kMaps, kAccumulate>, kStage = kTensors * kStageOfTensor;
+  extern __shared__ __align__(16) unsigned char memory[];
+  const T* stages = reinterpret_cast<const T*>(memory);
+  float* shared = reinterpret_cast<float*>(memory);  // when all tiles are done
+  static_assert(kParts * kTileBlocks * kSumPitch * sizeof(float) <= kStages * kStage * sizeof(T));
+  static_assert(2 * kGateTile * kPitch * sizeof(float) <= kStages * kStage * sizeof(T));
 
   const int width = tensors.weights.width, gates = tensors.weights.gates;
-  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int block = warp % 4 * 8 + lane / 4;  // which of the tile's blocks of channels
   const int part = warp / 4 * 4 + lane % 4;   // which four of its rows
   const int first_column = static_cast<int>(blockIdx.y) * kTileColumns;
@@ -45,26 +64,44 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
   float sum[kMaps][kBlock][kBlock] = {};  // out by in, like the maps
   GateSums<T> gate_sums;
 
-  // The tile of rows `tile` and on, all of them before `end` if `whole` says so.
-  const auto take = [&](auto whole, int tile) {
-    constexpr bool kWhole = decltype(whole)::value;
-    const int row = tile + part * kLaneRows;
-    const int64_t start = int64_t{row} * width + column;
-    const auto load = [&](const T* from, Vector<T, kBlock>(&to)[kLaneRows]) {
+  // Starts to copy the tile of rows `tile` and on: warps take rows in turn, zeros where none is.
+  const auto fetch = [&](int tile, int stage) {
+    if (tile < end) {
+      const int copied = min(first_column + lane * kBlock, width - kBlock);
+      const bool exists = first_column + lane * kBlock < width;
+      const auto copy = [&](int tensor, const T* from) {
 #pragma unroll
-      for (int u = 0; u < kLaneRows; ++u) {
-        to[u] = {};
-        if (kWhole || row + u < end) to[u] = LoadVector<kBlock>(from + start + u * width);
-      }
+        for (int i = 0; i < kTileRows / kWarps; ++i) {
+          const int r = i * kWarps + warp, row = min(tile + r, end - 1);
+          const uint32_t to = SharedAddress(stages + stage * kStage + tensor * kStageOfTensor +
+                                            r * kPitch + lane * kBlock);
+          CopyBlockAsync(to, from + int64_t{row} * width + copied, exists && tile + r < end);
+        }
+      };
+      copy(0, tensors.x);
+#pragma unroll
+      for (int m = 0; m < kMaps; ++m) copy(1 + m, tensors.dy[m]);
+      if constexpr (kAccumulate) copy(1 + kMaps, tensors.dx);
+    }
+    asm volatile("cp.async.commit_group;\n" ::: "memory");
+  };
+  // The tile of rows `tile` and on.
+  const auto take = [&](int tile, int stage) {
+    const int row = tile + part * kLaneRows;
+    const auto load = [&](int tensor, Vector<T, kBlock>(&to)[kLaneRows]) {
+      const T* from = stages + stage * kStage + tensor * kStageOfTensor +
+                      part * kLaneRows * kPitch + block * kBlock;
+#pragma unroll
+      for (int u = 0; u < kLaneRows; ++u) to[u] = LoadVector<kBlock>(from + u * kPitch);
     };
     Vector<T, kBlock> x[kLaneRows], dy[kMaps][kLaneRows];
-    load(tensors.x, x);
+    load(0, x);
 #pragma unroll
-    for (int m = 0; m < kMaps; ++m) load(tensors.dy[m], dy[m]);
+    for (int m = 0; m < kMaps; ++m) load(1 + m, dy[m]);
     float dx[kLaneRows][kBlock] = {};
     if constexpr (kAccumulate) {
       Vector<T, kBlock> before[kLaneRows];
-      load(tensors.dx, before);
+      load(1 + kMaps, before);
 #pragma unroll
       for (int u = 0; u < kLaneRows; ++u) {
 #pragma unroll
@@ -104,17 +141,24 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
     if (!active) return;
 #pragma unroll
     for (int u = 0; u < kLaneRows; ++u) {
-      if (!kWhole && row + u >= end) break;
+      if (row + u >= end) break;
       Vector<T, kBlock> out;
 #pragma unroll
       for (int i = 0; i < kBlock; i += 2) out.SetPair(i, dx[u][i], dx[u][i + 1]);
-      StoreVector(tensors.dx + start + u * width, out);
+      StoreVector(tensors.dx + int64_t{row + u} * width + column, out);
     }
   };
-  int tile = begin;
+  for (int i = 0; i < kStages - 1; ++i) fetch(begin + i * kTileRows, i);
+  int stage = 0;
 #pragma unroll 1
-  for (; tile + kTileRows <= end; tile += kTileRows) take(std::true_type{}, tile);
-  if (tile < end) take(std::false_type{}, tile);
+  for (int tile = begin; tile < end; tile += kTileRows) {
+    asm volatile("cp.async.wait_group %0;\n" ::"n"(kStages - 2) : "memory");
+    __syncthreads();  // the tile is there, and the one before is done with
+    fetch(tile + (kStages - 1) * kTileRows, (stage + kStages - 1) % kStages);
+    take(tile, stage);
+    stage = (stage + 1) % kStages;
+  }
+  __syncthreads();
 
   // Sums of eight gates: over the tile's two rows of warps, out of shared memory.
   const auto store_gates = [&](int first) {
@@ -127,15 +171,15 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
 #pragma unroll
       for (int i = 0; i < kBlock; ++i) line.Set(i, sums[e][i]);
       const int gate = lane % 4 * 2 + e;
-      StoreVector(shared + (warp / 4 * kGateTile + gate) * kGatePitch + block * kBlock, line);
+      StoreVector(shared + (warp / 4 * kGateTile + gate) * kPitch + block * kBlock, line);
     }
     __syncthreads();
     float* to = chunk_sums + int64_t{kMaps * kBlock + first} * width + first_column;
     for (int s = static_cast<int>(threadIdx.x); s < kGateTile * kTileColumns; s += kThreads) {
       const int gate = s / kTileColumns, c = s % kTileColumns;
       if (first + gate >= gates || c >= channels) continue;
-      const float* from = shared + gate * kGatePitch + c;
-      to[int64_t{gate} * width + c] = from[0] + from[kGateTile * kGatePitch];
+      const float* from = shared + gate * kPitch + c;
+      to[int64_t{gate} * width + c] = from[0] + from[kGateTile * kPitch];
     }
     __syncthreads();
   };
@@ -145,7 +189,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
   for (int first = kGateTile; first < gates; first += kGateTile) {
     gate_sums = {};
 #pragma unroll 1
-    for (tile = begin; tile < end; tile += kTileRows) {
+    for (int tile = begin; tile < end; tile += kTileRows) {
       Vector<T, kBlock> x[kLaneRows];
 #pragma unroll
       for (int u = 0; u < kLaneRows; ++u) {
@@ -162,7 +206,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
   for (int m = 0; m < kMaps; ++m) {
 #pragma unroll
     for (int w = 0; w < kWeights; ++w) {
-      shared[(part * kTileBlocks + block) * kPitch + m * kWeights + w] =
+      shared[(part * kTileBlocks + block) * kSumPitch + m * kWeights + w] =
           sum[m][w / kBlock][w % kBlock];
     }
   }
@@ -177,7 +221,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
 #pragma unroll
       for (int other = 0; other < kParts; ++other) {
         total +=
-            shared[(other * kTileBlocks + s / kWeights) * kPitch + m * kWeights + s % kWeights];
+            shared[(other * kTileBlocks + s / kWeights) * kSumPitch + m * kWeights + s % kWeights];
       }
       chunk_sums[m * weights + first_weight + s] = total;
     }
@@ -285,10 +329,16 @@ void BlockMapBackwardCuda(const BlockMapBackwardArgs& args) {
         CheckAligned(kernel, weights.gates_w[m]);
       }
       tensors.weights = weights;
-      Launch(kernel,
-             args.accumulate ? BackwardKernel<T, kMaps, true> : BackwardKernel<T, kMaps, false>,
-             dim3(chunks, Pieces(width, kTileColumns)), kThreads, 0, tensors,
-             static_cast<int>(rows), static_cast<int>(chunk));
+      const auto run = [&](auto accumulate) {
+        constexpr bool kAccumulate = decltype(accumulate)::value;
+        constexpr size_t kShared =
+            kStages * kStageTensors<kMaps, kAccumulate> * kStageOfTensor * sizeof(T);
+        const auto body = BackwardKernel<T, kMaps, kAccumulate>;
+        AllowSharedMemory(body, kShared);
+        Launch(kernel, body, dim3(chunks, Pieces(width, kTileColumns)), kThreads, kShared, tensors,
+               static_cast<int>(rows), static_cast<int>(chunk));
+      };
+      args.accumulate ? run(std::true_type{}) : run(std::false_type{});
       constexpr int kWidth = 4, kSumWarps = 8;
       Launch(kernel, ColumnSumKernel<float, kWidth, kSumWarps, /*kAdd=*/false>,
              dim3(1, Pieces(sums, 32 * kWidth)), 32 * kSumWarps, 0, tensors.sums, int64_t{chunks},
