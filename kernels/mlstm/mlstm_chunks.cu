@@ -49,13 +49,11 @@ void MlstmForwardByChunks(const MlstmLayout& sizes, const MlstmScratch& scratch,
                           .tiles = sizes.chunk_tiles,
                           .log_decay = vectors.log_decay,
                           .further = scratch.earlier_sums},
-                         vectors.before, normaliser);
-  ComputeDenominators<Bf16>(sizes,
-                            {.normaliser = normaliser,
-                             .maximum = args.maximum.data<float>(),
-                             .normalised = args.options.normalised,
-                             .epsilon = static_cast<float>(args.options.epsilon)},
-                            vectors.inverse_b, nullptr);
+                         vectors.before,
+                         {.maximum = args.maximum.data<float>(),
+                          .normalised = args.options.normalised,
+                          .epsilon = static_cast<float>(args.options.epsilon)},
+                         normaliser, vectors.inverse_b);
   ComputeChunkOutputs(sizes, {{.rows = q,
                                .others = v,
                                .o = args.h.data<Bf16>(),

@@ -137,6 +137,10 @@ void RunForward(const MlstmForwardArgs& args) {
                 .tokenwise = !kTensorCores<T>},
                vectors);
   if (by_chunks) return MlstmForwardByChunks(sizes, scratch, args);
+  const MlstmDenominators<T> denominators{.normaliser = normaliser,
+                                          .maximum = args.maximum.data<float>(),
+                                          .normalised = args.options.normalised,
+                                          .epsilon = static_cast<float>(args.options.epsilon)};
   if constexpr (kTensorCores<T>) {
     MlstmTileScores(
         sizes, vectors,
@@ -153,7 +157,7 @@ void RunForward(const MlstmForwardArgs& args) {
                             .per_head = sizes.tiles,
                             .tiles = 1,
                             .log_decay = vectors.log_decay},
-                           vectors.before, normaliser);
+                           vectors.before, denominators, normaliser, vectors.inverse_b);
   } else {
     RunPass<T>(sizes, scratch,
                {.q = q,
@@ -167,13 +171,8 @@ void RunForward(const MlstmForwardArgs& args) {
                 .leaving = n_after,
                 .key_stride = 1,
                 .value_stride = 1});
+    ComputeDenominators(sizes, denominators, vectors.inverse_b, nullptr);
   }
-  ComputeDenominators<T>(sizes,
-                         {.normaliser = normaliser,
-                          .maximum = args.maximum.data<float>(),
-                          .normalised = args.options.normalised,
-                          .epsilon = static_cast<float>(args.options.epsilon)},
-                         vectors.inverse_b, nullptr);
   MlstmPass<T> pass = PassOverKeys<T>(sizes);
   pass.q = q;
   pass.k = k;

@@ -190,7 +190,8 @@ void ComputeDenominators(const MlstmLayout& sizes, const MlstmDenominators<T>& i
                          float* dnormaliser);
 
 // normaliser [B, T, H] += before q . n, where states [B, H, per_head, dk] are n before every
-// `tiles` tiles; it decays in those between. And += further [B, H, padded], unless null.
+// `tiles` tiles; it decays in those between. And += further [B, H, padded], unless null. Then also
+// inverse_b, as above without gradients.
 struct MlstmNormaliserStates {
   const float* states;
   int per_head, tiles;
@@ -199,7 +200,8 @@ struct MlstmNormaliserStates {
 };
 void AddStatesToNormalisers(const MlstmLayout& sizes, const __nv_bfloat16* q,
                             const MlstmNormaliserStates& states, const float* before,
-                            float* normaliser);
+                            const MlstmDenominators<__nv_bfloat16>& in, float* normaliser,
+                            float* inverse_b);
 
 // Makes of the increments of pieces of `tiles` tiles what enters each of them.
 struct MlstmScan {

@@ -34,47 +34,87 @@ __device__ __forceinline__ WarpRow RowOfWarp(const MlstmLayout& sizes) {
           row < static_cast<int64_t>(sizes.all_heads()) * sizes.tokens};
 }
 
+// 1 / b of a token; 1 where nothing is normalised.
+template <class T>
+__device__ __forceinline__ float Inverse(const MlstmDenominators<T>& in, float normaliser,
+                                         int64_t row) {
+  if (!in.normalised) return 1.0f;
+  return 1.0f / (fmaxf(fabsf(normaliser), expf(-in.maximum[row])) + in.epsilon);
+}
+
 template <class T, int N>
 __global__ void __launch_bounds__(kThreads)
     DenominatorKernel(const MlstmLayout sizes, const MlstmDenominators<T> in, float* inverse_b,
                       float* dnormaliser) {
   const WarpRow warp = RowOfWarp(sizes);
   if (!warp.exists) return;
-  float inverse = 1.0f, gradient = 0.0f;
-  if (in.normalised) {
-    const float normaliser = in.normaliser[warp.row], least = expf(-in.maximum[warp.row]);
-    inverse = 1.0f / (fmaxf(fabsf(normaliser), least) + in.epsilon);
-    if (in.dh != nullptr && in.gradient && fabsf(normaliser) > least) {
-      const int64_t first = warp.row * sizes.values;
-      const float product = Dot<N>(in.dh + first, in.h + first, sizes.values) * inverse;
-      gradient = normaliser > 0.0f ? -product : product;
-    }
+  const float normaliser = in.normaliser[warp.row], inverse = Inverse(in, normaliser, warp.row);
+  float gradient = 0.0f;
+  if (in.dh != nullptr && in.normalised && in.gradient &&
+      fabsf(normaliser) > expf(-in.maximum[warp.row])) {
+    const int64_t first = warp.row * sizes.values;
+    const float product = Dot<N>(in.dh + first, in.h + first, sizes.values) * inverse;
+    gradient = normaliser > 0.0f ? -product : product;
   }
   if (threadIdx.x % 32 != 0) return;
   inverse_b[warp.at] = inverse;
   if (in.dh != nullptr) dnormaliser[warp.at] = gradient;
 }
 
-// Adds what the states before tiles give to their tokens' normalisers.
+// Adds what the states before tiles give to their tokens' normalisers. A block has a tile of a
+// head, each of its warps, with the state in registers, so many of the tokens.
 __global__ void __launch_bounds__(kThreads)
     NormaliserKernel(const MlstmLayout sizes, const __nv_bfloat16* q,
-                     const MlstmNormaliserStates states, const float* before, float* normaliser) {
-  const WarpRow warp = RowOfWarp(sizes);
-  if (!warp.exists) return;
-  const int64_t head = warp.at / sizes.padded();
-  const int tile = static_cast<int>(warp.at % sizes.padded() / kMlstmTile);
-  const int64_t state = head * states.per_head + tile / states.tiles;
+                     const MlstmNormaliserStates states, const float* before,
+                     const MlstmDenominators<__nv_bfloat16> in, float* normaliser,
+                     float* inverse_b) {
+  constexpr int kTokens = kMlstmTile / kWarps, kWidth = 8;
+  constexpr int kVectors = static_cast<int>(kMaxMlstmCudaWidth) / (32 * kWidth);
+  static_assert(kVectors * 32 * kWidth == kMaxMlstmCudaWidth);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int head = static_cast<int>(blockIdx.x) / sizes.tiles;
+  const int tile = static_cast<int>(blockIdx.x) % sizes.tiles;
+  const int first = tile * kMlstmTile + static_cast<int>(threadIdx.x) / 32 * kTokens;
+  const float* state =
+      states.states + (int64_t{head} * states.per_head + tile / states.tiles) * sizes.keys;
+  Vector<float, 4> n[kVectors][2];
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int key = (i * 32 + lane) * kWidth + 4 * half;
+      n[i][half] = {};
+      if (key < sizes.keys) n[i][half] = LoadVector<4>(state + key);
+    }
+  }
+  float own = 0.0f;  // of token `first` + lane
+#pragma unroll 4
+  for (int j = 0; j < kTokens; ++j) {
+    if (first + j >= sizes.tokens) break;
+    const __nv_bfloat16* row = q + sizes.Row(head, first + j) * sizes.keys;
+    float sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      const int key = (i * 32 + lane) * kWidth;
+      if (key >= sizes.keys) continue;
+      const auto keys = LoadVector<kWidth>(row + key);
+#pragma unroll
+      for (int e = 0; e < kWidth; ++e) sum = fmaf(keys[e], n[i][e / 4][e % 4], sum);
+    }
+    sum = WarpSum(sum);
+    if (lane == j) own = sum;
+  }
+  const int token = first + lane;
+  if (lane >= kTokens || token >= sizes.tokens) return;
   float log_decay = 0.0f;
   for (int i = tile / states.tiles * states.tiles; i < tile; ++i) {
-    log_decay += states.log_decay[head * sizes.tiles + i];
+    log_decay += states.log_decay[int64_t{head} * sizes.tiles + i];
   }
-  const float sum =
-      Dot<4>(q + warp.row * sizes.keys, states.states + state * sizes.keys, sizes.keys);
-  if (threadIdx.x % 32 == 0) {
-    const float further = states.further == nullptr ? 0.0f : states.further[warp.at];
-    normaliser[warp.row] =
-        fmaf(before[warp.at] * expf(log_decay), sum, normaliser[warp.row] + further);
-  }
+  const int64_t row = sizes.Row(head, token), at = head * sizes.padded() + token;
+  const float further = states.further == nullptr ? 0.0f : states.further[at];
+  const float whole = fmaf(before[at] * expf(log_decay), own, normaliser[row] + further);
+  normaliser[row] = whole;
+  inverse_b[at] = Inverse(in, whole, row);
 }
 
 // Adds up what slices of keys gave to outputs.
@@ -277,9 +317,11 @@ template void ComputeDenominators<__nv_bfloat16>(const MlstmLayout&,
 
 void AddStatesToNormalisers(const MlstmLayout& sizes, const __nv_bfloat16* q,
                             const MlstmNormaliserStates& states, const float* before,
-                            float* normaliser) {
-  Launch("mlstm normalisers", NormaliserKernel, RowBlocks(sizes), kThreads, 0, sizes, q, states,
-         before, normaliser);
+                            const MlstmDenominators<__nv_bfloat16>& in, float* normaliser,
+                            float* inverse_b) {
+  Launch("mlstm normalisers", NormaliserKernel,
+         dim3(static_cast<unsigned>(sizes.all_heads() * sizes.tiles)), kThreads, 0, sizes, q,
+         states, before, in, normaliser, inverse_b);
 }
 
 void SumSlices(const MlstmLayout& sizes, const MlstmPass<__nv_bfloat16>& pass, int slices) {

@@ -6,7 +6,8 @@
 namespace eyrie {
 namespace {
 
-constexpr int kWarps = 32, kThreads = 32 * kWarps;
+constexpr int kWarps = 32;  // of a block; fewer where tiles do not depend on each other
+constexpr int kFewWarps = 4;
 
 __device__ __forceinline__ double Up(double x, int distance) {
   return __shfl_up_sync(0xffffffffu, x, distance);
@@ -77,7 +78,9 @@ __device__ __forceinline__ Pair LoadPair(const MlstmLayout& sizes, const MlstmGa
   return pair;
 }
 
-__global__ void __launch_bounds__(kThreads)
+// Given m everywhere, tiles do not depend on each other, and blocks share those of a head.
+template <bool kIndependent>
+__global__ void __launch_bounds__(32 * (kIndependent ? kFewWarps : kWarps))
     WeightsKernel(const MlstmLayout sizes, const MlstmGateInputs gates, const MlstmVectors out) {
   __shared__ MaximumMap maps[kWarps];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
@@ -89,7 +92,8 @@ __global__ void __launch_bounds__(kThreads)
   }
   double m = before_m, total = 0.0;
   for (int round = 0; round < sizes.tiles; round += kWarps) {
-    const int tile = round + warp, begin = tile * kMlstmTile;
+    const int tile = kIndependent ? static_cast<int>(blockIdx.y) * kFewWarps + warp : round + warp,
+              begin = tile * kMlstmTile;
     const int end = min(sizes.tokens, begin + kMlstmTile), first = begin + 2 * lane;
     const bool exists = tile < sizes.tiles;
     const int last = exists ? sizes.Document(head, end - 1) : 0;
@@ -97,15 +101,19 @@ __global__ void __launch_bounds__(kThreads)
     const Pair pair = LoadPair(sizes, gates, head, lane, first, end, last);
     const double sum = __shfl_sync(0xffffffffu, pair.sum[1], 31);
     const double largest = __shfl_sync(0xffffffffu, pair.running[1], 31);
-    __syncthreads();  // of the round before, all have read the maps
-    if (lane == 0) {
-      maps[warp] = exists ? MaximumMap{forgets ? kMlstmEmpty : sum, sum + largest}
-                          : MaximumMap{0.0, kMlstmEmpty};
+    MaximumMap before{}, after{}, all{};
+    if constexpr (!kIndependent) {
+      __syncthreads();  // of the round before, all have read the maps
+      if (lane == 0) {
+        maps[warp] = exists ? MaximumMap{forgets ? kMlstmEmpty : sum, sum + largest}
+                            : MaximumMap{0.0, kMlstmEmpty};
+      }
+      __syncthreads();
+      const MaximumMap until = ComposeUpTo(lane, maps[lane]);
+      before = OfLane(max(warp - 1, 0), until);
+      after = OfLane(warp, until);
+      all = OfLane(31, until);
     }
-    __syncthreads();
-    const MaximumMap until = ComposeUpTo(lane, maps[lane]);
-    const MaximumMap before = OfLane(max(warp - 1, 0), until), all = OfLane(31, until);
-    const MaximumMap after = OfLane(warp, until);
 
     const auto m_at = [&](int token) { return gates.given_m[sizes.Row(head, token)]; };
     float m_before, m_after;
@@ -177,6 +185,7 @@ __global__ void __launch_bounds__(kThreads)
             static_cast<float>(forgets ? kMlstmEmpty : decay);
       }
     }
+    if constexpr (kIndependent) return;
     m = all(m);
     total = fmax(total + all.sum, kMlstmEmpty);
   }
@@ -194,8 +203,16 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 void MlstmWeights(const MlstmLayout& sizes, const MlstmGateInputs& gates, const MlstmVectors& out) {
-  Launch("mlstm gates", WeightsKernel, dim3(static_cast<unsigned>(sizes.all_heads())),
-         dim3(kThreads), 0, sizes, gates, out);
+  const auto heads = static_cast<unsigned>(sizes.all_heads());
+  const bool whole =
+      gates.final_m != nullptr || gates.total_log_f != nullptr || gates.total_decay != nullptr;
+  if (gates.given_m != nullptr && !whole) {
+    Launch("mlstm gates", WeightsKernel<true>, dim3(heads, Pieces(sizes.tiles, kFewWarps)),
+           dim3(32 * kFewWarps), 0, sizes, gates, out);
+  } else {
+    Launch("mlstm gates", WeightsKernel<false>, dim3(heads), dim3(32 * kWarps), 0, sizes, gates,
+           out);
+  }
 }
 
 }  // namespace eyrie
