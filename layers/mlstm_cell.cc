@@ -183,6 +183,7 @@ MlstmCell::Backward::Backward(const MlstmCell& cell, Run& run, const Inputs& inp
   log_f_ = run.FullScratch(heads);
   cell.Gates(run, inputs.gates, log_i_, log_f_);
   dh_ = cell.Heads(dout);
+  h_dh_ = run.FullScratch(heads);
   const Tensor h = cell.Heads(stash[cell.h_]);
   const Tensor statistics = stash[cell.statistics_].View({2, h.size() / h.dim(3)});
   const bool skips = cell.options_.skip;
@@ -201,6 +202,8 @@ MlstmCell::Backward::Backward(const MlstmCell& cell, Run& run, const Inputs& inp
                             .dx = dh_,
                             .ds = cell.Heads(gradients.s),
                             .dgate = cell.Heads(gradients.gate),
+                            .x_dx = h_dh_,
+                            .epsilon = cell.options_.norm_epsilon,
                             .dweight = run.params.grad(cell.norm_),
                             .dskip = skips ? cell.OfHeads(run.params.grad(cell.skip_)) : Tensor{},
                             .workspace = run.Workspace(GatedLayerNormBackwardWorkspace(h, skip))});
@@ -229,6 +232,7 @@ MlstmCell::Backward::Backward(const MlstmCell& cell, Run& run, const Inputs& inp
                     .maximum = stash[cell.maximum_],
                     .normaliser = stash[cell.normaliser_],
                     .dh = dh_,
+                    .h_dh = h_dh_,
                     .decay = decay,
                     .increment_c = increment.c,
                     .increment_n = increment.n,
@@ -268,6 +272,7 @@ void MlstmCell::Backward::Finish(const Inputs& gradients) {
                  .maximum = stash_[cell_.maximum_],
                  .normaliser = stash_[cell_.normaliser_],
                  .dh = dh_,
+                 .h_dh = h_dh_,
                  .dafter = dafter_,
                  .after_m = after_m_,
                  .dq = cell_.Heads(gradients.q),

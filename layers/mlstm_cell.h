@@ -97,7 +97,7 @@ class MlstmCell {
     Inputs inputs_;
     Stash& stash_;
     Carry carry_;
-    Tensor log_i_, log_f_, dh_, after_m_;
+    Tensor log_i_, log_f_, dh_, h_dh_, after_m_;
     MlstmState dafter_, dbefore_;
     std::optional<CarryScan> scan_c_, scan_n_;
   };

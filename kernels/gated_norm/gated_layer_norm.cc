@@ -44,7 +44,9 @@ void GatedLayerNormBackward(const GatedLayerNormBackwardArgs& args) {
     CheckShape(kernel, "dskip", args.dskip, args.skip.shape);
   }
   CheckTypes(kernel, args.x, args.x.dtype, {args.dout, args.dx, args.ds, args.dgate});
-  CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.dweight, args.dskip});
+  EYRIE_CHECK(!args.x_dx.defined() || args.x_dx.size() == args.x.size() / args.x.dim(-1), kernel,
+              ": x_dx has shape ", args.x_dx.shape.ToString());
+  CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.dweight, args.dskip, args.x_dx});
   CheckWorkspace(kernel, args.x, args.workspace,
                  GatedLayerNormBackwardWorkspace(args.x, args.skip));
   const KernelScope timed("gated_norm");

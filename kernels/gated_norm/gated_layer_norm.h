@@ -32,8 +32,12 @@ struct GatedLayerNormBackwardArgs {
   Tensor x, weight, skip, s;  // as in the forward pass
   Activation activation = Activation::kSilu;
   Tensor gate, mean, rstd;
-  Tensor dout;            // like x
-  Tensor dx, ds, dgate;   // like x, out, overwritten; one may be the same memory as dout
+  Tensor dout;           // like x
+  Tensor dx, ds, dgate;  // like x, out, overwritten; one may be the same memory as dout
+  // x . dx of each group, N G elements of full precision, out, or absent. What the norm of x leaves
+  // of it, with rstd, is all: D mean(normed x times its gradient) epsilon rstd^2.
+  Tensor x_dx;
+  double epsilon = 0;     // as in the forward pass; with x_dx
   Tensor dweight, dskip;  // [G, D] out, added to, in a fixed order
   Tensor workspace;       // GatedLayerNormBackwardWorkspace(x, skip) float32 elements
 };

@@ -52,6 +52,8 @@ void GatedLayerNormBackwardCpu(const GatedLayerNormBackwardArgs& args) {
   const Real *gate = args.gate.data<Real>(), *dout = args.dout.data<Real>();
   const Real *mean = args.mean.data<Real>(), *rstd = args.rstd.data<Real>();
   Real *dx = args.dx.data<Real>(), *ds = args.ds.data<Real>(), *dgate = args.dgate.data<Real>();
+  Real* x_dx = args.x_dx.data<Real>();
+  const Real epsilon = static_cast<Real>(args.epsilon);
   const Real count = static_cast<Real>(width);
   const bool silu = args.activation == Activation::kSilu;
 
@@ -99,6 +101,7 @@ void GatedLayerNormBackwardCpu(const GatedLayerNormBackwardArgs& args) {
         through_gate([](int64_t) { return Real(0); });
       }
       const Real shift = sum / count, along = dot / count;
+      if (x_dx != nullptr) x_dx[group] = dot * epsilon * r * r;
 #pragma omp simd
       for (int64_t c = 0; c < width; ++c) {
         dx_group[c] = r * (dvalue[c] * (Real(1) + w[c]) - shift - normed[c] * along);

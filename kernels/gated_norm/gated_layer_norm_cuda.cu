@@ -74,6 +74,8 @@ struct BackwardTensors {
   const float *mean, *rstd;
   const T* dout;
   T *dx, *ds, *dgate;
+  float* x_dx;  // or null
+  float epsilon;
   float *dweight, *dskip;  // each [stripes, G, D]
 };
 
@@ -143,7 +145,10 @@ __global__ void __launch_bounds__(Team::kMaxThreads,
       if (skips) StoreVector(tensors.ds + row + at, ds);
     }
     const float shift = Team::Sum(sum, shared[0]) / static_cast<float>(width);
-    const float along = Team::Sum(dot, shared[1]) / static_cast<float>(width);
+    const float all = Team::Sum(dot, shared[1]), along = all / static_cast<float>(width);
+    if (tensors.x_dx != nullptr && exists && Team::Index() == 0) {
+      tensors.x_dx[group] = all * tensors.epsilon * r * r;
+    }
 #pragma unroll
     for (int k = 0; k < kVectors; ++k) {
       const int at = first + k * step;
@@ -225,6 +230,8 @@ void GatedLayerNormBackwardCuda(const GatedLayerNormBackwardArgs& args) {
                                      .dx = args.dx.data<T>(),
                                      .ds = args.ds.data<T>(),
                                      .dgate = args.dgate.data<T>(),
+                                     .x_dx = args.x_dx.data<float>(),
+                                     .epsilon = static_cast<float>(args.epsilon),
                                      .dweight = dweight,
                                      .dskip = dskip};
     const T* ds = args.skip.defined() ? tensors.ds : nullptr;

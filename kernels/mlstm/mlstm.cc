@@ -98,6 +98,7 @@ void MlstmBackward(const MlstmBackwardArgs& args) {
   CheckOverHeads(kernel, args.k, {args.after_m});
   EYRIE_CHECK(args.after_m.defined() || !args.dafter.c.defined(), kernel,
               ": dafter without after_m");
+  if (args.h_dh.defined()) CheckOverTokens(kernel, args.k, {args.h_dh});
   const KernelScope timed("mlstm");
   EYRIE_DISPATCH_CUDA(args.k, MlstmBackwardCuda(args));
   DispatchCpu(kernel, args.k, [&](auto real) { MlstmBackwardCpu<decltype(real)>(args); });
@@ -126,6 +127,7 @@ void MlstmGradSummary(const MlstmGradSummaryArgs& args) {
     CheckShape(kernel, "after_m or decay", tensor, {args.q.dim(0), args.q.dim(2)});
   }
   CheckOverHeads(kernel, args.q, {args.before_m, args.after_m, args.decay});
+  if (args.h_dh.defined()) CheckOverTokens(kernel, args.q, {args.h_dh});
   EYRIE_CHECK(args.increment_c.defined(), kernel, ": no increment");
   CheckState(kernel, args.q, args.h, {.c = args.increment_c, .n = args.increment_n}, false);
   const KernelScope timed("mlstm");

@@ -78,7 +78,8 @@ struct MlstmBackwardArgs {
   MlstmState before;                        // likewise
   Tensor h, maximum, normaliser;            // of the forward pass
   Tensor dh;                                // [B, T, H, dv]
-  MlstmState dafter;                        // with respect to `after`, or absent
+  Tensor h_dh;        // h . dh [B, T, H] of full precision, where known; or absent
+  MlstmState dafter;  // with respect to `after`, or absent
   // The `m` of `after`, [B, H]; with dafter.
   Tensor after_m;
   Tensor dq, dk, dv;      // like q, k, v, out, overwritten
@@ -109,6 +110,7 @@ struct MlstmGradSummaryArgs {
                                   // absent: empty
   Tensor h, maximum, normaliser;  // of the forward pass
   Tensor dh;                      // [B, T, H, dv]
+  Tensor h_dh;                    // [B, T, H], as in the backward pass
   Tensor decay;                   // [B, H] out, exp(log_decay + before_m - after_m)
   Tensor increment_c;             // [B, H, dk, dv] out
   Tensor increment_n;             // [B, H, dk] out

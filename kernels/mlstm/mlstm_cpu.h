@@ -224,8 +224,7 @@ void MlstmBackwardCpu(const MlstmBackwardArgs& args) {
   const Sizes sizes(args.q, args.v);
   const Factors<Real> factors(sizes, args.log_i, args.log_f, args.positions, args.before.m,
                               args.options.stabilised, args.maximum.data<Real>());
-  const DenominatorGradients<Real> denominators(sizes, args.h, args.dh, args.maximum,
-                                                args.normaliser, args.options);
+  const DenominatorGradients<Real> denominators(sizes, args);
   const Walk<Real> walk(sizes, args.options, factors);
   const Cuts& cuts = walk.cuts;
   ForGroups(sizes, [&](int64_t first, int64_t heads) {
@@ -293,8 +292,7 @@ void MlstmGradSummaryCpu(const MlstmGradSummaryArgs& args) {
   const bool stabilised = args.options.stabilised;
   const Factors<Real> factors(sizes, Tensor{}, args.log_f, args.positions, args.before_m,
                               stabilised, args.maximum.data<Real>());
-  const DenominatorGradients<Real> denominators(sizes, args.h, args.dh, args.maximum,
-                                                args.normaliser, args.options);
+  const DenominatorGradients<Real> denominators(sizes, args);
   const Walk<Real> walk(sizes, args.options, factors);
   FillZero(args.increment_c);
   FillZero(args.increment_n);

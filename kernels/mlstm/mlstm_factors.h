@@ -123,20 +123,25 @@ Real Denominator(Real normaliser, Real maximum, const MlstmOptions& options) {
 // What backward needs of the denominators, [B H, T]: 1 / b_t, and the gradient of n_t . q_t.
 template <class Real>
 struct DenominatorGradients {
-  DenominatorGradients(const Sizes& sizes, const Tensor& h, const Tensor& dh, const Tensor& maximum,
-                       const Tensor& normaliser, const MlstmOptions& options)
+  // Of arguments of either backward function.
+  template <class Args>
+  DenominatorGradients(const Sizes& sizes, const Args& args)
       : inverse(Size(sizes.all_heads * sizes.tokens)), dnormaliser(inverse.size()) {
+    const MlstmOptions& options = args.options;
+    const Real *normaliser = args.normaliser.template data<Real>(),
+               *maximum = args.maximum.template data<Real>(), *h = args.h.template data<Real>(),
+               *dh = args.dh.template data<Real>(), *h_dh = args.h_dh.template data<Real>();
     ForHeads(sizes, [&](int64_t head) {
       for (int64_t t = 0; t < sizes.tokens; ++t) {
-        const int64_t row = sizes.Row(head, t);
+        const int64_t row = sizes.Row(head, t), first = row * sizes.values;
         const size_t i = Size(head * sizes.tokens + t);
-        const Real nu = normaliser.data<Real>()[row], m = maximum.data<Real>()[row];
+        const Real nu = normaliser[row], m = maximum[row];
         inverse[i] = Real(1) / Denominator(nu, m, options);
         dnormaliser[i] = Real(0);
         if (!options.normalised || !options.normaliser_gradient) continue;
         if (std::abs(nu) <= Exp(-m)) continue;
-        const Real product = DotOf(dh.data<Real>() + row * sizes.values,
-                                   h.data<Real>() + row * sizes.values, sizes.values);
+        const Real product =
+            h_dh != nullptr ? h_dh[row] : DotOf(dh + first, h + first, sizes.values);
         dnormaliser[i] = (nu > Real(0) ? -product : product) * inverse[i];
       }
     });

@@ -182,6 +182,7 @@ template <class T>
 struct MlstmDenominators {
   const float *normaliser, *maximum;  // [B, T, H]
   const T *h, *dh;                    // [B, T, H, dv]
+  const float* h_dh;                  // [B, T, H] h . dh, or null
   bool normalised, gradient;
   float epsilon;
 };

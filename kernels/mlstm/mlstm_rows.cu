@@ -20,18 +20,20 @@ __device__ __forceinline__ float Dot(const T* a, const U* b, int width) {
   return WarpSum(sum);
 }
 
-// The row of tensors [B, T, H, width] that a warp has, and where its token's vectors lie.
-struct WarpRow {
+// A row of tensors [B, T, H, width], and where its token's vectors lie.
+struct TokenRow {
   int64_t row, at;
   bool exists;
 };
-__device__ __forceinline__ WarpRow RowOfWarp(const MlstmLayout& sizes) {
-  const int64_t row =
-      static_cast<int64_t>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / 32;
+__device__ __forceinline__ TokenRow RowAt(const MlstmLayout& sizes, int64_t row) {
   const int64_t time = row / sizes.heads;
   const int64_t head = time / sizes.tokens * sizes.heads + row % sizes.heads;
   return {row, head * sizes.padded() + time % sizes.tokens,
           row < static_cast<int64_t>(sizes.all_heads()) * sizes.tokens};
+}
+__device__ __forceinline__ TokenRow RowOfWarp(const MlstmLayout& sizes) {
+  return RowAt(sizes,
+               static_cast<int64_t>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / 32);
 }
 
 // 1 / b of a token; 1 where nothing is normalised.
@@ -42,23 +44,32 @@ __device__ __forceinline__ float Inverse(const MlstmDenominators<T>& in, float n
   return 1.0f / (fmaxf(fabsf(normaliser), expf(-in.maximum[row])) + in.epsilon);
 }
 
+// A warp has a row, whose products it reads N elements at a time; or, where they are given or not
+// wanted and N is 0, a thread has one.
 template <class T, int N>
 __global__ void __launch_bounds__(kThreads)
     DenominatorKernel(const MlstmLayout sizes, const MlstmDenominators<T> in, float* inverse_b,
                       float* dnormaliser) {
-  const WarpRow warp = RowOfWarp(sizes);
-  if (!warp.exists) return;
-  const float normaliser = in.normaliser[warp.row], inverse = Inverse(in, normaliser, warp.row);
+  const TokenRow token =
+      N > 0 ? RowOfWarp(sizes)
+            : RowAt(sizes, static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x);
+  if (!token.exists) return;
+  const float normaliser = in.normaliser[token.row], inverse = Inverse(in, normaliser, token.row);
   float gradient = 0.0f;
-  if (in.dh != nullptr && in.normalised && in.gradient &&
-      fabsf(normaliser) > expf(-in.maximum[warp.row])) {
-    const int64_t first = warp.row * sizes.values;
-    const float product = Dot<N>(in.dh + first, in.h + first, sizes.values) * inverse;
-    gradient = normaliser > 0.0f ? -product : product;
+  if (dnormaliser != nullptr && in.normalised && in.gradient &&
+      fabsf(normaliser) > expf(-in.maximum[token.row])) {
+    float product;
+    if constexpr (N > 0) {
+      const int64_t first = token.row * sizes.values;
+      product = Dot<N>(in.dh + first, in.h + first, sizes.values);
+    } else {
+      product = in.h_dh[token.row];
+    }
+    gradient = normaliser > 0.0f ? -product * inverse : product * inverse;
   }
-  if (threadIdx.x % 32 != 0) return;
-  inverse_b[warp.at] = inverse;
-  if (in.dh != nullptr) dnormaliser[warp.at] = gradient;
+  if (N > 0 && threadIdx.x % 32 != 0) return;
+  inverse_b[token.at] = inverse;
+  if (dnormaliser != nullptr) dnormaliser[token.at] = gradient;
 }
 
 // Adds what the states before tiles give to their tokens' normalisers. A block has a tile of a
@@ -120,7 +131,7 @@ __global__ void __launch_bounds__(kThreads)
 // Adds up what slices of keys gave to outputs.
 __global__ void __launch_bounds__(kThreads)
     SliceKernel(const MlstmLayout sizes, const MlstmPass<__nv_bfloat16> pass, int slices) {
-  const WarpRow warp = RowOfWarp(sizes);
+  const TokenRow warp = RowOfWarp(sizes);
   if (!warp.exists) return;
   const int64_t all = static_cast<int64_t>(sizes.all_heads()) * sizes.tokens;
   const float factor = pass.factor != nullptr ? pass.factor[warp.at] : 1.0f;
@@ -186,7 +197,7 @@ __global__ void __launch_bounds__(kThreads)
 
 __global__ void __launch_bounds__(kThreads)
     ProductsKernel(const MlstmLayout sizes, const MlstmRowProducts in) {
-  const WarpRow warp = RowOfWarp(sizes);
+  const TokenRow warp = RowOfWarp(sizes);
   if (!warp.exists) return;
   const int64_t first = warp.row * sizes.keys;
   const float of_q = Dot<1>(in.q + first, in.dq + first, sizes.keys);
@@ -304,6 +315,12 @@ void WithVectors(int width, std::initializer_list<const T*> rows, const Body& bo
 template <class T>
 void ComputeDenominators(const MlstmLayout& sizes, const MlstmDenominators<T>& in, float* inverse_b,
                          float* dnormaliser) {
+  if (dnormaliser == nullptr || in.h_dh != nullptr) {
+    Launch("mlstm denominators", DenominatorKernel<T, 0>,
+           Pieces(static_cast<int64_t>(sizes.all_heads()) * sizes.tokens, kThreads), kThreads, 0,
+           sizes, in, inverse_b, dnormaliser);
+    return;
+  }
   WithVectors<T>(sizes.values, {in.h, in.dh}, [&](auto n) {
     Launch("mlstm denominators", DenominatorKernel<T, n>, RowBlocks(sizes), kThreads, 0, sizes, in,
            inverse_b, dnormaliser);

@@ -8,7 +8,7 @@ namespace {
 
 // N rows of G groups of D on one device, and what a forward and a backward pass make of them.
 struct Case {
-  OwnedTensor x, weight, skip, s, gate, dout, out, mean, rstd, dx, ds, dgate, dweight, dskip,
+  OwnedTensor x, weight, skip, s, gate, dout, out, mean, rstd, x_dx, dx, ds, dgate, dweight, dskip,
       workspace;
 
   // What is absent where there is no skip.
@@ -28,6 +28,8 @@ struct Case {
             .dx = dx.tensor,
             .ds = optional(ds),
             .dgate = dgate.tensor,
+            .x_dx = x_dx.tensor,
+            .epsilon = 1e-2,
             .dweight = dweight.tensor,
             .dskip = optional(dskip),
             .workspace = workspace.tensor};
@@ -56,12 +58,10 @@ class CudaGatedLayerNorm : public testing::TestWithParam<DType> {
                         activation == Activation::kSilu ? " SiLU" : " sigmoid"));
     const DType dtype = GetParam();
     const Shape shape{rows, groups, width}, row{groups, width}, statistics{rows, groups};
-    Case here{.mean = PoisonedTensor(DType::kF64, statistics),
-              .rstd = PoisonedTensor(DType::kF64, statistics)};
-    Case one, two;
-    for (Case* there : {&one, &two}) {
-      there->mean = PoisonedCuda(DType::kF32, statistics);
-      there->rstd = PoisonedCuda(DType::kF32, statistics);
+    Case here, one, two;
+    for (const auto which : {&Case::mean, &Case::rstd, &Case::x_dx}) {
+      here.*which = PoisonedTensor(DType::kF64, statistics);
+      for (Case* there : {&one, &two}) there->*which = PoisonedCuda(DType::kF32, statistics);
     }
     for (const auto which :
          {&Case::x, &Case::s, &Case::gate, &Case::dout, &Case::weight, &Case::skip}) {
@@ -97,7 +97,9 @@ class CudaGatedLayerNorm : public testing::TestWithParam<DType> {
     for (const auto which : {&Case::out, &Case::dx, &Case::dgate}) {
       compare(which, Tolerance(dtype));
     }
-    for (const auto which : {&Case::mean, &Case::rstd, &Case::dweight}) compare(which, 1e-5);
+    for (const auto which : {&Case::mean, &Case::rstd, &Case::x_dx, &Case::dweight}) {
+      compare(which, 1e-5);
+    }
     if (!skips) return;
     compare(&Case::ds, Tolerance(dtype));
     compare(&Case::dskip, 1e-5);

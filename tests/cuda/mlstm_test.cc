@@ -78,15 +78,16 @@ void ExpectClose(const char* name, const Tensor& on_gpu, const Tensor& expected,
       << name;
 }
 
-// Compares the forward pass, then the backward pass given what a forward pass saved.
-void ExpectMatchesTheCpu(const MlstmProblem& problem, DType dtype) {
+// Compares the forward pass, then the backward pass given what a forward pass saved, which may have
+// the products of its outputs with their gradients.
+void ExpectMatchesTheCpu(const MlstmProblem& problem, DType dtype, bool give_products = false) {
   const MlstmSizes& s = problem.sizes;
   SCOPED_TRACE(StrCat(Name(dtype), " B ", s.batch, " T ", s.time, " H ", s.heads, " dk ", s.keys,
                       " dv ", s.values, " state ", problem.with_state, " stabilised ",
                       problem.options.stabilised, " normalised ", problem.options.normalised,
                       " chunk ", problem.options.chunk));
   MlstmProblem expected = RoundedProblem(problem, dtype);
-  const MlstmProblem one = CudaProblem(problem, dtype), two = CudaProblem(problem, dtype);
+  MlstmProblem one = CudaProblem(problem, dtype), two = CudaProblem(problem, dtype);
   expected.Forward();
   one.Forward();
   two.Forward();
@@ -104,7 +105,9 @@ void ExpectMatchesTheCpu(const MlstmProblem& problem, DType dtype) {
 
   // All go on from the same.
   RoundWhatIsSaved(expected, dtype);
-  for (const MlstmProblem* gpu : {&one, &two}) {
+  if (give_products) expected.GiveProducts();
+  for (MlstmProblem* gpu : {&one, &two}) {
+    if (give_products) gpu->h_dh = ToCuda(expected.h_dh.tensor, DType::kF32);
     Copy(ToCuda(expected.h.tensor, dtype).tensor, gpu->h.tensor);
     for (OwnedTensor MlstmProblem::*const saved : kSaved) {
       Copy(ToCuda((expected.*saved).tensor, DType::kF32).tensor, (gpu->*saved).tensor);
@@ -225,6 +228,14 @@ TEST(CudaMlstm, WideHeadsByLongChunks) {
     MlstmOptions options = kKinds[kind++ % 3];
     options.chunk = chunk;
     ExpectMatchesTheCpu({random.Int(1, 2), time, 1, keys, values}, options, DType::kBF16, random);
+  }
+}
+
+TEST(CudaMlstm, ProductsOfOutputsMayBeGiven) {
+  TestRandom random;
+  for (const DType dtype : kCudaTypes) {
+    const MlstmProblem problem(DType::kF64, {2, 150, 3, 32, 64}, kKinds[0], random);
+    ExpectMatchesTheCpu(problem, dtype, /*give_products=*/true);
   }
 }
 

@@ -27,7 +27,7 @@ struct Case {
   void PrepareOutputs() {
     const DType dtype = x.tensor.dtype;
     const Shape statistics{x.tensor.size() / x.tensor.dim(-1)};
-    for (OwnedTensor* tensor : {&mean, &rstd}) *tensor = PoisonedTensor(dtype, statistics);
+    for (OwnedTensor* tensor : {&mean, &rstd, &x_dx}) *tensor = PoisonedTensor(dtype, statistics);
     for (OwnedTensor* tensor : {&out, &dx, &ds, &dgate}) {
       *tensor = PoisonedTensor(dtype, x.tensor.shape);
     }
@@ -60,6 +60,8 @@ struct Case {
             .dx = dx.tensor,
             .ds = IfSkips(ds),
             .dgate = dgate.tensor,
+            .x_dx = x_dx.tensor,
+            .epsilon = kEpsilon,
             .dweight = dweight.tensor,
             .dskip = IfSkips(dskip)};
   }
@@ -78,7 +80,7 @@ struct Case {
   Activation activation;
   bool skips;
   OwnedTensor x, weight, skip, s, gate, dout;
-  OwnedTensor out, mean, rstd, dx, ds, dgate, dweight, dskip;
+  OwnedTensor out, mean, rstd, x_dx, dx, ds, dgate, dweight, dskip;
 };
 
 // Calls body(activation, whether there is a skip) for each kind.
@@ -146,6 +148,13 @@ TEST(GatedLayerNorm, GradientsMatchFiniteDifferences) {
           EXPECT_LT(NumericGradientCheck(loss, input.tensor, gradient.tensor, random), 1e-6);
         };
         check(c.x, c.dx);
+        for (int64_t group = 0; group < c.x_dx.tensor.size(); ++group) {
+          double product = 0;
+          for (int64_t j = group * width; j < (group + 1) * width; ++j) {
+            product += Get(c.x.tensor, j) * Get(c.dx.tensor, j);
+          }
+          EXPECT_NEAR(Get(c.x_dx.tensor, group), product, 1e-12 * static_cast<double>(width));
+        }
         check(c.gate, c.dgate);
         check(c.weight, c.dweight);
         if (!skips) continue;

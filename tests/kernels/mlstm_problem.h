@@ -125,6 +125,19 @@ struct MlstmProblem {
                   .options = options,
                   .workspace = workspace.tensor});
   }
+  // Has the next backward passes given what they else compute; of this problem's h on the CPU.
+  void GiveProducts() {
+    const Tensor outputs = h.tensor;
+    const int64_t values = sizes.values;
+    h_dh = OwnedTensor(outputs.dtype, normaliser.tensor.shape);
+    for (int64_t row = 0; row < h_dh.tensor.size(); ++row) {
+      double product = 0;
+      for (int64_t i = row * values; i < (row + 1) * values; ++i) {
+        product += Get(outputs, i) * Get(dh.tensor, i);
+      }
+      Set(h_dh.tensor, row, product);
+    }
+  }
   void Backward() const {
     MlstmBackward({.q = q.tensor,
                    .k = k.tensor,
@@ -137,6 +150,7 @@ struct MlstmProblem {
                    .maximum = maximum.tensor,
                    .normaliser = normaliser.tensor,
                    .dh = dh.tensor,
+                   .h_dh = h_dh.tensor,
                    .dafter = with_state ? dafter.gradient() : MlstmState{},
                    .after_m = with_state ? after.m.tensor : Tensor{},
                    .dq = dq.tensor,
@@ -186,6 +200,7 @@ struct MlstmProblem {
   OwnedTensor q, k, v, dh, log_i, log_f, positions;
   OwnedMlstmState before, dafter;
   OwnedTensor h, maximum, normaliser, dq, dk, dv, dlog_i, dlog_f;
+  OwnedTensor h_dh;  // absent, unless given
   OwnedMlstmState after, dbefore;
   OwnedTensor workspace;  // on a GPU
 };

@@ -200,6 +200,19 @@ TEST(Mlstm, AnEmptyStateIsNone) {
   }
 }
 
+TEST(Mlstm, ProductsOfOutputsMayBeGiven) {
+  TestRandom random;
+  MlstmProblem problem(DType::kF64, {2, 37, 2, 6, 9}, {}, random);
+  const MlstmProblem expected(problem, DType::kF64);
+  for (const MlstmProblem* each : {&expected, static_cast<const MlstmProblem*>(&problem)}) {
+    each->Forward();
+  }
+  problem.GiveProducts();
+  expected.Backward();
+  problem.Backward();
+  ExpectSameOutputs(problem, expected, 1e-12);
+}
+
 TEST(Mlstm, PackedDocumentsEqualDocumentsAlone) {
   TestRandom random;
   for (const auto& [kind, options] : kKinds) {
