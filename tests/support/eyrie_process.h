@@ -2,6 +2,7 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -72,15 +73,23 @@ inline pid_t Start(const std::vector<std::string>& command, const std::string& l
   _exit(127);
 }
 
+// Waits for it. What does not end in ten minutes is told to, as a hang must not hang the tests.
 inline ProcessResult Finish(pid_t child, const std::string& log) {
   const auto start = std::chrono::steady_clock::now();
+  const auto lasted = [&] { return std::chrono::steady_clock::now() - start; };
   int status = 0;
-  waitpid(child, &status, 0);
+  for (auto next = std::chrono::seconds(600); waitpid(child, &status, WNOHANG) == 0;) {
+    if (lasted() > next) {
+      kill(child, next == std::chrono::seconds(600) ? SIGTERM : SIGKILL);
+      next += std::chrono::seconds(10);
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
   ProcessResult result;
   result.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   result.out = ReadFile(log + ".out");
   result.err = ReadFile(log + ".err");
-  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  result.seconds = std::chrono::duration<double>(lasted()).count();
   return result;
 }
 
