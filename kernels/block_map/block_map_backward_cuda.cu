@@ -11,7 +11,9 @@ constexpr int kWarps = 8, kThreads = 32 * kWarps;
 constexpr int kTileBlocks = 32, kTileColumns = kTileBlocks * kBlock;  // of channels
 constexpr int kParts = kThreads / kTileBlocks;                        // threads of one such block
 constexpr int kTileRows = kParts * kLaneRows;
-constexpr int kStages = 3;
+// As many as an A100's shared memory has room for.
+template <class T>
+constexpr int kStagesOf = sizeof(T) == 2 ? 3 : 2;
 constexpr int kPitch = kTileColumns + kBlock;  // of a row in a stage, against conflicts
 
 // What a stage holds of each tensor, in elements.
@@ -43,6 +45,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
   constexpr int kWeights = kBlock * kBlock;  // of a block of channels and one map
   constexpr int kSums = kMaps * kWeights, kSumPitch = kSums + 1;  // a thread's; odd likewise
   constexpr int kTensors = kStageTensors<kMaps, kAccumulate>, kStage = kTensors * kStageOfTensor;
+  constexpr int kStages = kStagesOf<T>;
   extern __shared__ __align__(16) unsigned char memory[];
   const T* stages = reinterpret_cast<const T*>(memory);
   float* shared = reinterpret_cast<float*>(memory);  // when all tiles are done
@@ -332,7 +335,7 @@ void BlockMapBackwardCuda(const BlockMapBackwardArgs& args) {
       const auto run = [&](auto accumulate) {
         constexpr bool kAccumulate = decltype(accumulate)::value;
         constexpr size_t kShared =
-            kStages * kStageTensors<kMaps, kAccumulate> * kStageOfTensor * sizeof(T);
+            kStagesOf<T> * kStageTensors<kMaps, kAccumulate> * kStageOfTensor * sizeof(T);
         const auto body = BackwardKernel<T, kMaps, kAccumulate>;
         AllowSharedMemory(body, kShared);
         Launch(kernel, body, dim3(chunks, Pieces(width, kTileColumns)), kThreads, kShared, tensors,
