@@ -12,11 +12,19 @@ __device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Copies 16 bytes in the background, or writes zeros if not `valid`; `from` is then not read.
+// Copies 16 or 8 bytes in the background, or writes zeros if not `valid`; `from` is then not read.
+template <int kBytes = 16>
 __device__ __forceinline__ void CopyAsync(uint32_t to, const void* from, bool valid) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from),
-               "r"(valid ? 16 : 0)
-               : "memory");
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from),
+                 "r"(valid ? 16 : 0)
+                 : "memory");
+  } else {
+    static_assert(kBytes == 8);
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;\n" ::"r"(to), "l"(from),
+                 "r"(valid ? 8 : 0)
+                 : "memory");
+  }
 }
 // Waits for this thread's copies; a barrier must follow before others read them.
 __device__ __forceinline__ void WaitForCopies() {
@@ -120,6 +128,11 @@ __device__ __forceinline__ uint32_t Pack(float low, float high) {
 
 __device__ __forceinline__ float2 Unpack(uint32_t pair) {
   return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
+}
+// What is left of a pair when it is rounded.
+__device__ __forceinline__ uint32_t PackRest(float low, float high) {
+  const float2 rounded = Unpack(Pack(low, high));
+  return Pack(low - rounded.x, high - rounded.y);
 }
 // A pair of elements, each times its factor.
 __device__ __forceinline__ uint32_t Scale(uint32_t pair, float2 factors) {

@@ -21,14 +21,6 @@ template <int kMaps, bool kAccumulate>
 constexpr int kStageTensors = 1 + kMaps + (kAccumulate ? 1 : 0);
 constexpr int kStageOfTensor = kTileRows * kPitch;
 
-// Copies a block of channels in the background, or writes zeros if not `valid`.
-template <class T>
-__device__ __forceinline__ void CopyBlockAsync(uint32_t to, const T* from, bool valid) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;\n" ::"r"(to), "l"(from),
-               "n"(sizeof(T) * kBlock), "r"(valid ? static_cast<int>(sizeof(T)) * kBlock : 0)
-               : "memory");
-}
-
 template <class T, int kMaps>
 struct BackwardTensors {
   GateWeights<T, kMaps> weights;
@@ -78,7 +70,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
           const int r = i * kWarps + warp, row = min(tile + r, end - 1);
           const uint32_t to = SharedAddress(stages + stage * kStage + tensor * kStageOfTensor +
                                             r * kPitch + lane * kBlock);
-          CopyBlockAsync(to, from + int64_t{row} * width + copied, exists && tile + r < end);
+          CopyAsync<sizeof(T) * kBlock>(to, from + int64_t{row} * width + copied,
+                                        exists && tile + r < end);
         }
       };
       copy(0, tensors.x);

@@ -160,8 +160,7 @@ struct LaneGates<__nv_bfloat16, kWidth> {
 #pragma unroll
       for (int p = 0; p < 2; ++p) {
         high[b][p] = Pack(weights[2 * p], weights[2 * p + 1]);
-        const float2 rounded = Unpack(high[b][p]);
-        low[b][p] = Pack(weights[2 * p] - rounded.x, weights[2 * p + 1] - rounded.y);
+        low[b][p] = PackRest(weights[2 * p], weights[2 * p + 1]);
       }
     }
   }

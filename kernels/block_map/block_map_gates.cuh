@@ -92,10 +92,8 @@ struct FoldedGates<__nv_bfloat16> {
     for (int e = 0; e < 2; ++e) weights.Fold(gate + e, column, values[e]);
 #pragma unroll
     for (int i = 0; i < kBlock; ++i) {
-      const uint32_t high = Pack(values[0][i], values[1][i]);
-      const float2 rounded = Unpack(high);
-      parts[i / 2][i % 2] = high;
-      parts[i / 2][2 + i % 2] = Pack(values[0][i] - rounded.x, values[1][i] - rounded.y);
+      parts[i / 2][i % 2] = Pack(values[0][i], values[1][i]);
+      parts[i / 2][2 + i % 2] = PackRest(values[0][i], values[1][i]);
     }
   }
 

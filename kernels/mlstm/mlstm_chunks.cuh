@@ -134,12 +134,6 @@ struct Block {
   int cluster, clusters;
 };
 
-// What is left of a pair when it is rounded.
-__device__ __forceinline__ uint32_t PackRest(float first, float second) {
-  const float2 rounded = Unpack(Pack(first, second));
-  return Pack(first - rounded.x, second - rounded.y);
-}
-
 // The element pair of accumulators [64, 256] that lies in boxes as a bulk copy has them: of 8
 // columns `n` and row AccumulatorRow(lane, 2 * half) of this warp.
 __device__ __forceinline__ uint32_t* StagedPair(unsigned char* boxes, int n, int half) {
