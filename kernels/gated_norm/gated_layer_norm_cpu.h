@@ -25,13 +25,13 @@ void GatedLayerNormForwardCpu(const GatedLayerNormForwardArgs& args) {
       const int64_t first = group * width, column = group % groups * width;
       const Real *x_group = x + first, *w = weight + column, *z = gate + first;
       Real* to = out + first;
-      const auto [middle, r] = StatisticsOf(x_group, width, epsilon);
-      mean[group] = middle;
-      rstd[group] = r;
+      const GroupStatistics<Real> found = StatisticsOf(x_group, width, epsilon);
+      mean[group] = found.mean;
+      rstd[group] = found.rstd;
       const auto finish = [&](const auto& skipped) {
 #pragma omp simd
         for (int64_t c = 0; c < width; ++c) {
-          const Real value = (x_group[c] - middle) * r * (Real(1) + w[c]) + skipped(c);
+          const Real value = (x_group[c] - found.mean) * found.rstd * (Real(1) + w[c]) + skipped(c);
           to[c] = value * (silu ? z[c] : Real(1)) * Sigmoid(z[c]);
         }
       };

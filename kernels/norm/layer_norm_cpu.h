@@ -36,12 +36,12 @@ void LayerNormForwardCpu(const LayerNormForwardArgs& args) {
     for (int64_t group = begin * groups; group < end * groups; ++group) {
       const Real *x_group = x + group * width, *w = weight + group % groups * width;
       Real* y_group = y + group * width;
-      const auto [middle, r] = StatisticsOf(x_group, width, epsilon);
-      mean[group] = middle;
-      rstd[group] = r;
+      const GroupStatistics<Real> found = StatisticsOf(x_group, width, epsilon);
+      mean[group] = found.mean;
+      rstd[group] = found.rstd;
 #pragma omp simd
       for (int64_t c = 0; c < width; ++c) {
-        y_group[c] = (x_group[c] - middle) * r * (Real(1) + w[c]);
+        y_group[c] = (x_group[c] - found.mean) * found.rstd * (Real(1) + w[c]);
       }
     }
   });
