@@ -50,12 +50,21 @@ class StashTable {
   SlotId AddKept(std::string name, int64_t width, Rows rows, Holds holds = Holds::kActivations) {
     return Add({std::move(name), width, holds, std::move(rows)});
   }
+  // What a kernel makes on its way forward and would make again backward: so many elements of
+  // float32, which mean something to it alone, for B sequences of T tokens on a device. Present
+  // where nothing is recomputed or all of the layer is, and if it has any.
+  using Elements = std::function<int64_t(DType activations, Device, int64_t batch, int64_t tokens)>;
+  SlotId AddReusable(std::string name, Elements elements) {
+    return Add(
+        {std::move(name), 0, Holds::kFullPrecision, nullptr, /*cheap=*/true, std::move(elements)});
+  }
   struct Slot {
     std::string name;
     int64_t width;
     Holds holds;
     Rows rows;  // null: one a token, and not kept
     bool cheap = false;
+    Elements elements = nullptr;  // of a reusable one
     bool kept() const { return rows != nullptr; }
     // Whether recomputation leaves it alone.
     bool Outlives(Recompute recompute) const {
@@ -86,7 +95,7 @@ class Stash {
   void TakeKept(Arena& arena, Recompute recompute) { Take(arena, recompute, /*kept=*/true); }
   void TakeRest(Arena& arena, Recompute recompute) { Take(arena, recompute, /*kept=*/false); }
 
-  // [B, T, width], or [B, rows, width] for a kept slot.
+  // [B, T, width]; [B, rows, width] of a kept slot; [elements] of a reusable one, or absent.
   const Tensor& operator[](SlotId id) const { return tensors_[static_cast<size_t>(id)]; }
 
  private:
@@ -94,6 +103,12 @@ class Stash {
     for (size_t i = 0; i < tensors_.size(); ++i) {
       const StashTable::Slot& slot = table_->slots()[i];
       if (slot.Outlives(recompute) != kept) continue;
+      if (slot.elements) {
+        const int64_t elements = slot.elements(dtype_, arena.device(), batch_, tokens_);
+        if (elements == 0 || recompute == Recompute::kSelective) continue;
+        tensors_[i] = arena.Allocate(DType::kF32, {elements});
+        continue;
+      }
       const int64_t rows = slot.kept() ? slot.rows(tokens_, chunk_) : tokens_;
       tensors_[i] = arena.Allocate(TypeOf(slot.holds, dtype_), {batch_, rows, slot.width});
     }

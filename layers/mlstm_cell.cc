@@ -42,6 +42,13 @@ void MlstmCell::Declare(Declaration& declare) {
   maximum_ = declare.stash.Add("maximum", heads_, Holds::kFullPrecision);
   normaliser_ = declare.stash.Add("normaliser", heads_, Holds::kFullPrecision);
   statistics_ = declare.stash.AddCheap("cell_norm", 2 * heads_, Holds::kFullPrecision);
+  memories_ = declare.stash.AddReusable(
+      "memories", [this](DType dtype, Device device, int64_t batch, int64_t tokens) {
+        const auto rows = [&](int64_t width) {
+          return Tensor{nullptr, dtype, device, {batch, tokens, heads_, width}};
+        };
+        return MlstmMemories(rows(options_.key_width), rows(options_.value_width), kernel_);
+      });
 }
 
 void MlstmCell::DeclareState(StateTable& table) const {
@@ -164,6 +171,7 @@ void MlstmCell::Forward::Finish() {
                 .normaliser = stash_[cell_.normaliser_],
                 // With other ranks, the state after all of their chunks is the scan's.
                 .after = split ? MlstmState{} : cell_.StateOf(run_, carry_.after),
+                .memories = stash_[cell_.memories_],
                 .options = cell_.kernel_,
                 .workspace = run_.Workspace(MlstmWorkspace(q, v, cell_.kernel_))});
 }
@@ -273,6 +281,7 @@ void MlstmCell::Backward::Finish(const Inputs& gradients) {
                  .normaliser = stash_[cell_.normaliser_],
                  .dh = dh_,
                  .h_dh = h_dh_,
+                 .memories = stash_[cell_.memories_],
                  .dafter = dafter_,
                  .after_m = after_m_,
                  .dq = cell_.Heads(gradients.q),

@@ -123,7 +123,7 @@ class MlstmCell {
   int64_t heads_ = 0;  // local
   ParamId bias_i_ = -1, bias_f_ = -1, norm_ = -1, skip_ = -1;
   SlotId c0_ = -1, n0_ = -1, m0_ = -1;  // what came from the ranks before
-  SlotId h_ = -1, maximum_ = -1, normaliser_ = -1, statistics_ = -1;
+  SlotId h_ = -1, maximum_ = -1, normaliser_ = -1, statistics_ = -1, memories_ = -1;
 };
 
 }  // namespace eyrie

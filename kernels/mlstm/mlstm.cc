@@ -54,6 +54,12 @@ void CheckState(const char* kernel, const Tensor& keys, const Tensor& values,
   CheckOverHeads(kernel, keys, {state.m});
 }
 
+template <class Args>
+void CheckMemories(const char* kernel, const Args& args) {
+  CheckOptional(kernel, "memories", args.memories, {MlstmMemories(args.q, args.v, args.options)});
+  CheckTypes(kernel, args.q, DType::kF32, {args.memories});
+}
+
 }  // namespace
 
 int64_t MlstmWorkspace(const Tensor& q, const Tensor& v, const MlstmOptions& options) {
@@ -65,6 +71,12 @@ int64_t MlstmWorkspace(const Tensor& q, const Tensor& v, const MlstmOptions& opt
   return MlstmHasWideHeads(q, v) ? std::max(total(false), total(true)) : total(false);
 }
 
+int64_t MlstmMemories(const Tensor& q, const Tensor& v, const MlstmOptions& options) {
+  if (!IsGpu(q.device) || !MlstmHasWideHeads(q, v) || q.dim(1) == 1) return 0;
+  return MlstmChunkMemories(MlstmLayoutOf(q, v, nullptr, options, /*by_chunks=*/true), nullptr)
+      .total;
+}
+
 void MlstmForward(const MlstmForwardArgs& args) {
   const char* kernel = "MlstmForward";
   CheckInputs(kernel, args, args.k, args.v);
@@ -74,6 +86,7 @@ void MlstmForward(const MlstmForwardArgs& args) {
   CheckOverTokens(kernel, args.k, {args.log_i, args.log_f, args.maximum, args.normaliser});
   CheckState(kernel, args.k, args.v, args.before);
   CheckState(kernel, args.k, args.v, args.after);
+  CheckMemories(kernel, args);
   const KernelScope timed("mlstm");
   EYRIE_DISPATCH_CUDA(args.k, MlstmForwardCuda(args));
   DispatchCpu(kernel, args.k, [&](auto real) { MlstmForwardCpu<decltype(real)>(args); });
@@ -99,6 +112,7 @@ void MlstmBackward(const MlstmBackwardArgs& args) {
   EYRIE_CHECK(args.after_m.defined() || !args.dafter.c.defined(), kernel,
               ": dafter without after_m");
   if (args.h_dh.defined()) CheckOverTokens(kernel, args.k, {args.h_dh});
+  CheckMemories(kernel, args);
   const KernelScope timed("mlstm");
   EYRIE_DISPATCH_CUDA(args.k, MlstmBackwardCuda(args));
   DispatchCpu(kernel, args.k, [&](auto real) { MlstmBackwardCpu<decltype(real)>(args); });

@@ -66,6 +66,7 @@ struct MlstmForwardArgs {
   Tensor maximum;       // [B, T, H] out, m_t, for backward
   Tensor normaliser;    // [B, T, H] out, n_t . q_t with q scaled, for backward
   MlstmState after;     // out, after the last token; optional
+  Tensor memories;      // out, MlstmMemories() elements of float32; optional
   MlstmOptions options;
   Tensor workspace;
 };
@@ -79,6 +80,7 @@ struct MlstmBackwardArgs {
   Tensor h, maximum, normaliser;            // of the forward pass
   Tensor dh;                                // [B, T, H, dv]
   Tensor h_dh;        // h . dh [B, T, H] of full precision, where known; or absent
+  Tensor memories;    // of the forward pass, overwritten; absent: made again, with the same result
   MlstmState dafter;  // with respect to `after`, or absent
   // The `m` of `after`, [B, H]; with dafter.
   Tensor after_m;
@@ -121,5 +123,7 @@ void MlstmGradSummary(const MlstmGradSummaryArgs& args);
 
 // Of each of the four, for queries like q and values like v.
 int64_t MlstmWorkspace(const Tensor& q, const Tensor& v, const MlstmOptions& options);
+// What the forward pass can leave of the memories between chunks; 0 where it has none to leave.
+int64_t MlstmMemories(const Tensor& q, const Tensor& v, const MlstmOptions& options);
 
 }  // namespace eyrie

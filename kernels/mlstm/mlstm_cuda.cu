@@ -119,7 +119,8 @@ void RunForward(const MlstmForwardArgs& args) {
   const MlstmLayout sizes =
       MlstmLayoutOf(args.q, args.v, args.positions.data<int32_t>(), args.options, by_chunks);
   CheckRows<T>("MlstmForward", sizes, {args.q, args.k, args.v, args.h});
-  const MlstmScratch scratch(sizes, kTensorCores<T>, by_chunks, args.workspace.data<float>());
+  const MlstmScratch scratch(sizes, kTensorCores<T>, by_chunks, args.workspace.data<float>(),
+                             args.memories.data<float>());
   if (sizes.tokens == 1) return RunStep<T>(args, sizes, scratch);
   const MlstmVectors& vectors = scratch.vectors;
   auto* w = static_cast<Bf16*>(scratch.w);
@@ -294,7 +295,8 @@ void RunBackward(const MlstmBackwardArgs& args) {
       MlstmLayoutOf(args.q, args.v, args.positions.data<int32_t>(), args.options, by_chunks);
   CheckRows<T>("MlstmBackward", sizes,
                {args.q, args.k, args.v, args.h, args.dh, args.dq, args.dk, args.dv});
-  const MlstmScratch scratch(sizes, kTensorCores<T>, by_chunks, args.workspace.data<float>());
+  const MlstmScratch scratch(sizes, kTensorCores<T>, by_chunks, args.workspace.data<float>(),
+                             args.memories.data<float>());
   const MlstmVectors& vectors = scratch.vectors;
   ComputeGradientDenominators<T>(sizes, args, vectors);
   MlstmWeights(sizes,

@@ -153,10 +153,38 @@ inline MlstmLayout MlstmLayoutOf(const Tensor& q, const Tensor& v, const int32_t
           .positions = positions};
 }
 
-// Where a call keeps what in its workspace. Where `base` is null, only `total` means anything.
-struct MlstmScratch {
-  MlstmScratch(const MlstmLayout& sizes, bool tensor_cores, bool by_chunks, float* base)
-      : next_(base) {
+// Parts of memory from `base` on, aligned for vectors. Where that is null, only `total` means
+// anything.
+struct MlstmMemory {
+  explicit MlstmMemory(float* base) : next_(base) {}
+  float* Take(int64_t count) {
+    float* taken = next_ == nullptr ? nullptr : next_ + total;
+    total += CeilDiv(count, 64) * 64;
+    return taken;
+  }
+  int64_t total = 0;  // float32 elements
+
+ private:
+  float* next_;
+};
+
+// By chunks: states between them, bfloat16 [B, H, state_places(), dk, dv], and normalisers' [B, H,
+// chunks + 1, dk].
+struct MlstmChunkMemories : MlstmMemory {
+  MlstmChunkMemories(const MlstmLayout& sizes, float* base) : MlstmMemory(base) {
+    const int64_t heads = sizes.all_heads();
+    states = Take(heads * sizes.state_places() * sizes.keys * sizes.values / 2);
+    normalisers = Take(heads * (sizes.chunks + 1) * sizes.keys);
+  }
+  void* states;
+  float* normalisers;
+};
+
+// Where a call keeps what in its workspace; or in `memories` of its own, if not null.
+struct MlstmScratch : MlstmMemory {
+  MlstmScratch(const MlstmLayout& sizes, bool tensor_cores, bool by_chunks, float* base,
+               float* memories = nullptr)
+      : MlstmMemory(base) {
     const int64_t heads = sizes.all_heads(), tokens = heads * sizes.padded();
     const int64_t width = sizes.keys, state = width * sizes.values;
     const int64_t all_restarts = heads * (sizes.restarts + 1);
@@ -174,8 +202,10 @@ struct MlstmScratch {
                              kMlstmTile * kMlstmTile / 2;
       w = Take(scores);
       p = Take(scores);
-      chunk_states = Take(heads * sizes.state_places() * state / 2);
-      normaliser_states = Take(heads * (sizes.chunks + 1) * width);
+      float* own = Take(MlstmChunkMemories(sizes, nullptr).total);
+      const MlstmChunkMemories kept(sizes, memories != nullptr ? memories : own);
+      chunk_states = kept.states;
+      normaliser_states = kept.normalisers;
       earlier_sums = Take(tokens);
       restart_parts = MlstmStateParts(sizes);
       restart_products = Take(all_restarts * restart_parts);
@@ -219,21 +249,10 @@ struct MlstmScratch {
   int restart_parts;                     // of a product
   void *w = nullptr, *p = nullptr;       // bfloat16 [B, H, tiles, kMlstmTile, kMlstmTile]
   float* normaliser_states = nullptr;    // [B, H, tiles, dk]
-  // By chunks: bfloat16 [B, H, state_places(), dk, dv], with normaliser_states [B, H, chunks + 1,
-  // dk] and scores [B, H, chunks, L, L] of all L tokens of a chunk.
+  // By chunks: MlstmChunkMemories, with scores [B, H, chunks, L, L] of all L tokens of a chunk.
   void* chunk_states = nullptr;
   float* earlier_sums = nullptr;                     // [B, H, padded], of MlstmChunkScores
   float *states = nullptr, *extra_states = nullptr;  // [B, H, chunks, ...]
-  int64_t total = 0;                                 // float32 elements
-
- private:
-  // Aligned for vectors.
-  float* Take(int64_t count) {
-    float* taken = next_ == nullptr ? nullptr : next_ + total;
-    total += CeilDiv(count, 64) * 64;
-    return taken;
-  }
-  float* next_;
 };
 
 }  // namespace eyrie

@@ -231,6 +231,36 @@ TEST(CudaMlstm, WideHeadsByLongChunks) {
   }
 }
 
+// What the forward pass leaves of the memories is what backward would make.
+TEST(CudaMlstm, MemoriesServeTwice) {
+  TestRandom random;
+  for (const MlstmOptions& options : kKinds) {
+    for (const bool with_state : {false, true}) {
+      for (const bool last : {false, true}) {
+        const MlstmSizes sizes{2, random.Int(520, 1100), 2, 528, 48};
+        const MlstmProblem problem(DType::kF64, sizes, options, random);
+        MlstmProblem kept = CudaProblem(problem, DType::kBF16);
+        MlstmProblem made = CudaProblem(problem, DType::kBF16);
+        const int64_t elements = MlstmMemories(kept.q.tensor, kept.v.tensor, options);
+        EXPECT_GT(elements, sizes.batch * sizes.heads * 2 * sizes.keys * sizes.values / 2);
+        kept.memories = PoisonedCuda(DType::kF32, {elements});
+        for (MlstmProblem* run : {&kept, &made}) {
+          run->with_state = with_state;
+          run->last = last;
+          run->Forward();
+          run->workspace = PoisonedCuda(DType::kF32, run->workspace.tensor.shape);
+          run->Backward();
+        }
+        for (size_t i = 0; i < kept.outputs().size(); ++i) {
+          const auto [name, left] = kept.outputs()[i];
+          EXPECT_TRUE(BitwiseEqual(ToHost(left).tensor, ToHost(made.outputs()[i].second).tensor))
+              << name << " T " << sizes.time << " state " << with_state << " last " << last;
+        }
+      }
+    }
+  }
+}
+
 TEST(CudaMlstm, ProductsOfOutputsMayBeGiven) {
   TestRandom random;
   for (const DType dtype : kCudaTypes) {

@@ -122,6 +122,7 @@ struct MlstmProblem {
                   .maximum = maximum.tensor,
                   .normaliser = normaliser.tensor,
                   .after = with_state ? after.whole() : MlstmState{},
+                  .memories = memories.tensor,
                   .options = options,
                   .workspace = workspace.tensor});
   }
@@ -151,7 +152,8 @@ struct MlstmProblem {
                    .normaliser = normaliser.tensor,
                    .dh = dh.tensor,
                    .h_dh = h_dh.tensor,
-                   .dafter = with_state ? dafter.gradient() : MlstmState{},
+                   .memories = memories.tensor,
+                   .dafter = with_state && !last ? dafter.gradient() : MlstmState{},
                    .after_m = with_state ? after.m.tensor : Tensor{},
                    .dq = dq.tensor,
                    .dk = dk.tensor,
@@ -197,10 +199,11 @@ struct MlstmProblem {
   MlstmSizes sizes;
   MlstmOptions options;
   bool with_state = true;
+  bool last = false;  // no gradient comes from after it
   OwnedTensor q, k, v, dh, log_i, log_f, positions;
   OwnedMlstmState before, dafter;
   OwnedTensor h, maximum, normaliser, dq, dk, dv, dlog_i, dlog_f;
-  OwnedTensor h_dh;  // absent, unless given
+  OwnedTensor h_dh, memories;  // absent, unless given
   OwnedMlstmState after, dbefore;
   OwnedTensor workspace;  // on a GPU
 };
