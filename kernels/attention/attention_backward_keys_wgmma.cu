@@ -118,22 +118,19 @@ __device__ __forceinline__ void Produce(const WgmmaView& view, const BackwardInp
       }
       return;
     }
-    const int row = tile * S::kRows, count = min(S::kRows, problem.rows() - row);
-    // Rows beyond the last one are zeros, and see nothing.
-    for (int r = count + lane; r < S::kRows; r += 32) {
-      block.Records(i)[r] = {0.0f, 0.0f, INT_MAX, INT_MIN};
-    }
-    __syncwarp();
     if (lane == 0) {
+      // Rows beyond the last one are zeros, and see nothing.
+      const int row = tile * S::kRows;
       const Sight sight = SightOfTile<S::kRows>(problem, sights, tile);
-      const bool masked = count < S::kRows || !sight.SeesAll(block.key_begin, block.key_end);
-      const uint32_t record_bytes = count * static_cast<uint32_t>(sizeof(RowRecord));
+      const bool masked =
+          row + S::kRows > problem.rows() || !sight.SeesAll(block.key_begin, block.key_end);
+      constexpr uint32_t kRecordBytes = S::kRows * sizeof(RowRecord);
       block.Tile(i) = make_int2(row, masked ? 1 : 0);
-      FillBarrier::Arm(full, 2 * S::kRowsBytes + record_bytes);
+      FillBarrier::Arm(full, 2 * S::kRowsBytes + kRecordBytes);
       LoadTile<S::kBoxes>(block.Queries(i), view.q, full, S::kRows, row, b);
       LoadTile<S::kBoxes>(block.Douts(i), view.dout, full, S::kRows, row, b);
-      LoadBytes(SharedAddress(block.Records(i)),
-                in.records + static_cast<int64_t>(b) * problem.rows() + row, record_bytes, full);
+      LoadBytes(SharedAddress(block.Records(i)), in.records + problem.Record(b, row), kRecordBytes,
+                full);
     }
   }
 }

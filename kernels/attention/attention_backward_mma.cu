@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
   for (int h = 0; h < 2; ++h) {
     const int row = row_begin + warp_row + AccumulatorRow(lane, 2 * h);
     const bool exists = row < view.rows();
-    const int64_t at = static_cast<int64_t>(b) * view.rows() + row;
+    const int64_t at = view.Record(b, row);
     lse[h] = exists ? records[at].lse : 0.0f;
     delta[h] = exists ? records[at].delta : 0.0f;
   }
@@ -185,9 +185,8 @@ __global__ void __launch_bounds__(S::kThreads, 1)
         [&](int r) { return view.QueryRow(dout, b, row_begin + r); });
     const int r = static_cast<int>(threadIdx.x);
     if (r < S::kStreamed) {
-      const bool exists = row_begin + r < view.rows();
-      const int64_t at = static_cast<int64_t>(b) * view.rows() + (exists ? row_begin + r : 0);
-      CopyAsync(stage + S::kRecords + r * sizeof(RowRecord), in.records + at, exists);
+      CopyAsync(stage + S::kRecords + r * sizeof(RowRecord),
+                in.records + view.Record(b, row_begin + r), true);
     }
   };
 

@@ -37,7 +37,7 @@ __device__ __forceinline__ void Consume(const AttentionView<Bf16>& view, const R
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const bool exists = rows.exists(view, h);
-      const int64_t at = static_cast<int64_t>(b) * view.rows() + rows.row[h];
+      const int64_t at = view.Record(b, rows.row[h]);
       lse[h] = exists ? records[at].lse : 0.0f;
       delta[h] = exists ? records[at].delta : 0.0f;
     }

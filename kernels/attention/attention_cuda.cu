@@ -52,6 +52,7 @@ __global__ void __launch_bounds__(kThreads)
   const int b = static_cast<int>(blockIdx.x) / row_tiles;
   const int row_begin = static_cast<int>(blockIdx.x) % row_tiles * tile_rows;
   const int row_end = min(row_begin + tile_rows, view.rows());
+  static_assert(kRecordRows % kWgmmaStreamedRows == 0 && kRecordRows % kPlainTiles.streamed == 0);
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
 #pragma unroll 4
   for (int row = row_begin + warp; row < row_end; row += kWarps) {
@@ -65,8 +66,12 @@ __global__ void __launch_bounds__(kThreads)
     if (lane == 0) {
       const int64_t at = static_cast<int64_t>(b) * view.rows() + row;
       const int token = row / view.heads;
-      records[at] = {lse[at] * kLog2e, sum, view.FirstKey(b, token), token};
+      records[view.Record(b, row)] = {lse[at] * kLog2e, sum, view.FirstKey(b, token), token};
     }
+  }
+  for (int row = row_end + static_cast<int>(threadIdx.x); row < row_begin + tile_rows;
+       row += kThreads) {
+    records[view.Record(b, row)] = {0.0f, 0.0f, INT_MAX, INT_MIN};
   }
   if (warp != 0) return;
   int first_min = INT_MAX, first_max = INT_MIN;

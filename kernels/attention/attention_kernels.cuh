@@ -7,7 +7,7 @@
 namespace eyrie {
 
 struct BackwardInputs {
-  const RowRecord* records;  // [B, T * H]
+  const RowRecord* records;  // [B, T * H, padded]
   const int2* sights;        // [B, tiles of streamed rows]: first_min and first_max
 };
 

@@ -241,7 +241,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = 0; i < 2; ++i) {
     const int row = row_begin + ThreadRow() + 16 * i;
     record[i] = {0.0f, 0.0f, INT_MAX, INT_MIN};
-    if (row < view.rows()) record[i] = records[static_cast<int64_t>(b) * view.rows() + row];
+    if (row < view.rows()) record[i] = records[view.Record(b, row)];
   }
   const float scale_log2 = view.scale * kLog2e;
   PlainSums sums;
@@ -316,9 +316,7 @@ __global__ void __launch_bounds__(kThreads)
     MultiplyTiles(keys, queries, view.width, scores);
     MultiplyTiles(values, douts, view.width, dp);
     for (int j = 0; j < 2; ++j) {
-      const int row = row_begin + ThreadColumn() + 16 * j;
-      RowRecord record = {0.0f, 0.0f, INT_MAX, INT_MIN};
-      if (row < view.rows()) record = in.records[static_cast<int64_t>(b) * view.rows() + row];
+      const RowRecord record = in.records[view.Record(b, row_begin + ThreadColumn() + 16 * j)];
       for (int i = 0; i < 2; ++i) {
         const int key = key_begin + ThreadRow() + 16 * i;
         const float p =

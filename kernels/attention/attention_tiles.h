@@ -99,6 +99,9 @@ constexpr int kForwardStreamed = 64;
 constexpr int BackwardStreamed(int padded_width) { return padded_width == 256 ? 32 : 64; }
 constexpr int kHeldByTensorCores = 128;
 constexpr TileSizes kPlainTiles{32, 32};
+// What is kept of a sequence's query rows for the backward pass is padded to a multiple of all
+// tiles of streamed ones.
+constexpr int kRecordRows = 64;
 constexpr AttentionTiles TilesFor(bool bf16, int64_t width) {
   if (!bf16 || width % 8 != 0) return {false, kPlainTiles, kPlainTiles};
   return {true,
@@ -110,6 +113,7 @@ constexpr AttentionTiles TilesFor(bool bf16, int64_t width) {
 struct AttentionSizes {
   int64_t sequences, tokens, heads, width, past, window;
   constexpr int64_t rows() const { return tokens * heads; }  // of one sequence
+  constexpr int64_t records() const { return DivideUp(rows(), kRecordRows) * kRecordRows; }
   constexpr int64_t keys() const { return past + tokens; }
 };
 
@@ -158,17 +162,16 @@ constexpr int BackwardParts(const AttentionSizes& sizes, TileSizes tiles) {
 
 // Where the backward pass keeps what in its workspace, in float32 elements.
 struct BackwardWorkspace {
-  int64_t records;  // [B, T * H] of RowRecord, four elements each
+  int64_t records;  // [B, T * H, padded] of RowRecord, four elements each
   int64_t sights;   // [B, tiles of streamed rows] of (first_min, first_max), two elements each
   int64_t dk, dv;   // [parts, B, P + T, dh] each
   int64_t total;
 };
 constexpr BackwardWorkspace BackwardWorkspaceFor(const AttentionSizes& sizes, TileSizes tiles) {
-  const int64_t rows = sizes.sequences * sizes.rows();
   const int64_t row_tiles = sizes.sequences * DivideUp(sizes.rows(), tiles.streamed);
   const int64_t sums = BackwardParts(sizes, tiles) * sizes.sequences * sizes.keys() * sizes.width;
   BackwardWorkspace at{};
-  at.sights = 4 * rows;
+  at.sights = 4 * sizes.sequences * sizes.records();
   at.dk = at.sights + DivideUp(2 * row_tiles, 4) * 4;
   at.dv = at.dk + sums;
   at.total = at.dv + sums;

@@ -19,6 +19,10 @@ struct AttentionView {
   float scale;  // dh^-1/2
 
   __device__ int rows() const { return tokens * heads; }
+  // Of a row, or of one with which the last rows are padded: where its record lies.
+  __device__ int64_t Record(int b, int row) const {
+    return b * DivideUp(rows(), kRecordRows) * kRecordRows + row;
+  }
   __device__ int FirstKey(int b, int t) const {
     return FirstVisibleKey<int>(t, positions[static_cast<int64_t>(b) * tokens + t], window, past);
   }
@@ -36,7 +40,7 @@ struct AttentionView {
   }
 };
 
-// What the backward pass knows of a query row.
+// What the backward pass knows of a query row; what rows are padded with sees nothing.
 struct alignas(16) RowRecord {
   float lse;        // in units of log 2
   float delta;      // dout . o
