@@ -59,6 +59,11 @@ inline double Get(const Tensor& tensor, int64_t i) {
   }
   return 0;
 }
+inline std::vector<double> Elements(const Tensor& tensor) {
+  std::vector<double> all;
+  for (int64_t i = 0; i < tensor.size(); ++i) all.push_back(Get(tensor, i));
+  return all;
+}
 inline void Set(const Tensor& tensor, int64_t i, double value) {
   switch (tensor.dtype) {
     case DType::kF32: tensor.data<float>()[i] = static_cast<float>(value); break;
@@ -158,17 +163,21 @@ inline OwnedTensor PlusRows(const Tensor& start, const Tensor& rows) {
 // |a - b| / max(|b|, floor) in the Euclidean norm; |a| where b is zero. The floor is for results
 // that may vanish and then have no digits to agree on. NaN when either holds one, which fails any
 // EXPECT_LT.
-inline double RelativeError(const Tensor& a, const Tensor& b, double floor = 0) {
-  EXPECT_TRUE(a.shape == b.shape) << a.shape.ToString() << " against " << b.shape.ToString();
+inline double RelativeError(const std::vector<double>& a, const std::vector<double>& b,
+                            double floor = 0) {
+  EXPECT_EQ(a.size(), b.size());
   double difference = 0;
   double norm = 0;
-  for (int64_t i = 0; i < b.size(); ++i) {
-    const double delta = Get(a, i) - Get(b, i);
-    difference += delta * delta;
-    norm += Get(b, i) * Get(b, i);
+  for (size_t i = 0; i < b.size(); ++i) {
+    difference += (a[i] - b[i]) * (a[i] - b[i]);
+    norm += b[i] * b[i];
   }
   norm = std::max(norm, floor * floor);
   return std::sqrt(norm > 0 ? difference / norm : difference);
+}
+inline double RelativeError(const Tensor& a, const Tensor& b, double floor = 0) {
+  EXPECT_TRUE(a.shape == b.shape) << a.shape.ToString() << " against " << b.shape.ToString();
+  return RelativeError(Elements(a), Elements(b), floor);
 }
 
 inline bool BitwiseEqual(const Tensor& a, const Tensor& b) {
