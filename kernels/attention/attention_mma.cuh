@@ -1,35 +1,12 @@
 // Tensor core products of a warp on bfloat16 tiles in shared memory: mma.sync.m16n8k16 with
-// operands from ldmatrix. attention_tiles.h says where elements lie.
+// operands from ldmatrix. attention_tiles.h says where elements lie; tiles start at multiples of
+// 128 bytes.
 #pragma once
 
+#include "kernels/async_copy.cuh"
 #include "kernels/attention/attention_tiles.h"
-#include "kernels/cuda_math.cuh"
 
 namespace eyrie {
-
-// Addresses of shared memory are 32-bit numbers. Tiles start at multiples of 128 bytes.
-__device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
-// Copies 16 or 8 bytes in the background, or writes zeros if not `valid`; `from` is then not read.
-template <int kBytes = 16>
-__device__ __forceinline__ void CopyAsync(uint32_t to, const void* from, bool valid) {
-  if constexpr (kBytes == 16) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from),
-                 "r"(valid ? 16 : 0)
-                 : "memory");
-  } else {
-    static_assert(kBytes == 8);
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;\n" ::"r"(to), "l"(from),
-                 "r"(valid ? 8 : 0)
-                 : "memory");
-  }
-}
-// Waits for this thread's copies; a barrier must follow before others read them.
-__device__ __forceinline__ void WaitForCopies() {
-  asm volatile("cp.async.wait_all;\n" ::: "memory");
-}
 
 // Copies kRows rows of `width` elements into a tile; columns from `width` on, and rows for which
 // row_pointer(r) is null, become zeros.

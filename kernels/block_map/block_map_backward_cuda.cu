@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
       for (int m = 0; m < kMaps; ++m) copy(1 + m, tensors.dy[m]);
       if constexpr (kAccumulate) copy(1 + kMaps, tensors.dx);
     }
-    asm volatile("cp.async.commit_group;\n" ::: "memory");
+    CommitCopies();
   };
   // The tile of rows `tile` and on.
   const auto take = [&](int tile, int stage) {
@@ -148,7 +148,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 2 : 1)
   int stage = 0;
 #pragma unroll 1
   for (int tile = begin; tile < end; tile += kTileRows) {
-    asm volatile("cp.async.wait_group %0;\n" ::"n"(kStages - 2) : "memory");
+    WaitForCopyGroups<kStages - 2>();
     __syncthreads();  // the tile is there, and the one before is done with
     fetch(tile + (kStages - 1) * kTileRows, (stage + kStages - 1) % kStages);
     take(tile, stage);

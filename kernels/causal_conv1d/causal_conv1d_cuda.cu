@@ -1,10 +1,13 @@
 // CUDA bodies of the convolution. A thread takes four neighbouring channels of one sequence (one,
 // where rows are not made of vectors) through a span of tokens, a few at a time, and keeps the rows
 // that the next tokens need in registers: each row is read from memory once, but for the few at
-// the seams of spans, which are in a cache. B sequences, T tokens, C channels, K taps.
+// the seams of spans, which are in a cache. Backward, where registers have no room for rows that
+// are on their way, each thread's come through shared memory, some steps ahead. B sequences, T
+// tokens, C channels, K taps.
 //
 // Kernels are compiled for up to 4 and up to 8 taps; taps beyond K are never live.
 #include "core/early_launch.cuh"
+#include "kernels/async_copy.cuh"
 #include "kernels/causal_conv1d/causal_conv1d_cuda.h"
 #include "kernels/row_sum.cuh"
 
@@ -42,16 +45,18 @@ class Rows {
   __device__ __forceinline__ Vector<T, N> Token(int j) const {
     return j < time_ ? LoadVector<N>(rows_ + int64_t{j} * channels_) : Zeros();
   }
-  // Rows [j, j + kCount), j in [0, T), into `to`; past the last row that one again. No branch comes
-  // between the loads, so all are under way at once.
-  template <int kCount>
-  __device__ __forceinline__ void Load(int j, Vector<T, N>* to) const {
+  // Calls body(i, place) with the places of rows [j, j + kCount), j in [0, T), in memory; past the
+  // last row that one's again. No branch comes between them, so that all are under way at once.
+  template <int kCount, class Body>
+  __device__ __forceinline__ void ForRows(int j, const Body& body) const {
     const int last = time_ - 1 - j;
     const T* rows = rows_ + int64_t{j} * channels_;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      to[i] = LoadVector<N>(rows + int64_t{min(i, last)} * channels_);
-    }
+    for (int i = 0; i < kCount; ++i) body(i, rows + min(i, last) * channels_);
+  }
+  template <int kCount>
+  __device__ __forceinline__ void Load(int j, Vector<T, N>* to) const {
+    ForRows<kCount>(j, [&](int i, const T* row) { to[i] = LoadVector<N>(row); });
   }
 
  private:
@@ -226,18 +231,83 @@ __device__ __forceinline__ void BackThroughSilu(const float (&weights)[kTaps][N]
   }
 }
 
+// The rows of x and dy that steps of kBackwardTokens tokens take, on their way: some steps' in
+// shared memory, where a thread finds what it copied itself; or, if they are too narrow to be
+// copied, nowhere until they are taken.
+template <class T, int N>
+class RowsAhead {
+ public:
+  static constexpr bool kCopied = sizeof(Vector<T, N>) >= 8;
+  static constexpr int kStages = 3, kOfStep = 2 * kBackwardTokens, kThreads = kLanes * kWalkers;
+  static constexpr size_t kBytes =
+      kCopied ? kStages * kOfStep * kThreads * sizeof(Vector<T, N>) : 0;
+
+  __device__ RowsAhead(const Rows<T, N>& x, const Rows<T, N>& dy, unsigned char* memory)
+      : x_(x),
+        dy_(dy),
+        own_(reinterpret_cast<Vector<T, N>*>(memory) + threadIdx.y * kLanes + threadIdx.x) {}
+
+  // Starts on the rows of the next step, from x_row and dy_row on, or on none.
+  __device__ __forceinline__ void Start(bool any, int x_row, int dy_row) {
+    if constexpr (kCopied) {
+      if (any) {
+        const auto copy = [&](int first) {
+          return [this, first](int i, const T* row) {
+            CopyAsync<sizeof(Vector<T, N>)>(SharedAddress(Slot(started_, first + i)), row, true);
+          };
+        };
+        x_.template ForRows<kBackwardTokens>(x_row, copy(0));
+        dy_.template ForRows<kBackwardTokens>(dy_row, copy(kBackwardTokens));
+      }
+      CommitCopies();
+      started_ = started_ + 1 == kStages ? 0 : started_ + 1;
+    }
+  }
+  // Takes those of the step after the last one taken. kStages - 1 steps must be under way.
+  __device__ __forceinline__ void Take(int x_row, int dy_row, Vector<T, N>* x, Vector<T, N>* dy) {
+    if constexpr (kCopied) {
+      WaitForCopyGroups<kStages - 2>();
+#pragma unroll
+      for (int i = 0; i < kBackwardTokens; ++i) {
+        x[i] = *Slot(taken_, i);
+        dy[i] = *Slot(taken_, kBackwardTokens + i);
+      }
+      taken_ = taken_ + 1 == kStages ? 0 : taken_ + 1;
+    } else {
+      x_.template Load<kBackwardTokens>(x_row, x);
+      dy_.template Load<kBackwardTokens>(dy_row, dy);
+    }
+  }
+
+ private:
+  __device__ __forceinline__ Vector<T, N>* Slot(int stage, int i) const {
+    return own_ + (stage * kOfStep + i) * kThreads;
+  }
+
+  const Rows<T, N>&x_, &dy_;
+  Vector<T, N>* own_;
+  int started_ = 0, taken_ = 0;  // modulo kStages
+};
+
 // Takes tokens [first, end) back: writes their dx, and that of the state before token 0. `live[0]`
 // is that of token `first`. With SiLU, rows of x and gradients run kTaps - 1 tokens ahead, whose
 // sums' gradients reach back to the tokens at hand.
 template <bool kSilu, class T, int kTaps, int N>
 __device__ __forceinline__ void WalkBack(const Sizes& sizes, const BackwardTensors<T>& tensors,
                                          int64_t b, int64_t c, int first, int end, const int* live,
-                                         SummedGrads<kTaps, N>& grads) {
+                                         unsigned char* memory, SummedGrads<kTaps, N>& grads) {
   constexpr int kHalo = kTaps - 1, kAhead = kSilu ? kHalo : 0;
   const int64_t channels = sizes.channels;
   const T* no_state = nullptr;
   const Rows<T, N> x_rows(sizes, tensors.x, tensors.x0, b, c);
   const Rows<T, N> dy_rows(sizes, tensors.dy, no_state, b, c);
+  // What the step at token t takes.
+  const auto ahead = [&](int t) { return min(t + kHalo, sizes.time - 1); };
+  const auto x_row = [&](int t) { return kSilu ? ahead(t) : t; };
+  RowsAhead<T, N> rows_ahead(x_rows, dy_rows, memory);
+  const auto start = [&](int t) { rows_ahead.Start(t < end, x_row(t), ahead(t)); };
+  constexpr int kStepsAhead = RowsAhead<T, N>::kStages - 1;
+  for (int i = 0; i < kStepsAhead; ++i) start(first + i * kBackwardTokens);
   float weights[kTaps][N];
   LoadWeights(sizes, tensors.weight, c, weights);
   // Of the sums; they keep full precision where they were not read.
@@ -282,10 +352,9 @@ __device__ __forceinline__ void WalkBack(const Sizes& sizes, const BackwardTenso
   T* out = tensors.dx + (b * sizes.time + first) * channels + c;
 #pragma unroll 1
   for (int t = first; t < end; t += kBackwardTokens) {
-    const int ahead = min(t + kHalo, sizes.time - 1);
     Vector<T, N> rows[kBackwardTokens];
-    x_rows.template Load<kBackwardTokens>(kSilu ? ahead : t, x + kHalo + kAhead);
-    dy_rows.template Load<kBackwardTokens>(ahead, rows);
+    rows_ahead.Take(x_row(t), ahead(t), x + kHalo + kAhead, rows);
+    start(t + kStepsAhead * kBackwardTokens);
 #pragma unroll
     for (int i = 0; i < kBackwardTokens; ++i) dy[kHalo + i] = gradient(rows[i]);
     // Tokens that see all of theirs, and are seen by all of theirs. The last ones are not.
@@ -329,6 +398,7 @@ __global__ void __launch_bounds__(kLanes* kWalkers, kTaps == 4 && sizeof(T) == 2
   constexpr int kSums = (kTaps + 2) * N;
   __shared__ int live[kWalkers * kBackwardSpan + kTaps - 1];
   __shared__ float sums[kWalkers][kSums][kLanes];
+  extern __shared__ __align__(16) unsigned char memory[];
   const int64_t b = blockIdx.z, channels = sizes.channels;
   const int block_first = blockIdx.y * kWalkers * kBackwardSpan;
   LoadLive(sizes, tensors.positions, b, block_first, kWalkers * kBackwardSpan + kTaps - 1, live);
@@ -339,7 +409,7 @@ __global__ void __launch_bounds__(kLanes* kWalkers, kTaps == 4 && sizeof(T) == 2
   if (c < channels && first < sizes.time) {
     WalkBack<kSilu, T, kTaps, N>(sizes, tensors, b, c, first,
                                  min(first + kBackwardSpan, sizes.time),
-                                 live + threadIdx.y * kBackwardSpan, grads);
+                                 live + threadIdx.y * kBackwardSpan, memory, grads);
   }
   // Row s of the sums is of the token s back, the last two are of the bias and of dx.
 #pragma unroll
@@ -382,14 +452,14 @@ Sizes SizesOf(const Tensor& x, const Tensor& weight) {
           static_cast<int>(weight.dim(0))};
 }
 
-// Launches `kernel`, which takes `width` channels a thread.
+// Launches `kernel`, which takes `width` channels a thread and `shared` bytes of shared memory.
 template <class Kernel, class Tensors>
 void LaunchSpans(const char* name, Kernel kernel, const Sizes& sizes, int width, int span,
-                 const Tensors& tensors) {
+                 size_t shared, const Tensors& tensors) {
   const dim3 grid(static_cast<unsigned>(CeilDiv(sizes.channels, kLanes * width)),
                   static_cast<unsigned>(TimeBlocks(sizes.time, span)),
                   static_cast<unsigned>(sizes.batch));
-  LaunchEarly(name, kernel, grid, dim3(kLanes, kWalkers), 0, sizes, tensors);
+  LaunchEarly(name, kernel, grid, dim3(kLanes, kWalkers), shared, sizes, tensors);
 }
 
 // Calls body(taps, width, silu) with all as constants: what the kernel is compiled for.
@@ -434,7 +504,7 @@ void CausalConv1dForwardCuda(const CausalConv1dForwardArgs& args) {
                                                            tensors.x0, tensors.y, tensors.x_last});
     DispatchWidth(sizes.taps, vectors, args.silu, [&](auto taps, auto width, auto silu) {
       LaunchSpans("CausalConv1dForward", ForwardKernel<T, taps(), width(), silu()>, sizes, width(),
-                  kForwardSpan, tensors);
+                  kForwardSpan, 0, tensors);
     });
   });
 }
@@ -458,8 +528,10 @@ void CausalConv1dBackwardCuda(const CausalConv1dBackwardArgs& args) {
         AllFitVectors<T>(sizes.channels, {tensors.x, tensors.weight, tensors.bias, tensors.x0,
                                           tensors.dy, tensors.dx_last, tensors.dx, tensors.dx0});
     DispatchWidth(sizes.taps, vectors, args.silu, [&](auto taps, auto width, auto silu) {
-      LaunchSpans("CausalConv1dBackward", BackwardKernel<T, taps(), width(), silu()>, sizes,
-                  width(), kBackwardSpan, tensors);
+      const auto kernel = BackwardKernel<T, taps(), width(), silu()>;
+      constexpr size_t kShared = RowsAhead<T, width()>::kBytes;
+      AllowSharedMemory(kernel, kShared);
+      LaunchSpans("CausalConv1dBackward", kernel, sizes, width(), kBackwardSpan, kShared, tensors);
     });
   });
   const int64_t rows = sizes.batch * TimeBlocks(sizes.time, kBackwardSpan);
