@@ -15,6 +15,7 @@
 #include "launcher/checkpoint_writer.h"
 #include "launcher/config.h"
 #include "launcher/job.h"
+#include "launcher/number_options.h"
 #include "launcher/staged_directory.h"
 #include "layers/model.h"
 
@@ -233,7 +234,7 @@ void AddBenchCheckpoint(CLI::App& bench, ExitCode& code) {
       ->required()
       ->type_name("DIR");
   command->add_option("--repeats", options->repeats, "saves and loads of each kind (default: 3)")
-      ->check(CLI::PositiveNumber);
+      ->check(PositiveCount());
   command->add_flag("--json", options->json, "print one JSON object");
   command->callback([options, &code] {
     code = RunJob([&](Job& job) { return BenchCheckpoint(*options, job); });

@@ -10,6 +10,7 @@
 #include "launcher/bench.h"
 #include "launcher/config.h"
 #include "launcher/inference.h"
+#include "launcher/number_options.h"
 
 namespace eyrie {
 namespace {
@@ -120,12 +121,11 @@ void AddBenchDecode(CLI::App& bench, ExitCode& code) {
   command->add_option("--set", options->inference.settings, "set one field; may be repeated")
       ->type_name("PATH=VALUE")
       ->allow_extra_args(false);
-  command->add_option("--batch", options->batch, "sequences (default: 1)")
-      ->check(CLI::PositiveNumber);
+  command->add_option("--batch", options->batch, "sequences (default: 1)")->check(PositiveCount());
   command->add_option("--position", options->position, "tokens before (default: 0)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(NonNegativeCount());
   command->add_option("--tokens", options->tokens, "timed steps (default: 20)")
-      ->check(CLI::PositiveNumber);
+      ->check(PositiveCount());
   command->add_flag("--json", options->json, "print one JSON object");
   command->callback(
       [options, &code] { code = RunJob([&](Job& job) { return BenchDecode(*options, job); }); });

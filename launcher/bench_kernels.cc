@@ -19,8 +19,10 @@
 #include "kernels/glu/glu.h"
 #include "kernels/norm/rms_norm.h"
 #include "launcher/config.h"
+#include "launcher/config_limits.h"
 #include "launcher/device.h"
 #include "launcher/job.h"
+#include "launcher/number_options.h"
 
 namespace eyrie {
 namespace {
@@ -193,7 +195,7 @@ constexpr Kernel kKernels[] = {
 struct KernelsOptions {
   std::vector<std::string> filter;
   std::vector<int64_t> shape = {1, 2048, 4096};
-  config::RunConfig::Device device = config::RunConfig::auto_;
+  std::string device = "auto";
   std::string dtype;
   int threads = 0;
   int repeats = 11;
@@ -219,7 +221,9 @@ ExitCode BenchKernels(const KernelsOptions& options) {
   }
   if (options.threads > 0) SetThreads(options.threads);
   config::Config config;
-  config.mutable_run()->set_device(options.device);
+  config::RunConfig::Device wanted = config::RunConfig::auto_;
+  EYRIE_CHECK(config::RunConfig::Device_Parse(options.device, &wanted));
+  config.mutable_run()->set_device(wanted);
   ConfigErrors errors;
   ValidateDevice(config, errors);
   ThrowIfAny(errors);
@@ -277,23 +281,19 @@ void AddBenchKernels(CLI::App& bench, ExitCode& code) {
       ->type_name("NAME")
       ->allow_extra_args(false);
   command->add_option("--device", options->device, "auto, cpu or cuda (default: auto)")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, config::RunConfig::Device>{{"auto", config::RunConfig::auto_},
-                                                           {"cpu", config::RunConfig::cpu},
-                                                           {"cuda", config::RunConfig::cuda}}))
-      ->type_name("DEVICE");
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}));
   command->add_option("--dtype", options->dtype, "of activations: bf16 (default on a GPU) or f32")
       ->check(CLI::IsMember({"bf16", "f32"}));
   command->add_option("--threads", options->threads, "OpenMP threads (default: all cores)")
-      ->check(CLI::PositiveNumber);
+      ->check(Within(1, kMostThreads, "POSITIVE"));
   command
       ->add_option("--shape", options->shape, "sequences, tokens, channels (default: 1,2048,4096)")
       ->delimiter(',')
       ->expected(3)
       ->type_name("B,T,C")
-      ->check(CLI::PositiveNumber);
+      ->check(PositiveCount());
   command->add_option("--repeats", options->repeats, "timed calls of each (default: 11)")
-      ->check(CLI::PositiveNumber);
+      ->check(PositiveCount());
   command->add_flag("--json", options->json, "print one JSON object");
   command->callback([options, &code] {
     code = RunJob([&](Job& job) {

@@ -12,6 +12,7 @@
 #include "launcher/config.h"
 #include "launcher/device.h"
 #include "launcher/job.h"
+#include "launcher/number_options.h"
 #include "launcher/optimizer.h"
 #include "layers/slices.h"
 #include "parallel/communicator_wrapper.h"
@@ -196,7 +197,7 @@ void AddBenchStep(CLI::App& bench, ExitCode& code) {
       ->type_name("PATH=VALUE")
       ->allow_extra_args(false);
   command->add_option("--steps", options->steps, "timed steps (default: 10)")
-      ->check(CLI::PositiveNumber);
+      ->check(PositiveCount());
   command->add_flag("--kernels", options->kernels,
                     "print instead what a step of the root rank spends on each class of kernel: a\n"
                     "folder of kernels/, gemm, copies, tensor_math (core/tensor_math.h),\n"

@@ -217,7 +217,7 @@ void AddCheckpointCommand(CLI::App& app) {
       [arguments] { Reshard(arguments->directory, arguments->output, arguments->settings); });
 
   CLI::App* from_folder =
-      add("import", "Make one of a Hugging Face folder: recurrent_gemma or mamba", "HF_DIR",
+      add("import", "Make one of a Hugging Face folder: recurrent_gemma, mamba or xlstm", "HF_DIR",
           "a folder with config.json and model.safetensors, in one file or several");
   from_folder->footer(
       "The new checkpoint is at step 0 and holds parameters in float32, and tokenizer.model where\n"
@@ -229,8 +229,8 @@ void AddCheckpointCommand(CLI::App& app) {
 
   CLI::App* to_folder = add("export", "Write its model as a Hugging Face folder");
   to_folder->footer(
-      "The model must be one that transformers knows: a Griffin with the settings of "
-      "RecurrentGemma.");
+      "The model must be one that transformers knows: a Griffin with the settings of\n"
+      "RecurrentGemma, a Mamba, or an xLSTM with the settings of xLSTM 7B.");
   to_folder->add_option("--output", arguments->output, "the new folder; must not exist")
       ->required()
       ->option_text("HF_DIR");

@@ -124,6 +124,7 @@ std::optional<fs::path> NewestCheckpoint(const fs::path& directory) {
 }
 
 fs::path FindCheckpoint(const fs::path& path) {
+  if (path.empty()) ThrowBadInput("the path of a checkpoint is empty");
   if (IsCheckpoint(path)) return path;
   if (const auto newest = NewestCheckpoint(path / "checkpoints")) return *newest;
   if (const auto newest = NewestCheckpoint(path)) return *newest;

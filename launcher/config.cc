@@ -4,10 +4,12 @@
 #include <google/protobuf/io/zero_copy_stream_impl.h>
 #include <google/protobuf/text_format.h>
 
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 
 #include "launcher/bucket_options.h"
+#include "launcher/config_limits.h"
 #include "launcher/device.h"
 #include "layers/registry.h"
 
@@ -155,6 +157,10 @@ std::string FirstDifference(const Message& a, const Message& b) {
 }  // namespace
 
 void ParseTextFile(const std::string& file, const char* what, Message& message) {
+  std::error_code unknown;
+  if (std::filesystem::is_directory(file, unknown)) {
+    ThrowBadInput(file, ": is a folder, not a ", what);
+  }
   std::ifstream in(file, std::ios::binary);
   if (!in) ThrowBadInput(file, ": cannot open the ", what);
   const std::string text{std::istreambuf_iterator<char>(in), {}};
@@ -205,6 +211,8 @@ namespace {
 
 // What both ways to resolve share, after defaults are written out.
 void Complete(config::Config& config, int ranks, ConfigErrors& errors) {
+  ValidateLimits(config, errors);
+  ThrowIfAny(errors);
   auto& parallel = *config.mutable_parallel();
   errors.RequirePositive("parallel.tensor", parallel.tensor());
   errors.RequirePositive("parallel.sequence", parallel.sequence());
@@ -311,6 +319,9 @@ void ValidateForTraining(const config::Config& config) {
   errors.RequirePositive("run.trace_steps", config.run().trace_steps());
   if (config.run().network_delay_us() < 0) {
     errors.Add("run.network_delay_us must not be negative");
+  }
+  if (config.checkpoint().resume().empty()) {
+    errors.Add("checkpoint.resume is empty, not newest, never or a path");
   }
   if (config.checkpoint().interval() < 0) errors.Add("checkpoint.interval must not be negative");
   if (config.checkpoint().keep() < 0) errors.Add("checkpoint.keep must not be negative");

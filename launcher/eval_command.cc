@@ -9,6 +9,7 @@
 #include "launcher/config.h"
 #include "launcher/evaluate.h"
 #include "launcher/inference.h"
+#include "launcher/number_options.h"
 
 namespace eyrie {
 namespace {
@@ -83,13 +84,13 @@ void AddEvalCommand(CLI::App& app, ExitCode& code) {
   command
       ->add_option("--sequence-length", options->sequence_length,
                    "tokens a sequence (default: the training's)")
-      ->check(CLI::PositiveNumber);
+      ->check(PositiveCount());
   command->add_option("--sequences", options->sequences, "evaluate only so many (default: all)")
-      ->check(CLI::PositiveNumber);
+      ->check(PositiveCount());
   command
       ->add_option("--micro-batch", options->micro_batch,
                    "sequences a rank runs at once (default: the training's)")
-      ->check(CLI::PositiveNumber);
+      ->check(PositiveCount());
   command->callback(
       [options, &code] { code = RunJob([&](Job& job) { return Eval(*options, job); }); });
 }

@@ -9,6 +9,7 @@
 #include "launcher/agree.h"
 #include "launcher/commands.h"
 #include "launcher/inference.h"
+#include "launcher/number_options.h"
 #include "launcher/tokenizer.h"
 
 namespace eyrie {
@@ -102,15 +103,15 @@ void AddGenerateCommand(CLI::App& app, ExitCode& code) {
   command->add_option("--prompt", options->prompt, "text to continue")->required();
   command->add_option("--max-tokens", options->max_tokens, "tokens to add at most")
       ->required()
-      ->check(CLI::PositiveNumber);
+      ->check(PositiveCount());
   command
       ->add_option("--temperature", options->temperature,
                    "of sampling; 0 takes the likeliest token (default: 1)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(Within(0, 1e6, "NONNEGATIVE"));
   command
       ->add_option("--top-k", options->top_k,
                    "sample among the k likeliest tokens (default: 0, all)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(NonNegativeCount());
   command->add_option("--seed", options->seed, "of sampling (default: 0)");
   command->add_option("--tokenizer", options->tokenizer,
                       "byte or sentencepiece:MODEL (default: the checkpoint's own)");

@@ -8,6 +8,7 @@
 #include "launcher/agree.h"
 #include "launcher/commands.h"
 #include "launcher/inference.h"
+#include "launcher/number_options.h"
 
 namespace eyrie {
 namespace {
@@ -37,6 +38,16 @@ std::vector<int32_t> ParseTokens(const std::string& text, int64_t vocab_size) {
   return tokens;
 }
 
+// Refuses, before any work, a path that no file can be at.
+void CheckOutput(const std::filesystem::path& output) {
+  const auto refuse = [&](const char* why) { ThrowBadInput("--output: ", output.string(), why); };
+  if (!output.has_filename()) refuse(" does not name a file");
+  std::error_code error;
+  if (std::filesystem::is_directory(output, error)) refuse(" is a folder");
+  const auto folder = output.has_parent_path() ? output.parent_path() : ".";
+  if (!std::filesystem::is_directory(folder, error)) refuse(" lies in a folder that is not there");
+}
+
 void WriteLogits(const std::filesystem::path& output, const Tensor& logits) {
   std::filesystem::path partial = output;
   partial += ".partial";
@@ -51,7 +62,10 @@ ExitCode Logits(const LogitsOptions& options, Job& job) {
   Inference inference(options.inference, Inference::Layout::kTensor, job);
   const int64_t vocab = inference.config().model().vocab_size();
   std::vector<int32_t> tokens;
-  Collectively(job.world(), [&] { tokens = ParseTokens(options.tokens, vocab); });
+  Collectively(job.world(), [&] {
+    tokens = ParseTokens(options.tokens, vocab);
+    if (inference.mesh().is_root()) CheckOutput(options.output);
+  });
 
   const auto total = static_cast<int64_t>(tokens.size());
   OwnedTensor logits(DType::kF32, {total, vocab});
@@ -93,7 +107,7 @@ void AddLogitsCommand(CLI::App& app, ExitCode& code) {
   command
       ->add_option("--prefill", options->prefill,
                    "tokens to run in chunks, before single steps (default: all)")
-      ->check(CLI::NonNegativeNumber);
+      ->check(NonNegativeCount());
   command->callback(
       [options, &code] { code = RunJob([&](Job& job) { return Logits(*options, job); }); });
 }

@@ -8,13 +8,32 @@
 #include "launcher/job.h"
 #include "launcher/tokenize_command.h"
 
+namespace {
+
+// What was wrong with the command line: of a command that is missing or misspelt, which there are.
+std::string Message(const CLI::App& app, const CLI::ParseError& error) {
+  const CLI::App* command = &app;
+  std::string path = app.get_name();
+  while (!command->get_subcommands().empty()) {
+    command = command->get_subcommands().front();
+    path += " " + command->get_name();
+  }
+  if (command->get_require_subcommand_min() == 0) return error.what();
+  const std::vector<std::string> rest = command->remaining();
+  const std::string which = rest.empty() ? "" : eyrie::StrCat("\"", rest.front(), "\" is none: ");
+  return eyrie::StrCat(which, path, " takes a subcommand; see ", path, " --help");
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
   using eyrie::ExitCode;
   // A limit on the size of files is then an error of a write, like a full disk.
   std::signal(SIGXFSZ, SIG_IGN);
   CLI::App app{
-      "Trains Griffin, Hawk, Mamba and Transformer language models on many ranks, and works with\n"
-      "their checkpoints. Start distributed commands with mpirun; alone, a command is one rank.\n"
+      "Trains Griffin, Hawk, xLSTM, Mamba, TransNormerLLM and Transformer language models on many\n"
+      "ranks, and works with their checkpoints. Start distributed commands with mpirun; alone, a "
+      "command is one rank.\n"
       "Exit codes: 0 done, 2 bad input, 3 failed while running, 130/143 stopped by a signal after\n"
       "saving.",
       "eyrie"};
@@ -38,11 +57,7 @@ int main(int argc, char** argv) {
   } catch (const CLI::Success& success) {  // --help, --version
     return eyrie::SpeaksForJob() ? app.exit(success) : 0;
   } catch (const CLI::ParseError& error) {
-    std::string message = error.what();
-    if (argc > 1 && app.get_subcommands().empty()) {
-      message = eyrie::StrCat("\"", argv[1], "\" is not a command; see eyrie --help");
-    }
-    if (eyrie::SpeaksForJob()) eyrie::PrintError(message);
+    if (eyrie::SpeaksForJob()) eyrie::PrintError(Message(app, error));
     return static_cast<int>(ExitCode::kBadInput);
   } catch (const eyrie::Error& error) {
     eyrie::PrintError(error.what());

@@ -10,6 +10,7 @@
 #include "launcher/config.h"
 #include "launcher/device.h"
 #include "launcher/hardware.h"
+#include "launcher/number_options.h"
 #include "launcher/plan.h"
 
 namespace eyrie {
@@ -44,7 +45,8 @@ config::Config LoadForPlan(const PlanOptions& options, const config::Hardware& h
   int64_t ranks = options.ranks;
   if (ranks == 0) {
     if (parallel.data() == 0)
-      ThrowBadInput("parallel.data is 0, what --ranks leaves: say how many ranks there are");
+      ThrowBadInput(
+          "--ranks is required where parallel.data is 0, to say how many ranks there are");
     ranks = int64_t{parallel.data()} * parallel.sequence() * parallel.tensor();
   }
   if (ranks > std::numeric_limits<int>::max())
@@ -246,7 +248,7 @@ void AddPlanCommand(CLI::App& app, ExitCode& code) {
       ->allow_extra_args(false);
   command->add_option("--ranks", options->ranks, "ranks of the job, where parallel.data is 0")
       ->type_name("N")
-      ->check(CLI::PositiveNumber);
+      ->check(PositiveCount());
   command
       ->add_option(
           "--hardware", options->hardware,

@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "launcher/commands.h"
+#include "launcher/number_options.h"
 #include "launcher/synthetic.h"
 
 namespace eyrie {
@@ -47,12 +48,14 @@ void AddSynthCommand(CLI::App& app) {
         ->type_name("PREFIX");
     task->add_option("--sequences", arguments->sequences, "how many")
         ->required()
-        ->check(CLI::PositiveNumber);
+        ->check(PositiveCount());
     task->add_option("--length", arguments->length,
-                     StrCat("tokens of a sequence (default ", length, ")"));
+                     StrCat("tokens of a sequence (default ", length, ")"))
+        ->check(NonNegativeCount());
     task->add_option("--seed", arguments->seed, "another seed gives other sequences (default 0)");
     if (vocab > 0) {
-      task->add_option("--vocab", arguments->vocab, StrCat("token ids (default ", vocab, ")"));
+      task->add_option("--vocab", arguments->vocab, StrCat("token ids (default ", vocab, ")"))
+          ->check(NonNegativeCount());
     }
     task->callback([=] {
       if (task->count("--length") == 0) arguments->length = length;
@@ -65,7 +68,8 @@ void AddSynthCommand(CLI::App& app) {
       "Tokens (ids from 2 on) among noise (0), then markers (1): tell the tokens in order",
       /*length=*/4096, /*vocab=*/16,
       [](const Arguments& a) { return SelectiveCopying(a.length, a.copied, a.vocab); })
-      ->add_option("--copied", arguments->copied, "tokens to copy (default 16)");
+      ->add_option("--copied", arguments->copied, "tokens to copy (default 16)")
+      ->check(NonNegativeCount());
   add("induction-heads",
       "Random tokens; id 0 at one place and at the end: tell what followed it there",
       /*length=*/256, /*vocab=*/16,
@@ -74,10 +78,12 @@ void AddSynthCommand(CLI::App& app) {
       "Keys (lower half of the ids) and values, then the keys among random values: tell theirs",
       /*length=*/64, /*vocab=*/8192,
       [](const Arguments& a) { return AssociativeRecall(a.length, a.pairs, a.vocab); })
-      ->add_option("--pairs", arguments->pairs, "pairs of key and value (default 8)");
+      ->add_option("--pairs", arguments->pairs, "pairs of key and value (default 8)")
+      ->check(NonNegativeCount());
   add("parity", "Bits, then padding (id 2): tell at the last bit whether the ones are odd",
       /*length=*/40, /*vocab=*/0, [](const Arguments& a) { return Parity(a.length, a.shortest); })
-      ->add_option("--shortest", arguments->shortest, "the fewest bits (default 1)");
+      ->add_option("--shortest", arguments->shortest, "the fewest bits (default 1)")
+      ->check(NonNegativeCount());
 }
 
 }  // namespace eyrie

@@ -1,0 +1,115 @@
+// What a careless user types: each mistake gets one line that names it, and the exit code of bad
+// input, at once.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "tests/support/eyrie_process.h"
+
+namespace eyrie {
+namespace {
+
+namespace fs = std::filesystem;
+
+void ExpectRefused(const std::vector<std::string>& arguments, const std::string& message) {
+  const ProcessResult result = RunEyrie(0, arguments);
+  EXPECT_EQ(result.code, 2) << message << "\n" << result.err;
+  EXPECT_LT(result.seconds, 20.0) << message;
+  EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
+  EXPECT_NE(OnlyLine(result).find(message), std::string::npos) << message << " in: " << result.err;
+}
+
+class CarelessTest : public testing::Test {
+ protected:
+  CarelessTest() {
+    WriteTokenFile((directory_ / "data").string(), 100, 64, 3);
+    config_ = WriteText(directory_ / "config.textproto",
+                        SmallTrainingConfig(directory_ / "data", directory_ / "run"));
+  }
+
+  TestDirectory directory_;
+  std::string config_;
+};
+
+TEST(CommandTest, MisspeltCommandsAreNamed) {
+  ExpectRefused({}, "eyrie takes a subcommand; see eyrie --help");
+  ExpectRefused({"resume"}, "\"resume\" is none: eyrie takes a subcommand; see eyrie --help");
+  ExpectRefused({"--resume"}, "\"--resume\" is none");
+  ExpectRefused({"checkpoint"}, "eyrie checkpoint takes a subcommand");
+  ExpectRefused({"checkpoint", "verfy", "runs/a"},
+                "\"verfy\" is none: eyrie checkpoint takes a subcommand; see eyrie checkpoint --help");
+  ExpectRefused({"bench", "kernel"}, "\"kernel\" is none: eyrie bench takes a subcommand");
+  ExpectRefused({"bench", "kernels", "--device", "gpu"}, "--device: gpu not in {auto,cpu,cuda}");
+  ExpectRefused({"bench", "kernels", "--threads", "1025"},
+                "--threads: 1025 is not a number from 1 to 1024");
+}
+
+TEST_F(CarelessTest, NumbersThatNobodyMeansAreRefusedByField) {
+  for (const auto& [setting, message] : std::vector<std::pair<std::string, std::string>>{
+           {"model.width=9223372036854775807", "model.width = 9223372036854775807 is more than"},
+           {"model.mlp.width=9223372036854775807", "model.mlp.width = 9223372036854775807 is more"},
+           {"model.attention.heads=16777220", "model.attention.heads = 16777220 is more than"},
+           {"model.vocab_size=2147483648", "model.vocab_size = 2147483648 is more than 2147483647"},
+           {"model.depth=2147483647", "model.depth = 2147483647 is more than 4096"},
+           {"train.sequence_length=9223372036854775807", "train.sequence_length = 9223372036854775"},
+           {"train.micro_batch_size=1073741825", "train.micro_batch_size = 1073741825 is more than"},
+           {"run.threads=1025", "run.threads = 1025 is more than 1024"},
+           {"model.norm_epsilon=inf", "model.norm_epsilon must be a finite number"},
+           {"model.logit_soft_cap=nan", "model.logit_soft_cap must be a finite number"},
+           {"model.attention.rotary_base=nan", "model.attention.rotary_base must be a finite"},
+           {"optimizer.learning_rate=inf", "optimizer.learning_rate must be a finite number"},
+           {"optimizer.weight_decay=inf", "optimizer.weight_decay must be a finite number"},
+           {"checkpoint.resume=", "checkpoint.resume is empty"},
+       }) {
+    ExpectRefused({"train", "--config", config_, "--set", setting}, message);
+  }
+  EXPECT_FALSE(fs::exists(directory_ / "run"));
+  // A window beyond every sequence is a way to have none.
+  const ProcessResult wide = RunEyrie(
+      0, {"train", "--config", config_, "--set", "model.attention.window=9223372036854775807",
+          "--set", "train.stop_after=1"});
+  EXPECT_EQ(wide.code, 0) << wide.err;
+
+  const std::string run = (directory_ / "run").string(), data = (directory_ / "data").string();
+  const std::vector<std::string> generate = {"generate", "--checkpoint", run,        "--prompt", "a",
+                                             "--tokenizer", "byte",      "--max-tokens"};
+  const auto with = [](std::vector<std::string> command, const std::vector<std::string>& more) {
+    command.insert(command.end(), more.begin(), more.end());
+    return command;
+  };
+  ExpectRefused(with(generate, {"0"}), "--max-tokens: 0 is not a number from 1 to 1073741824");
+  ExpectRefused(with(generate, {"many"}), "--max-tokens: \"many\" is not a number");
+  ExpectRefused(with(generate, {"9223372036854775807"}), "--max-tokens: 9223372036854775807 is not");
+  ExpectRefused(with(generate, {"3", "--temperature", "nan"}), "--temperature: nan is not a number");
+  ExpectRefused({"eval", "--checkpoint", run, "--data", data, "--sequence-length",
+                 "9223372036854775807"},
+                "--sequence-length: 9223372036854775807 is not a number");
+  for (const char* option : {"--pairs", "--vocab", "--length"}) {
+    ExpectRefused({"synth", "associative-recall", "--sequences", "3", option,
+                   "9223372036854775807", "--output", (directory_ / "recall").string()},
+                  std::string(option) + ": 9223372036854775807 is not a number from 0 to");
+  }
+}
+
+TEST_F(CarelessTest, PathsThatCannotBeAreNamed) {
+  const std::string folder = (directory_ / "folder").string();
+  fs::create_directory(folder);
+  ExpectRefused({"train", "--config", folder}, folder + ": is a folder, not a configuration file");
+  ExpectRefused({"plan", "--config", config_, "--ranks", "1", "--hardware", folder},
+                folder + ": is a folder");
+  ExpectRefused({"plan", "--config", config_}, "--ranks is required where parallel.data is 0");
+  ExpectRefused({"checkpoint", "verify", ""}, "the path of a checkpoint is empty");
+
+  ASSERT_EQ(RunEyrie(0, {"train", "--config", config_, "--set", "train.stop_after=1"}).code, 0);
+  const auto logits = [&](const std::string& output) {
+    return std::vector<std::string>{"logits",   "--checkpoint", (directory_ / "run").string(),
+                                    "--tokens", "1 2",          "--output", output};
+  };
+  ExpectRefused(logits(folder), "--output: " + folder + " is a folder");
+  ExpectRefused(logits(folder + "/"), "--output: " + folder + "/ does not name a file");
+  ExpectRefused(logits(folder + "/none/x"),
+                "--output: " + folder + "/none/x lies in a folder that is not there");
+}
+
+}  // namespace
+}  // namespace eyrie
