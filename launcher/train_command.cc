@@ -86,9 +86,10 @@ void AddTrainCommand(CLI::App& app, ExitCode& code) {
       "The run directory (run.directory) receives the resolved configuration, metrics.jsonl,\n"
       "TensorBoard event files, logs and checkpoints. Started again, a run continues from its "
       "newest\n"
-      "complete checkpoint, on any layout. SIGTERM and SIGINT save, then end with 143 and 130. "
-      "Every\n"
-      "field of the configuration is described in configs/schema/config.proto.");
+      "complete checkpoint, on any layout. SIGTERM and SIGINT save, then end with 143 and 130; "
+      "so does\n"
+      "SIGUSR1, with 143, which mpirun passes on at once. Every field of the configuration is\n"
+      "described in configs/schema/config.proto.");
   command->add_option("--config", options->config, "configuration file (text format)")
       ->required()
       ->type_name("FILE");

@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: what Open MPI needs to run several ranks on one machine.
+# Sourced by the scripts beside it, or by a user: what Open MPI needs to run several ranks on one
+# machine.
 
 # Containers and CI often run as root.
 if [[ "$(id -u)" == 0 ]]; then

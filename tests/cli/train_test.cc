@@ -167,7 +167,7 @@ TEST_F(TrainTest, ResumeIsAChoice) {
 }
 
 TEST_F(TrainTest, SignalsSaveAndEnd) {
-  for (const auto& [number, code] : {std::pair{SIGTERM, 143}, {SIGINT, 130}}) {
+  for (const auto& [number, code] : {std::pair{SIGTERM, 143}, {SIGINT, 130}, {SIGUSR1, 143}}) {
     for (const int ranks : {0, 2}) {
       const fs::path run = directory_ / ("signal-" + std::to_string(number * 10 + ranks));
       const std::string log = run.string() + "-log";
@@ -180,8 +180,8 @@ TEST_F(TrainTest, SignalsSaveAndEnd) {
         std::this_thread::sleep_for(std::chrono::milliseconds(100));
       }
       ASSERT_GE(ReadMetrics(run, /*unfinished=*/true).size(), 5u) << ReadFile(log + ".err");
-      if (ranks == 0) {
-        kill(child, number);
+      if (ranks == 0 || number == SIGUSR1) {
+        kill(child, number);  // mpirun passes SIGUSR1 on to every rank
       } else {
         // The signal reaches a single rank; all of them save and leave.
         const std::string command = "pkill -" + std::to_string(number) + " -o -f '^" +
