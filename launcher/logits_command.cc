@@ -51,11 +51,17 @@ void CheckOutput(const std::filesystem::path& output) {
 void WriteLogits(const std::filesystem::path& output, const Tensor& logits) {
   std::filesystem::path partial = output;
   partial += ".partial";
-  std::filesystem::remove(partial);
-  SafetensorsWriter writer(partial, {{"logits", logits.dtype, logits.shape}});
-  writer.Write(logits.raw);
-  writer.Finish();
-  std::filesystem::rename(partial, output);
+  std::error_code ignored;
+  std::filesystem::remove(partial, ignored);
+  try {
+    SafetensorsWriter writer(partial, {{"logits", logits.dtype, logits.shape}});
+    writer.Write(logits.raw);
+    writer.Finish();
+    std::filesystem::rename(partial, output);
+  } catch (...) {
+    std::filesystem::remove(partial, ignored);
+    throw;
+  }
 }
 
 ExitCode Logits(const LogitsOptions& options, Job& job) {

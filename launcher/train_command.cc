@@ -34,15 +34,22 @@ void StartQuietLogging() {
   if (!google::IsGoogleLoggingInitialized()) google::InitGoogleLogging("eyrie");
 }
 
-// Each rank also logs to its own files in the run directory.
-void StartLogging(const config::Config& config, int rank) {
-  const auto folder = std::filesystem::path(config.run().directory()) / "logs";
-  std::error_code error;
-  std::filesystem::create_directories(folder, error);
-  if (error) ThrowBadInput("run.directory: cannot create ", folder.string(), ": ", error.message());
+// Each rank also logs to its own files in the run directory. Where its folders cannot be, the run
+// ends here and not with its first checkpoint.
+void StartInDirectory(const config::Config& config, int rank) {
+  const std::filesystem::path directory = config.run().directory();
+  for (const char* name : {"checkpoints", "logs"}) {
+    std::error_code error;
+    std::filesystem::create_directories(directory / name, error);
+    if (error) {
+      ThrowBadInput("run.directory: cannot create ", (directory / name).string(), ": ",
+                    error.message());
+    }
+  }
   StartQuietLogging();
   google::SetLogSymlink(google::INFO, "");  // ranks would fight over it
-  google::SetLogDestination(google::INFO, (folder / StrCat("rank-", rank, ".")).c_str());
+  google::SetLogDestination(google::INFO,
+                            (directory / "logs" / StrCat("rank-", rank, ".")).c_str());
 }
 
 ExitCode Train(const TrainOptions& options, Job& job) {
@@ -55,7 +62,7 @@ ExitCode Train(const TrainOptions& options, Job& job) {
     if (options.dry_run) {
       StartQuietLogging();
     } else {
-      StartLogging(config, job.world().rank());
+      StartInDirectory(config, job.world().rank());
     }
   });
   if (options.dry_run) CheckRunDirectory(config.run().directory(), job.world());

@@ -12,15 +12,16 @@ import argparse
 import statistics
 import time
 
-import torch
-from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
-
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--threads", type=int, default=2)
 parser.add_argument("--batch", type=int, default=16, help="sequences a step")
 parser.add_argument("--length", type=int, default=256, help="tokens of a sequence")
 parser.add_argument("--steps", type=int, default=8)
 options = parser.parse_args()
+
+# Slow to load, and not needed for --help.
+import torch
+from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
 torch.set_num_threads(options.threads)
 torch.manual_seed(0)

@@ -36,8 +36,9 @@ TEST(CommandTest, MisspeltCommandsAreNamed) {
   ExpectRefused({"resume"}, "\"resume\" is none: eyrie takes a subcommand; see eyrie --help");
   ExpectRefused({"--resume"}, "\"--resume\" is none");
   ExpectRefused({"checkpoint"}, "eyrie checkpoint takes a subcommand");
-  ExpectRefused({"checkpoint", "verfy", "runs/a"},
-                "\"verfy\" is none: eyrie checkpoint takes a subcommand; see eyrie checkpoint --help");
+  ExpectRefused(
+      {"checkpoint", "verfy", "runs/a"},
+      "\"verfy\" is none: eyrie checkpoint takes a subcommand; see eyrie checkpoint --help");
   ExpectRefused({"bench", "kernel"}, "\"kernel\" is none: eyrie bench takes a subcommand");
   ExpectRefused({"bench", "kernels", "--device", "gpu"}, "--device: gpu not in {auto,cpu,cuda}");
   ExpectRefused({"bench", "kernels", "--threads", "1025"},
@@ -51,8 +52,10 @@ TEST_F(CarelessTest, NumbersThatNobodyMeansAreRefusedByField) {
            {"model.attention.heads=16777220", "model.attention.heads = 16777220 is more than"},
            {"model.vocab_size=2147483648", "model.vocab_size = 2147483648 is more than 2147483647"},
            {"model.depth=2147483647", "model.depth = 2147483647 is more than 4096"},
-           {"train.sequence_length=9223372036854775807", "train.sequence_length = 9223372036854775"},
-           {"train.micro_batch_size=1073741825", "train.micro_batch_size = 1073741825 is more than"},
+           {"train.sequence_length=9223372036854775807",
+            "train.sequence_length = 9223372036854775"},
+           {"train.micro_batch_size=1073741825",
+            "train.micro_batch_size = 1073741825 is more than"},
            {"run.threads=1025", "run.threads = 1025 is more than 1024"},
            {"model.norm_epsilon=inf", "model.norm_epsilon must be a finite number"},
            {"model.logit_soft_cap=nan", "model.logit_soft_cap must be a finite number"},
@@ -65,28 +68,30 @@ TEST_F(CarelessTest, NumbersThatNobodyMeansAreRefusedByField) {
   }
   EXPECT_FALSE(fs::exists(directory_ / "run"));
   // A window beyond every sequence is a way to have none.
-  const ProcessResult wide = RunEyrie(
-      0, {"train", "--config", config_, "--set", "model.attention.window=9223372036854775807",
-          "--set", "train.stop_after=1"});
+  const ProcessResult wide =
+      RunEyrie(0, {"train", "--config", config_, "--set",
+                   "model.attention.window=9223372036854775807", "--set", "train.stop_after=1"});
   EXPECT_EQ(wide.code, 0) << wide.err;
 
   const std::string run = (directory_ / "run").string(), data = (directory_ / "data").string();
-  const std::vector<std::string> generate = {"generate", "--checkpoint", run,        "--prompt", "a",
-                                             "--tokenizer", "byte",      "--max-tokens"};
+  const std::vector<std::string> generate = {"generate", "--checkpoint", run,    "--prompt",
+                                             "a",        "--tokenizer",  "byte", "--max-tokens"};
   const auto with = [](std::vector<std::string> command, const std::vector<std::string>& more) {
     command.insert(command.end(), more.begin(), more.end());
     return command;
   };
   ExpectRefused(with(generate, {"0"}), "--max-tokens: 0 is not a number from 1 to 1073741824");
   ExpectRefused(with(generate, {"many"}), "--max-tokens: \"many\" is not a number");
-  ExpectRefused(with(generate, {"9223372036854775807"}), "--max-tokens: 9223372036854775807 is not");
-  ExpectRefused(with(generate, {"3", "--temperature", "nan"}), "--temperature: nan is not a number");
-  ExpectRefused({"eval", "--checkpoint", run, "--data", data, "--sequence-length",
-                 "9223372036854775807"},
-                "--sequence-length: 9223372036854775807 is not a number");
+  ExpectRefused(with(generate, {"9223372036854775807"}),
+                "--max-tokens: 9223372036854775807 is not");
+  ExpectRefused(with(generate, {"3", "--temperature", "nan"}),
+                "--temperature: nan is not a number");
+  ExpectRefused(
+      {"eval", "--checkpoint", run, "--data", data, "--sequence-length", "9223372036854775807"},
+      "--sequence-length: 9223372036854775807 is not a number");
   for (const char* option : {"--pairs", "--vocab", "--length"}) {
-    ExpectRefused({"synth", "associative-recall", "--sequences", "3", option,
-                   "9223372036854775807", "--output", (directory_ / "recall").string()},
+    ExpectRefused({"synth", "associative-recall", "--sequences", "3", option, "9223372036854775807",
+                   "--output", (directory_ / "recall").string()},
                   std::string(option) + ": 9223372036854775807 is not a number from 0 to");
   }
 }
@@ -100,15 +105,35 @@ TEST_F(CarelessTest, PathsThatCannotBeAreNamed) {
   ExpectRefused({"plan", "--config", config_}, "--ranks is required where parallel.data is 0");
   ExpectRefused({"checkpoint", "verify", ""}, "the path of a checkpoint is empty");
 
+  // Found before the first step, not with the first checkpoint.
+  const fs::path file = directory_ / "run" / "checkpoints";
+  fs::create_directory(directory_ / "run");
+  WriteText(file, "");
+  ExpectRefused({"train", "--config", config_},
+                "run.directory: cannot create " + file.string() + ": Not a directory");
+  EXPECT_FALSE(fs::exists(directory_ / "run" / "metrics.jsonl"));
+  fs::remove(file);
+
   ASSERT_EQ(RunEyrie(0, {"train", "--config", config_, "--set", "train.stop_after=1"}).code, 0);
   const auto logits = [&](const std::string& output) {
     return std::vector<std::string>{"logits",   "--checkpoint", (directory_ / "run").string(),
-                                    "--tokens", "1 2",          "--output", output};
+                                    "--tokens", "1 2 3 4 5 6",  "--output",
+                                    output};
   };
   ExpectRefused(logits(folder), "--output: " + folder + " is a folder");
   ExpectRefused(logits(folder + "/"), "--output: " + folder + "/ does not name a file");
   ExpectRefused(logits(folder + "/none/x"),
                 "--output: " + folder + "/none/x lies in a folder that is not there");
+
+  // Where a file may have 1,024 bytes, nothing of one that is larger stays.
+  std::vector<std::string> limited = {"bash", "-c", "ulimit -f 1; exec \"$@\"", "bash"};
+  const auto command = EyrieCommand(0, logits(folder + "/logits.safetensors"));
+  limited.insert(limited.end(), command.begin(), command.end());
+  const std::string log = (directory_ / "log").string();
+  const ProcessResult full = Finish(Start(limited, log), log);
+  EXPECT_EQ(full.code, 3) << full.err;
+  EXPECT_NE(OnlyLine(full).find("logits.safetensors"), std::string::npos) << full.err;
+  EXPECT_TRUE(fs::is_empty(folder));
 }
 
 }  // namespace

@@ -12,10 +12,10 @@ class RunTaskTest : public testing::Test {
  protected:
   // In a folder of its own, where data and runs are to lie.
   std::vector<std::string> Command(const std::vector<std::string>& arguments) const {
-    std::vector<std::string> command = {"env", "-C", (directory_ / "").string(),
-                                        EYRIE_SOURCE_DIR "/tools/run_task"};
+    std::vector<std::string> command = {
+        "env",     "-C",        (directory_ / "").string(), EYRIE_SOURCE_DIR "/tools/run_task",
+        "--eyrie", EYRIE_BINARY};
     command.insert(command.end(), arguments.begin(), arguments.end());
-    command.insert(command.end(), {"--eyrie", EYRIE_BINARY});
     return command;
   }
   ProcessResult RunTask(const std::vector<std::string>& arguments) const {
@@ -119,6 +119,7 @@ TEST_F(RunTaskTest, RefusesBadInput) {
   refused({"recall", "--minutes", "nan"}, "argument --minutes");
   refused({"recall", "--first-length", "half"}, "argument --first-length");
   refused({"recall", "--first-length", "32"}, "--first-length 32 is not below 32 tokens");
+  refused({"recall", "--eyrie", "./eyrie"}, "--eyrie ./eyrie: no such program");
   EXPECT_FALSE(fs::exists(directory_ / "runs"));
 }
 
