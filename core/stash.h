@@ -51,8 +51,9 @@ class StashTable {
     return Add({std::move(name), width, holds, std::move(rows)});
   }
   // What a kernel makes on its way forward and would make again backward: so many elements of
-  // float32, which mean something to it alone, for B sequences of T tokens on a device. Present
-  // where nothing is recomputed or all of the layer is, and if it has any.
+  // float32, which mean something to it alone, for B sequences of T tokens on a device. Present, if
+  // there are any, where no state enters or leaves the tokens, and where nothing is recomputed or
+  // all of the layer is.
   using Elements = std::function<int64_t(DType activations, Device, int64_t batch, int64_t tokens)>;
   SlotId AddReusable(std::string name, Elements elements) {
     return Add(
@@ -87,8 +88,15 @@ class StashTable {
 class Stash {
  public:
   Stash() = default;
-  Stash(const StashTable& table, DType dtype, int64_t batch, int64_t tokens, int64_t chunk)
-      : table_(&table), dtype_(dtype), batch_(batch), tokens_(tokens), chunk_(chunk) {
+  // `alone`: no state enters or leaves the tokens.
+  Stash(const StashTable& table, DType dtype, int64_t batch, int64_t tokens, int64_t chunk,
+        bool alone)
+      : table_(&table),
+        dtype_(dtype),
+        batch_(batch),
+        tokens_(tokens),
+        chunk_(chunk),
+        alone_(alone) {
     tensors_.resize(table.slots().size());
   }
 
@@ -105,7 +113,7 @@ class Stash {
       if (slot.Outlives(recompute) != kept) continue;
       if (slot.elements) {
         const int64_t elements = slot.elements(dtype_, arena.device(), batch_, tokens_);
-        if (elements == 0 || recompute == Recompute::kSelective) continue;
+        if (!alone_ || elements == 0 || recompute == Recompute::kSelective) continue;
         tensors_[i] = arena.Allocate(DType::kF32, {elements});
         continue;
       }
@@ -117,6 +125,7 @@ class Stash {
   const StashTable* table_ = nullptr;
   DType dtype_ = DType::kF32;
   int64_t batch_ = 0, tokens_ = 0, chunk_ = 0;
+  bool alone_ = false;
   std::vector<Tensor> tensors_;
 };
 

@@ -104,7 +104,7 @@ void Model::Forward(Run& run, const Batch& batch, const ModelState* before, Mode
   run.Show(Seen::kOutput, "embedding", x);
   for (size_t i = 0; i < branches_.size(); ++i) {
     const Tensor y = run.Scratch(width_);
-    Stash stash = branches_[i].MakeStash(run);
+    Stash stash = branches_[i].MakeStash(run, before != nullptr || after != nullptr);
     stash.TakeKept(run.arena, recompute_);
     const Arena::Mark mark = run.arena.mark();
     stash.TakeRest(run.arena, recompute_);
@@ -178,7 +178,7 @@ Tensor Model::Infer(Run& run, const Tensor& tokens, const ModelState* before,
   embedding_.LookUp(run, tokens, x);
   for (size_t i = 0; i < branches_.size(); ++i) {
     ArenaScope scope(run.arena);
-    Stash stash = branches_[i].MakeStash(run);
+    Stash stash = branches_[i].MakeStash(run, before != nullptr || after != nullptr);
     stash.TakeKept(run.arena, Recompute::kNothing);
     const Computing computing(run, names_[i], " evaluation");
     branches_[i].Forward(run, x, y, stash, CarryOf(i, before, after));
