@@ -32,7 +32,7 @@ int main(int argc, char** argv) {
   std::signal(SIGXFSZ, SIG_IGN);
   CLI::App app{
       "Trains Griffin, Hawk, xLSTM, Mamba, TransNormerLLM and Transformer language models on many\n"
-      "ranks, and works with their checkpoints. Start distributed commands with mpirun; alone, a "
+      "ranks, and works with their checkpoints. Start distributed commands with mpirun; alone, a\n"
       "command is one rank.\n"
       "Exit codes: 0 done, 2 bad input, 3 failed while running, 130/143 stopped by a signal after\n"
       "saving.",
