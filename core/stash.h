@@ -31,13 +31,21 @@ enum class Recompute : uint8_t {
   kBlocks,     // also the outputs of matrix products, attention and recurrences
 };
 
+// Where a rank's tokens stand in the sequences: chunk `number` of `count` successive ones of
+// `tokens` tokens, one a rank.
+struct ChunkPlace {
+  int64_t tokens = 0, number = 0, count = 1;
+};
+
 // Activations a layer saves: `width` numbers a token; or, for what has crossed a time boundary,
 // rows of its own.
 class StashTable {
  public:
-  // The rows of a kept slot, when chunks of `tokens` tokens are spread over ranks and this is the
-  // one with number `chunk`.
-  using Rows = std::function<int64_t(int64_t tokens, int64_t chunk)>;
+  // The rows of a kept slot, for a chunk.
+  using Rows = std::function<int64_t(const ChunkPlace&)>;
+  // A row a token; a state that comes from the other ranks, if there are any.
+  static int64_t EachToken(const ChunkPlace& chunk) { return chunk.tokens; }
+  static int64_t EnteringState(const ChunkPlace& chunk) { return chunk.count > 1 ? 1 : 0; }
 
   SlotId Add(std::string name, int64_t width, Holds holds = Holds::kActivations) {
     return Add({std::move(name), width, holds, nullptr});
@@ -82,13 +90,13 @@ class StashTable {
   std::vector<Slot> slots_;
 };
 
-// The memory of a StashTable for B sequences of T tokens, taken in two parts: slots that outlive
+// The memory of a StashTable for a chunk of B sequences, taken in two parts: slots that outlive
 // recomputation once, the others again for it.
 class Stash {
  public:
   Stash() = default;
-  Stash(const StashTable& table, DType dtype, int64_t batch, int64_t tokens, int64_t chunk)
-      : table_(&table), dtype_(dtype), batch_(batch), tokens_(tokens), chunk_(chunk) {
+  Stash(const StashTable& table, DType dtype, int64_t batch, const ChunkPlace& chunk)
+      : table_(&table), dtype_(dtype), batch_(batch), chunk_(chunk) {
     tensors_.resize(table.slots().size());
   }
 
@@ -104,19 +112,20 @@ class Stash {
       const StashTable::Slot& slot = table_->slots()[i];
       if (slot.Outlives(recompute) != kept) continue;
       if (slot.elements) {
-        const int64_t elements = slot.elements(dtype_, arena.device(), batch_, tokens_);
+        const int64_t elements = slot.elements(dtype_, arena.device(), batch_, chunk_.tokens);
         if (elements == 0 || recompute == Recompute::kSelective) continue;
         tensors_[i] = arena.Allocate(DType::kF32, {elements});
         continue;
       }
-      const int64_t rows = slot.kept() ? slot.rows(tokens_, chunk_) : tokens_;
+      const int64_t rows = slot.kept() ? slot.rows(chunk_) : chunk_.tokens;
       tensors_[i] = arena.Allocate(TypeOf(slot.holds, dtype_), {batch_, rows, slot.width});
     }
   }
 
   const StashTable* table_ = nullptr;
   DType dtype_ = DType::kF32;
-  int64_t batch_ = 0, tokens_ = 0, chunk_ = 0;
+  int64_t batch_ = 0;
+  ChunkPlace chunk_;
   std::vector<Tensor> tensors_;
 };
 

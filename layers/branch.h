@@ -20,8 +20,9 @@ class Branch {
   }
   // For a pass over run.positions' batch; no memory is taken yet.
   Stash MakeStash(const Run& run) const {
-    return Stash(stash_table_, run.params.dtype(), run.batch(), run.tokens(),
-                 run.mesh.sequence().rank());
+    const Communicator& sequence = run.mesh.sequence();
+    return Stash(stash_table_, run.params.dtype(), run.batch(),
+                 {.tokens = run.tokens(), .number = sequence.rank(), .count = sequence.size()});
   }
 
   // y := x + mixer(norm(x)). In a recompute pass y is absent. y must not be x.

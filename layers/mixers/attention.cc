@@ -46,8 +46,8 @@ void AttentionMixer::Declare(Declaration& declare) {
   v_.Declare(declare);
   out_.Declare(declare);
   heads_ = q_.local_out() / head_width_;
-  const auto halo_rows = [reach = Reach()](int64_t tokens, int64_t chunk) {
-    return HaloRows(tokens, chunk, reach);
+  const auto halo_rows = [reach = Reach()](const ChunkPlace& chunk) {
+    return HaloRows(chunk, reach);
   };
   halo_k_ = declare.stash.AddKept("halo_k", head_width_, halo_rows);
   halo_v_ = declare.stash.AddKept("halo_v", head_width_, halo_rows);
