@@ -60,11 +60,14 @@ class StashTable {
   }
   // What a kernel makes on its way forward and would make again backward: so many elements of
   // float32, which mean something to it alone, for B sequences of T tokens on a device. Present
-  // where nothing is recomputed or all of the layer is, and if it has any.
+  // where a pass has taken them (Stash::TakeReusable), and if there are any.
   using Elements = std::function<int64_t(DType activations, Device, int64_t batch, int64_t tokens)>;
   SlotId AddReusable(std::string name, Elements elements) {
-    return Add(
-        {std::move(name), 0, Holds::kFullPrecision, nullptr, /*cheap=*/true, std::move(elements)});
+    return Add({.name = std::move(name),
+                .width = 0,
+                .holds = Holds::kFullPrecision,
+                .rows = nullptr,
+                .elements = std::move(elements)});
   }
   struct Slot {
     std::string name;
@@ -90,8 +93,8 @@ class StashTable {
   std::vector<Slot> slots_;
 };
 
-// The memory of a StashTable for a chunk of B sequences, taken in two parts: slots that outlive
-// recomputation once, the others again for it.
+// The memory of a StashTable for a chunk of B sequences, taken in parts: slots that outlive
+// recomputation once, the others again for it, and the reusable ones where they are wanted.
 class Stash {
  public:
   Stash() = default;
@@ -102,6 +105,15 @@ class Stash {
 
   void TakeKept(Arena& arena, Recompute recompute) { Take(arena, recompute, /*kept=*/true); }
   void TakeRest(Arena& arena, Recompute recompute) { Take(arena, recompute, /*kept=*/false); }
+  // For a forward pass that a backward pass follows, and that no state enters or leaves.
+  void TakeReusable(Arena& arena) {
+    for (size_t i = 0; i < tensors_.size(); ++i) {
+      const StashTable::Slot& slot = table_->slots()[i];
+      if (!slot.elements) continue;
+      const int64_t elements = slot.elements(dtype_, arena.device(), batch_, chunk_.tokens);
+      if (elements > 0) tensors_[i] = arena.Allocate(DType::kF32, {elements});
+    }
+  }
 
   // [B, T, width]; [B, rows, width] of a kept slot; [elements] of a reusable one, or absent.
   const Tensor& operator[](SlotId id) const { return tensors_[static_cast<size_t>(id)]; }
@@ -110,13 +122,7 @@ class Stash {
   void Take(Arena& arena, Recompute recompute, bool kept) {
     for (size_t i = 0; i < tensors_.size(); ++i) {
       const StashTable::Slot& slot = table_->slots()[i];
-      if (slot.Outlives(recompute) != kept) continue;
-      if (slot.elements) {
-        const int64_t elements = slot.elements(dtype_, arena.device(), batch_, chunk_.tokens);
-        if (elements == 0 || recompute == Recompute::kSelective) continue;
-        tensors_[i] = arena.Allocate(DType::kF32, {elements});
-        continue;
-      }
+      if (slot.elements || slot.Outlives(recompute) != kept) continue;
       const int64_t rows = slot.kept() ? slot.rows(chunk_) : chunk_.tokens;
       tensors_[i] = arena.Allocate(TypeOf(slot.holds, dtype_), {batch_, rows, slot.width});
     }

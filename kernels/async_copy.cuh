@@ -27,7 +27,9 @@ __device__ __forceinline__ void CopyAsync(uint32_t to, const void* from, bool va
 }
 
 // What this thread has copied since the last time is a group.
-__device__ __forceinline__ void CommitCopies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+__device__ __forceinline__ void CommitCopies() {
+  asm volatile("cp.async.commit_group;\n" ::: "memory");
+}
 // Waits for all of this thread's groups but the last kUnderWay; a barrier must follow before others
 // read them.
 template <int kUnderWay>

@@ -89,18 +89,23 @@ void Embedding::HeadLoss(Run& run, const Tensor& x, const Tensor& labels, double
     const Tensor partials = run.arena.Allocate(full, {2, rows});
 
     PartialLogits(run, piece, logits);
-    SoftCapRowMax({.logits = logits, .soft_cap = options_.soft_cap, .row_max = row_max});
-    tensor.AllReduce(row_max, ReduceOp::kMax).Wait();
+    SoftmaxPartials({.logits = logits,
+                     .soft_cap = options_.soft_cap,
+                     .labels = label,
+                     .first = first,
+                     .row_max = row_max,
+                     .partials = partials});
+    if (tensor.size() > 1) {
+      const Tensor own_max = run.arena.Allocate(full, {rows});
+      Copy(row_max, own_max);
+      tensor.AllReduce(row_max, ReduceOp::kMax).Wait();
+      RescalePartials(own_max, row_max, partials);
+    }
     if (predicted.defined()) {
       const Tensor ids = predicted.View({tokens}).Rows(begin, end);
       RowArgmax({.logits = logits, .first = first, .row_max = row_max, .predicted = ids});
       tensor.AllReduce(ids, ReduceOp::kMax).Wait();
     }
-    SoftmaxPartials({.logits = logits,
-                     .labels = label,
-                     .first = first,
-                     .row_max = row_max,
-                     .partials = partials});
     tensor.AllReduce(partials, ReduceOp::kSum).Wait();
     CrossEntropyLoss(label, row_max, partials, loss);
     if (!dx.defined()) continue;
@@ -147,10 +152,7 @@ void Embedding::Logits(Run& run, const Tensor& x, const Tensor& logits) const {
   const Tensor local = whole ? logits.View({rows, local_vocab_})
                              : run.arena.Allocate(logits.dtype, {rows, local_vocab_});
   PartialLogits(run, x, local);
-  if (options_.soft_cap > 0) {
-    const Tensor row_max = run.arena.Allocate(logits.dtype, {rows});
-    SoftCapRowMax({.logits = local, .soft_cap = options_.soft_cap, .row_max = row_max});
-  }
+  if (options_.soft_cap > 0) SoftCap(local, options_.soft_cap);
   if (!whole) GatherColumns(run, local, logits);
 }
 

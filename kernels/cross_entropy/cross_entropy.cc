@@ -7,12 +7,19 @@
 namespace eyrie {
 namespace {
 
-void CheckLogits(const char* kernel, const Tensor& logits, const Tensor& row_max) {
+void CheckMatrix(const char* kernel, const Tensor& logits) {
   EYRIE_CHECK(logits.defined() && logits.shape.rank() == 2, kernel, ": logits must be [N, V]");
-  CheckShape(kernel, "row_max", row_max, {logits.dim(0)});
   EYRIE_CHECK(logits.dtype == FullPrecision(logits.dtype), kernel, ": logits hold ",
               Name(logits.dtype));
+}
+void CheckLogits(const char* kernel, const Tensor& logits, const Tensor& row_max) {
+  CheckMatrix(kernel, logits);
+  CheckShape(kernel, "row_max", row_max, {logits.dim(0)});
   CheckTypes(kernel, logits, logits.dtype, {row_max});
+}
+
+void CheckRows(const char* kernel, const Tensor& row_max) {
+  EYRIE_CHECK(row_max.defined() && row_max.shape.rank() == 1, kernel, ": row_max must be [N]");
 }
 
 // What is kept for each of N tokens.
@@ -27,21 +34,13 @@ void CheckTokens(const char* kernel, const Tensor& row_max, const Tensor& labels
 
 }  // namespace
 
-void SoftCapRowMax(const SoftCapRowMaxArgs& args) {
-  constexpr const char* kKernel = "soft_cap_row_max";
-  CheckLogits(kKernel, args.logits, args.row_max);
+void SoftCap(const Tensor& logits, double soft_cap) {
+  constexpr const char* kKernel = "soft_cap";
+  CheckMatrix(kKernel, logits);
+  EYRIE_CHECK(soft_cap > 0.0, kKernel, ": soft_cap ", soft_cap);
   const KernelScope timed("cross_entropy");
-  EYRIE_DISPATCH_CUDA(args.logits, SoftCapRowMaxCuda(args));
-  DispatchCpu(kKernel, args.logits, [&]<class T>(T) { SoftCapRowMaxCpu<T>(args); });
-}
-
-void RowArgmax(const RowArgmaxArgs& args) {
-  constexpr const char* kKernel = "row_argmax";
-  CheckLogits(kKernel, args.logits, args.row_max);
-  CheckShape(kKernel, "predicted", args.predicted, {args.logits.dim(0)});
-  CheckTypes(kKernel, args.logits, DType::kI32, {args.predicted});
-  EYRIE_DISPATCH_CUDA(args.logits, RowArgmaxCuda(args));
-  DispatchCpu(kKernel, args.logits, [&]<class T>(T) { RowArgmaxCpu<T>(args); });
+  EYRIE_DISPATCH_CUDA(logits, SoftCapCuda(logits, soft_cap));
+  DispatchCpu(kKernel, logits, [&]<class T>(T) { SoftCapCpu<T>(logits, soft_cap); });
 }
 
 void SoftmaxPartials(const SoftmaxPartialsArgs& args) {
@@ -53,10 +52,31 @@ void SoftmaxPartials(const SoftmaxPartialsArgs& args) {
   DispatchCpu(kKernel, args.logits, [&]<class T>(T) { SoftmaxPartialsCpu<T>(args); });
 }
 
+void RescalePartials(const Tensor& own_max, const Tensor& row_max, const Tensor& partials) {
+  constexpr const char* kKernel = "rescale_partials";
+  CheckRows(kKernel, row_max);
+  CheckShape(kKernel, "own_max", own_max, row_max.shape);
+  CheckShape(kKernel, "partials", partials, {2, row_max.size()});
+  CheckTypes(kKernel, row_max, row_max.dtype, {own_max, partials});
+  const KernelScope timed("cross_entropy");
+  EYRIE_DISPATCH_CUDA(row_max, RescalePartialsCuda(own_max, row_max, partials));
+  DispatchCpu(kKernel, row_max,
+              [&]<class T>(T) { RescalePartialsCpu<T>(own_max, row_max, partials); });
+}
+
+void RowArgmax(const RowArgmaxArgs& args) {
+  constexpr const char* kKernel = "row_argmax";
+  CheckLogits(kKernel, args.logits, args.row_max);
+  CheckShape(kKernel, "predicted", args.predicted, {args.logits.dim(0)});
+  CheckTypes(kKernel, args.logits, DType::kI32, {args.predicted});
+  EYRIE_DISPATCH_CUDA(args.logits, RowArgmaxCuda(args));
+  DispatchCpu(kKernel, args.logits, [&]<class T>(T) { RowArgmaxCpu<T>(args); });
+}
+
 void CrossEntropyLoss(const Tensor& labels, const Tensor& row_max, const Tensor& partials,
                       const Tensor& loss) {
   constexpr const char* kKernel = "cross_entropy_loss";
-  EYRIE_CHECK(row_max.defined() && row_max.shape.rank() == 1, kKernel, ": row_max must be [N]");
+  CheckRows(kKernel, row_max);
   CheckTokens(kKernel, row_max, labels, partials);
   CheckShape(kKernel, "loss", loss, {2});
   CheckTypes(kKernel, row_max, DType::kF64, {loss});

@@ -35,19 +35,42 @@ void GradRow(T factor, T shift, T inverse_cap, const T* z, T* du, int64_t n) {
 
 }  // namespace
 
-// N tokens, V columns of the vocabulary here. Every step is one pass over the rows of [N, V].
+// N tokens, V columns of the vocabulary here. Every step is one pass over the rows of [N, V], a row
+// at a time, which a cache holds.
 
 template <class T>
-void SoftCapRowMaxCpu(const SoftCapRowMaxArgs& args) {
-  T* logits = args.logits.data<T>();
-  T* row_max = args.row_max.data<T>();
-  const int64_t columns = args.logits.dim(1);
-  const T cap = static_cast<T>(args.soft_cap);
-  ForPieces(args.logits.dim(0), args.logits.size(), [&](int64_t n) {
-    T* z = logits + n * columns;
-    if (args.soft_cap > 0.0) SoftCapRow(cap, z, columns);
-    row_max[n] = MaxOf(z, columns);
+void SoftCapCpu(const Tensor& logits, double soft_cap) {
+  const int64_t columns = logits.dim(1);
+  ForPieces(logits.dim(0), logits.size(), [&](int64_t n) {
+    SoftCapRow(static_cast<T>(soft_cap), logits.data<T>() + n * columns, columns);
   });
+}
+
+template <class T>
+void SoftmaxPartialsCpu(const SoftmaxPartialsArgs& args) {
+  const int32_t* labels = args.labels.data<int32_t>();
+  T* row_max = args.row_max.data<T>();
+  const int64_t tokens = args.logits.dim(0), columns = args.logits.dim(1);
+  T *sums = args.partials.data<T>(), *at_label = sums + tokens;
+  ForPieces(tokens, args.logits.size(), [&](int64_t n) {
+    T* z = args.logits.data<T>() + n * columns;
+    if (args.soft_cap > 0.0) SoftCapRow(static_cast<T>(args.soft_cap), z, columns);
+    const T largest = MaxOf(z, columns);
+    row_max[n] = largest;
+    sums[n] = static_cast<T>(SumByPieces(columns, [&](int64_t begin, int64_t count) {
+      return SumOfExp(z + begin, count, largest);
+    }));
+    const int64_t column = labels[n] - args.first;
+    const bool here = labels[n] >= 0 && column >= 0 && column < columns;
+    at_label[n] = here ? z[column] : T(0);
+  });
+}
+
+template <class T>
+void RescalePartialsCpu(const Tensor& own_max, const Tensor& row_max, const Tensor& partials) {
+  const T *own = own_max.data<T>(), *all = row_max.data<T>();
+  T* sums = partials.data<T>();
+  for (int64_t n = 0; n < own_max.size(); ++n) sums[n] *= Exp(own[n] - all[n]);
 }
 
 template <class T>
@@ -61,27 +84,6 @@ void RowArgmaxCpu(const RowArgmaxArgs& args) {
     int64_t column = columns - 1;
     while (column >= 0 && z[column] != row_max[n]) --column;
     predicted[n] = static_cast<int32_t>(column < 0 ? -1 : args.first + column);
-  });
-}
-
-template <class T>
-void SoftmaxPartialsCpu(const SoftmaxPartialsArgs& args) {
-  const T* logits = args.logits.data<T>();
-  const int32_t* labels = args.labels.data<int32_t>();
-  const T* row_max = args.row_max.data<T>();
-  const int64_t tokens = args.logits.dim(0);
-  const int64_t columns = args.logits.dim(1);
-  T* sums = args.partials.data<T>();
-  T* at_label = sums + tokens;
-  ForPieces(tokens, args.logits.size(), [&](int64_t n) {
-    const T* z = logits + n * columns;
-    const T largest = row_max[n];
-    sums[n] = static_cast<T>(SumByPieces(columns, [&](int64_t begin, int64_t count) {
-      return SumOfExp(z + begin, count, largest);
-    }));
-    const int64_t column = labels[n] - args.first;
-    const bool here = labels[n] >= 0 && column >= 0 && column < columns;
-    at_label[n] = here ? z[column] : T(0);
   });
 }
 
@@ -132,12 +134,14 @@ void CrossEntropyGradCpu(const CrossEntropyGradArgs& args) {
   });
 }
 
-template void SoftCapRowMaxCpu<float>(const SoftCapRowMaxArgs&);
-template void SoftCapRowMaxCpu<double>(const SoftCapRowMaxArgs&);
-template void RowArgmaxCpu<float>(const RowArgmaxArgs&);
-template void RowArgmaxCpu<double>(const RowArgmaxArgs&);
+template void SoftCapCpu<float>(const Tensor&, double);
+template void SoftCapCpu<double>(const Tensor&, double);
 template void SoftmaxPartialsCpu<float>(const SoftmaxPartialsArgs&);
 template void SoftmaxPartialsCpu<double>(const SoftmaxPartialsArgs&);
+template void RescalePartialsCpu<float>(const Tensor&, const Tensor&, const Tensor&);
+template void RescalePartialsCpu<double>(const Tensor&, const Tensor&, const Tensor&);
+template void RowArgmaxCpu<float>(const RowArgmaxArgs&);
+template void RowArgmaxCpu<double>(const RowArgmaxArgs&);
 template void CrossEntropyLossCpu<float>(const Tensor&, const Tensor&, const Tensor&,
                                          const Tensor&);
 template void CrossEntropyLossCpu<double>(const Tensor&, const Tensor&, const Tensor&,

@@ -6,11 +6,13 @@
 namespace eyrie {
 
 template <class T>
-void SoftCapRowMaxCpu(const SoftCapRowMaxArgs& args);
-template <class T>
-void RowArgmaxCpu(const RowArgmaxArgs& args);
+void SoftCapCpu(const Tensor& logits, double soft_cap);
 template <class T>
 void SoftmaxPartialsCpu(const SoftmaxPartialsArgs& args);
+template <class T>
+void RescalePartialsCpu(const Tensor& own_max, const Tensor& row_max, const Tensor& partials);
+template <class T>
+void RowArgmaxCpu(const RowArgmaxArgs& args);
 template <class T>
 void CrossEntropyLossCpu(const Tensor& labels, const Tensor& row_max, const Tensor& partials,
                          const Tensor& loss);

@@ -1,7 +1,7 @@
 // Cross-entropy on the GPU. N tokens, V columns of the vocabulary here. Every step is one pass over
 // the float32 rows of [N, V], a block a row.
 #include "kernels/cross_entropy/cross_entropy_cuda.h"
-#include "kernels/cuda_math.cuh"
+#include "kernels/cuda_elementwise.cuh"
 
 namespace eyrie {
 namespace {
@@ -29,23 +29,63 @@ __device__ __forceinline__ void ForRow(const float* row, int64_t columns, const 
   }
 }
 
+__device__ __forceinline__ float Capped(float u, float cap, float inverse) {
+  return cap * tanhf(u * inverse);
+}
+
+struct SoftCapOperation {
+  float *logits, cap;
+
+  template <int N>
+  __device__ void At(int64_t i) const {
+    Vector<float, N> z = LoadVector<N>(logits + i);
+#pragma unroll
+    for (int j = 0; j < N; ++j) z.Set(j, Capped(z[j], cap, 1.0f / cap));
+    StoreVector(logits + i, z);
+  }
+};
+
+// Each thread's sum is for the largest logit that it has met so far.
 template <int kRowWidth, bool kCapped>
 __global__ void __launch_bounds__(kThreads)
-    SoftCapRowMaxKernel(float* logits, int64_t columns, float cap, float* row_max) {
-  __shared__ float shared[32];
-  float* row = logits + int64_t{blockIdx.x} * columns;
+    SoftmaxPartialsKernel(float* logits, const int32_t* __restrict__ labels, int64_t columns,
+                          int64_t first, float cap, float* __restrict__ row_max,
+                          float* __restrict__ sums, float* __restrict__ at_label) {
+  __shared__ float shared[2][32];
+  const int64_t n = blockIdx.x;
+  float* row = logits + n * columns;
   const float inverse = kCapped ? 1.0f / cap : 0.0f;
-  float largest = -INFINITY;
+  float largest = -INFINITY, sum = 0;
   ForRow<kRowWidth>(row, columns, [&](int64_t j, Vector<float, kRowWidth>& z) {
+    float met = largest;
 #pragma unroll
     for (int i = 0; i < kRowWidth; ++i) {
-      if constexpr (kCapped) z.Set(i, cap * tanhf(z[i] * inverse));
-      largest = fmaxf(largest, z[i]);
+      if constexpr (kCapped) z.Set(i, Capped(z[i], cap, inverse));
+      met = fmaxf(met, z[i]);
     }
     if constexpr (kCapped) StoreVector(row + j, z);
+    if (met > largest) {
+      sum *= __expf(largest - met);
+      largest = met;
+    }
+#pragma unroll
+    for (int i = 0; i < kRowWidth; ++i) sum += __expf(z[i] - largest);
   });
-  largest = BlockMax(largest, shared);
-  if (threadIdx.x == 0) row_max[blockIdx.x] = largest;
+  const float of_row = BlockMax(largest, shared[0]);
+  sum = BlockSum(sum * __expf(largest - of_row), shared[1]);
+  if (threadIdx.x != 0) return;
+  row_max[n] = of_row;
+  sums[n] = sum;
+  const int64_t column = labels[n] - first;
+  const bool here = labels[n] >= 0 && column >= 0 && column < columns;
+  at_label[n] = here ? row[column] : 0.0f;
+}
+
+__global__ void __launch_bounds__(kThreads)
+    RescaleKernel(const float* __restrict__ own_max, const float* __restrict__ row_max,
+                  int64_t tokens, float* __restrict__ sums) {
+  const int64_t n = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (n < tokens) sums[n] *= expf(own_max[n] - row_max[n]);
 }
 
 template <int kRowWidth>
@@ -69,28 +109,6 @@ __global__ void __launch_bounds__(kThreads)
   if (own >= 0) atomicMax(&last, own);
   __syncthreads();
   if (threadIdx.x == 0) predicted[n] = last < 0 ? -1 : static_cast<int32_t>(first + last);
-}
-
-template <int kRowWidth>
-__global__ void __launch_bounds__(kThreads)
-    SoftmaxPartialsKernel(const float* __restrict__ logits, const int32_t* __restrict__ labels,
-                          const float* __restrict__ row_max, int64_t columns, int64_t first,
-                          float* __restrict__ sums, float* __restrict__ at_label) {
-  __shared__ float shared[32];
-  const int64_t n = blockIdx.x;
-  const float* row = logits + n * columns;
-  const float largest = row_max[n];
-  float sum = 0;
-  ForRow<kRowWidth>(row, columns, [&](int64_t, const Vector<float, kRowWidth>& z) {
-#pragma unroll
-    for (int i = 0; i < kRowWidth; ++i) sum += __expf(z[i] - largest);
-  });
-  sum = BlockSum(sum, shared);
-  if (threadIdx.x != 0) return;
-  sums[n] = sum;
-  const int64_t column = labels[n] - first;
-  const bool here = labels[n] >= 0 && column >= 0 && column < columns;
-  at_label[n] = here ? row[column] : 0.0f;
 }
 
 // loss += {sum of the losses, valid labels}; one block, each thread every 1024th token.
@@ -145,18 +163,31 @@ bool Vectors(const Tensor& logits) {
 
 }  // namespace
 
-void SoftCapRowMaxCuda(const SoftCapRowMaxArgs& args) {
-  const bool capped = args.soft_cap > 0.0;
+void SoftCapCuda(const Tensor& logits, double soft_cap) {
+  float* z = logits.data<float>();
+  LaunchElementwise<kWidth>("soft_cap", logits.size(), Aligned<kWidth>(z),
+                            SoftCapOperation{z, static_cast<float>(soft_cap)});
+}
+
+void SoftmaxPartialsCuda(const SoftmaxPartialsArgs& args) {
+  const int64_t tokens = args.logits.dim(0);
+  float* sums = args.partials.data<float>();
   const auto launch = [&](auto body) {
-    Launch("soft_cap_row_max", body, static_cast<unsigned>(args.logits.dim(0)), kThreads, 0,
-           args.logits.data<float>(), args.logits.dim(1), static_cast<float>(args.soft_cap),
-           args.row_max.data<float>());
+    Launch("softmax_partials", body, static_cast<unsigned>(tokens), kThreads, 0,
+           args.logits.data<float>(), args.labels.data<int32_t>(), args.logits.dim(1), args.first,
+           static_cast<float>(args.soft_cap), args.row_max.data<float>(), sums, sums + tokens);
   };
+  const bool capped = args.soft_cap > 0.0;
   if (Vectors(args.logits)) {
-    launch(capped ? SoftCapRowMaxKernel<kWidth, true> : SoftCapRowMaxKernel<kWidth, false>);
+    launch(capped ? SoftmaxPartialsKernel<kWidth, true> : SoftmaxPartialsKernel<kWidth, false>);
   } else {
-    launch(capped ? SoftCapRowMaxKernel<1, true> : SoftCapRowMaxKernel<1, false>);
+    launch(capped ? SoftmaxPartialsKernel<1, true> : SoftmaxPartialsKernel<1, false>);
   }
+}
+
+void RescalePartialsCuda(const Tensor& own_max, const Tensor& row_max, const Tensor& partials) {
+  Launch("rescale_partials", RescaleKernel, Pieces(own_max.size(), kThreads), kThreads, 0,
+         own_max.data<float>(), row_max.data<float>(), own_max.size(), partials.data<float>());
 }
 
 void RowArgmaxCuda(const RowArgmaxArgs& args) {
@@ -164,16 +195,6 @@ void RowArgmaxCuda(const RowArgmaxArgs& args) {
          static_cast<unsigned>(args.logits.dim(0)), kThreads, 0, args.logits.data<float>(),
          args.row_max.data<float>(), args.logits.dim(1), args.first,
          args.predicted.data<int32_t>());
-}
-
-void SoftmaxPartialsCuda(const SoftmaxPartialsArgs& args) {
-  const int64_t tokens = args.logits.dim(0);
-  float* sums = args.partials.data<float>();
-  Launch("softmax_partials",
-         Vectors(args.logits) ? SoftmaxPartialsKernel<kWidth> : SoftmaxPartialsKernel<1>,
-         static_cast<unsigned>(tokens), kThreads, 0, args.logits.data<float>(),
-         args.labels.data<int32_t>(), args.row_max.data<float>(), args.logits.dim(1), args.first,
-         sums, sums + tokens);
 }
 
 void CrossEntropyLossCuda(const Tensor& labels, const Tensor& row_max, const Tensor& partials,

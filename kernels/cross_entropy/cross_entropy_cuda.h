@@ -5,9 +5,10 @@
 
 namespace eyrie {
 
-void SoftCapRowMaxCuda(const SoftCapRowMaxArgs& args);
-void RowArgmaxCuda(const RowArgmaxArgs& args);
+void SoftCapCuda(const Tensor& logits, double soft_cap);
 void SoftmaxPartialsCuda(const SoftmaxPartialsArgs& args);
+void RescalePartialsCuda(const Tensor& own_max, const Tensor& row_max, const Tensor& partials);
+void RowArgmaxCuda(const RowArgmaxArgs& args);
 void CrossEntropyLossCuda(const Tensor& labels, const Tensor& row_max, const Tensor& partials,
                           const Tensor& loss);
 void CrossEntropyGradCuda(const CrossEntropyGradArgs& args);

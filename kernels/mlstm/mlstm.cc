@@ -54,8 +54,13 @@ void CheckState(const char* kernel, const Tensor& keys, const Tensor& values,
   CheckOverHeads(kernel, keys, {state.m});
 }
 
+// `states` are those that may enter the sequence.
 template <class Args>
-void CheckMemories(const char* kernel, const Args& args) {
+void CheckMemories(const char* kernel, const Args& args, std::initializer_list<MlstmState> states) {
+  for (const MlstmState& state : states) {
+    EYRIE_CHECK(!args.memories.defined() || !state.c.defined(), kernel,
+                ": memories of a sequence that a state enters");
+  }
   CheckOptional(kernel, "memories", args.memories, {MlstmMemories(args.q, args.v, args.options)});
   CheckTypes(kernel, args.q, DType::kF32, {args.memories});
 }
@@ -73,8 +78,8 @@ int64_t MlstmWorkspace(const Tensor& q, const Tensor& v, const MlstmOptions& opt
 
 int64_t MlstmMemories(const Tensor& q, const Tensor& v, const MlstmOptions& options) {
   if (!IsGpu(q.device) || !MlstmHasWideHeads(q, v) || q.dim(1) == 1) return 0;
-  return MlstmChunkMemories(MlstmLayoutOf(q, v, nullptr, options, /*by_chunks=*/true), nullptr)
-      .total;
+  const MlstmLayout sizes = MlstmLayoutOf(q, v, nullptr, options, /*by_chunks=*/true);
+  return MlstmChunkMemories(sizes.OnItsOwn(), nullptr).total;
 }
 
 void MlstmForward(const MlstmForwardArgs& args) {
@@ -86,7 +91,7 @@ void MlstmForward(const MlstmForwardArgs& args) {
   CheckOverTokens(kernel, args.k, {args.log_i, args.log_f, args.maximum, args.normaliser});
   CheckState(kernel, args.k, args.v, args.before);
   CheckState(kernel, args.k, args.v, args.after);
-  CheckMemories(kernel, args);
+  CheckMemories(kernel, args, {args.before});
   const KernelScope timed("mlstm");
   EYRIE_DISPATCH_CUDA(args.k, MlstmForwardCuda(args));
   DispatchCpu(kernel, args.k, [&](auto real) { MlstmForwardCpu<decltype(real)>(args); });
@@ -112,7 +117,7 @@ void MlstmBackward(const MlstmBackwardArgs& args) {
   EYRIE_CHECK(args.after_m.defined() || !args.dafter.c.defined(), kernel,
               ": dafter without after_m");
   if (args.h_dh.defined()) CheckOverTokens(kernel, args.k, {args.h_dh});
-  CheckMemories(kernel, args);
+  CheckMemories(kernel, args, {args.before, args.dafter});
   const KernelScope timed("mlstm");
   EYRIE_DISPATCH_CUDA(args.k, MlstmBackwardCuda(args));
   DispatchCpu(kernel, args.k, [&](auto real) { MlstmBackwardCpu<decltype(real)>(args); });

@@ -66,7 +66,7 @@ struct MlstmForwardArgs {
   Tensor maximum;       // [B, T, H] out, m_t, for backward
   Tensor normaliser;    // [B, T, H] out, n_t . q_t with q scaled, for backward
   MlstmState after;     // out, after the last token; optional
-  Tensor memories;      // out, MlstmMemories() elements of float32; optional
+  Tensor memories;      // out, MlstmMemories() elements of float32; optional, without `before`
   MlstmOptions options;
   Tensor workspace;
 };
@@ -79,8 +79,10 @@ struct MlstmBackwardArgs {
   MlstmState before;                        // likewise
   Tensor h, maximum, normaliser;            // of the forward pass
   Tensor dh;                                // [B, T, H, dv]
-  Tensor h_dh;        // h . dh [B, T, H] of full precision, where known; or absent
-  Tensor memories;    // of the forward pass, overwritten; absent: made again, with the same result
+  Tensor h_dh;  // h . dh [B, T, H] of full precision, where known; or absent
+  // Of the forward pass, overwritten; without `before` and `dafter`. Absent: made again, with the
+  // same result.
+  Tensor memories;
   MlstmState dafter;  // with respect to `after`, or absent
   // The `m` of `after`, [B, H]; with dafter.
   Tensor after_m;

@@ -90,8 +90,8 @@ __device__ __forceinline__ void Produce(const View& view, const Block<kColumns>&
     for (int s = 0; s < unit.inner_steps; ++s, ++step) {
       const bool of_rest = s >= unit.whole_steps;
       const int inner = (of_rest ? s - unit.whole_steps : s) * 64;
-      const int place =
-          of_rest ? sizes.RestPlace(unit.chunks_before, kReverse) : unit.chunk + (kReverse ? 1 : 0);
+      const int place = of_rest ? sizes.RestPlace(unit.chunks_before, kReverse)
+                                : sizes.StatePlace(unit.chunk + (kReverse ? 1 : 0));
       block.Fill(
           step, 0,
           [&](int j, const auto& load) {

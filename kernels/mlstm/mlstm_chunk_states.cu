@@ -132,7 +132,7 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
       FillBarrier::Arm(block.StagedFull(group), kStagedBytes);
       for (int j = 0; j < kRightBoxes; ++j) {
         LoadBox(staged_at + j * kBoxBytes, view.states, block.StagedFull(group),
-                unit.first_column + 64 * j, first_row, boundary, unit.head);
+                unit.first_column + 64 * j, first_row, sizes.StatePlace(boundary), unit.head);
       }
     };
     // Whether a product is due between the ends.
@@ -152,8 +152,8 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
       if (thread == 0) WaitUntilStoresRead();
       NamedBarrier(1 + group, kWarpgroup);
     };
-    // Stores pair(first, second, what is staged there) of the state's elements at a boundary.
-    const auto store = [&](int boundary, const auto& pair) {
+    // Stores pair(first, second, what is staged there) of the state's elements in a place.
+    const auto store = [&](int place, const auto& pair) {
 #pragma unroll
       for (int n = 0; n < kMlstmChunkColumns / 8; ++n) {
 #pragma unroll
@@ -168,7 +168,7 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
       for (int j = 0; j < kRightBoxes; ++j) {
         const int column = unit.first_column + 64 * j;
         if (column >= sizes.values) break;
-        StoreBox(view.states, staged_at + j * kBoxBytes, column, first_row, boundary, unit.head);
+        StoreBox(view.states, staged_at + j * kBoxBytes, column, first_row, place, unit.head);
       }
     };
     const auto keep = [&](int boundary, int chunks_before) {
@@ -188,7 +188,7 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
       if (multiplies) {
         WaitForBlock(block.StagedFull(group), parity);
         parity ^= 1;
-        store(boundary, [&](float first, float second, uint32_t staged_pair) {
+        store(sizes.StatePlace(boundary), [&](float first, float second, uint32_t staged_pair) {
           const float2 before = Unpack(staged_pair);
           product = fmaf(before.x, first, product);
           product = fmaf(before.y, second, product);
@@ -197,7 +197,8 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
         write_product(product, sizes.Restart(boundary * sizes.chunk_tiles));
       } else {
         wait_for_staged();
-        store(boundary, [](float first, float second, uint32_t) { return Pack(first, second); });
+        store(sizes.StatePlace(boundary),
+              [](float first, float second, uint32_t) { return Pack(first, second); });
       }
       if (args.entering == nullptr || chunks_before >= kMlstmRests) return;
       wait_for_staged();

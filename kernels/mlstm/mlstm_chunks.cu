@@ -79,8 +79,7 @@ void MlstmBackwardByChunks(const MlstmLayout& sizes, const MlstmScratch& scratch
   states.others = args.dafter.c.data<float>();
   states.others_n = args.dafter.n.data<float>();
   states.products = scratch.restart_products;
-  // A product with what enters the gradients takes the last state, which nobody keeps.
-  if (!args.memories.defined() || states.others != nullptr) ComputeChunkStates(sizes, states);
+  if (!args.memories.defined()) ComputeChunkStates(sizes, states);
   const MlstmChunkOutputs queries{.rows = dh,
                                   .others = k,
                                   .o = args.dq.data<Bf16>(),

@@ -25,7 +25,7 @@ namespace eyrie {
 // state much larger than what the chunks add.
 inline constexpr int kMlstmRests = 2;
 
-// States [B, H, state_places(), dk, dv] at chunks' boundaries: all but those where they leave the
+// States [B, H, state_places, dk, dv] at chunks' boundaries: all but those where they leave the
 // last one, and where nothing enters the first one.
 struct MlstmChunkStates {
   const __nv_bfloat16 *rows, *columns;  // k and v; or q and dh: [B, T, H, dk] and [B, T, H, dv]
@@ -35,7 +35,7 @@ struct MlstmChunkStates {
   // Outside, [B, H, dk, dv] and [B, H, dk], or null: zeros, not wanted.
   const float *entering, *entering_n;
   float *leaving, *leaving_n;
-  // What is kept, or null: [B, H, state_places(), dk, dv] and [B, H, chunks + 1, dk].
+  // What is kept, or null: [B, H, state_places, dk, dv] and [B, H, chunks + 1, dk].
   __nv_bfloat16* states;
   float* normalisers;
   // Products of states with their gradients [B, H, restarts + 1, MlstmStateParts()], in parts of a

@@ -16,6 +16,14 @@ bool ByChunks(const Tensor& q, const Tensor& v) {
   return MlstmHasWideHeads(q, v) && MlstmRunsWgmma();
 }
 
+// Of arguments of the forward or the backward pass.
+template <class Args>
+MlstmLayout LayoutOf(const Args& args, bool by_chunks) {
+  const MlstmLayout sizes = MlstmLayoutOf(args.q, args.v, args.positions.template data<int32_t>(),
+                                          args.options, by_chunks);
+  return args.memories.defined() ? sizes.OnItsOwn() : sizes;
+}
+
 template <class T>
 void CheckRows(const char* kernel, const MlstmLayout& sizes,
                std::initializer_list<Tensor> tensors) {
@@ -116,8 +124,7 @@ void RunStep(const MlstmForwardArgs& args, const MlstmLayout& sizes, const Mlstm
 template <class T>
 void RunForward(const MlstmForwardArgs& args) {
   const bool by_chunks = ByChunks(args.q, args.v);
-  const MlstmLayout sizes =
-      MlstmLayoutOf(args.q, args.v, args.positions.data<int32_t>(), args.options, by_chunks);
+  const MlstmLayout sizes = LayoutOf(args, by_chunks);
   CheckRows<T>("MlstmForward", sizes, {args.q, args.k, args.v, args.h});
   const MlstmScratch scratch(sizes, kTensorCores<T>, by_chunks, args.workspace.data<float>(),
                              args.memories.data<float>());
@@ -291,8 +298,7 @@ int BackwardByPasses(const MlstmLayout& sizes, const MlstmScratch& scratch,
 template <class T>
 void RunBackward(const MlstmBackwardArgs& args) {
   const bool by_chunks = ByChunks(args.q, args.v);
-  const MlstmLayout sizes =
-      MlstmLayoutOf(args.q, args.v, args.positions.data<int32_t>(), args.options, by_chunks);
+  const MlstmLayout sizes = LayoutOf(args, by_chunks);
   CheckRows<T>("MlstmBackward", sizes,
                {args.q, args.k, args.v, args.h, args.dh, args.dq, args.dk, args.dv});
   const MlstmScratch scratch(sizes, kTensorCores<T>, by_chunks, args.workspace.data<float>(),

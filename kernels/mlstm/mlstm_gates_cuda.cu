@@ -29,7 +29,7 @@ struct BackwardGates {
   BackwardGate<T> gates[2];
 };
 
-constexpr int kForwardThreads = 256, kBackwardThreads = 512;
+constexpr int kForwardThreads = 256, kBackwardThreads = 1024;
 
 template <class T>
 __global__ void __launch_bounds__(kForwardThreads)
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kBackwardThreads)
   const int64_t head = blockIdx.x;
   const float bias = gate.bias[head];
   float sum = 0;
-#pragma unroll 4
+#pragma unroll 8
   for (int64_t row = threadIdx.x; row < rows; row += kBackwardThreads) {
     const int64_t i = row * heads + head;
     float y = ToFloat(gate.x[i]) + bias, gradient = gate.dlog[i];

@@ -23,12 +23,12 @@ inline CUtensorMap MapRows(const MlstmLayout& sizes, const __nv_bfloat16* data, 
 // States [B, H, places, dk, dv] in boxes of 64 x 64.
 inline CUtensorMap MapStates(const MlstmLayout& sizes, const __nv_bfloat16* data) {
   const uint64_t row = static_cast<uint64_t>(sizes.values) * sizeof(__nv_bfloat16);
-  const uint64_t state = row * sizes.keys, head = state * sizes.state_places();
+  const uint64_t state = row * sizes.keys, head = state * sizes.state_places;
   return MakeTensorMap(
       {.data = data,
        .dimensions = 4,
        .sizes = {static_cast<uint64_t>(sizes.values), static_cast<uint64_t>(sizes.keys),
-                 static_cast<uint64_t>(sizes.state_places()),
+                 static_cast<uint64_t>(sizes.state_places),
                  static_cast<uint64_t>(sizes.all_heads())},
        .strides = {row, state, head},
        .box = {64, 64, 1, 1}});

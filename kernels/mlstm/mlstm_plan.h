@@ -57,6 +57,7 @@ struct MlstmLayout {
   int tiles;                                   // ceil(tokens / kMlstmTile)
   int chunk_tiles, chunks;                     // tiles of a chunk; how many chunks there are
   int restart_tiles, restarts;                 // tiles between two restarts; how many intervals
+  int state_places;                            // by chunks: places of a head's states in memory
   const int32_t* positions;
 
   EYRIE_HOST_DEVICE int all_heads() const { return sequences * heads; }
@@ -72,11 +73,19 @@ struct MlstmLayout {
     const int restart = tile / restart_tiles;
     return tile % restart_tiles == 0 && restart < restarts ? restart : -1;
   }
-  // By chunks: where states lie in memory, of the boundaries first. What is left of a state when it
-  // is rounded lies where none is kept, or last.
-  EYRIE_HOST_DEVICE int state_places() const { return chunks + 2; }
+  // By chunks: where the state at a boundary lies, those between chunks first. What is left of a
+  // state when it is rounded lies where none is kept, or last.
+  EYRIE_HOST_DEVICE int StatePlace(int boundary) const {
+    return (boundary + chunks) % (chunks + 1);
+  }
   EYRIE_HOST_DEVICE int RestPlace(int chunks_before, bool reverse) const {
-    return chunks_before > 0 ? chunks + 1 : reverse ? 0 : chunks;
+    return chunks_before > 0 ? chunks + 1 : StatePlace(reverse ? 0 : chunks);
+  }
+  // The same for a sequence that no state enters from either end.
+  MlstmLayout OnItsOwn() const {
+    MlstmLayout own = *this;
+    own.state_places = std::max(1, chunks - 1);
+    return own;
   }
   // Equal for tokens of the same document: the index of its first token, -1 before the first one.
   EYRIE_HOST_DEVICE int Document(int head, int token) const {
@@ -139,6 +148,7 @@ inline MlstmLayout MlstmLayoutOf(const Tensor& q, const Tensor& v, const int32_t
                                         : MlstmChunkTiles(q, v, options);
   const int64_t restart_tiles =
       by_chunks ? chunk_tiles : MlstmRestartTiles(tiles, q.dim(3), v.dim(3));
+  const int chunks = static_cast<int>(CeilDiv(tiles, chunk_tiles));
   return {.sequences = static_cast<int>(q.dim(0)),
           .tokens = static_cast<int>(q.dim(1)),
           .heads = static_cast<int>(q.dim(2)),
@@ -146,10 +156,11 @@ inline MlstmLayout MlstmLayoutOf(const Tensor& q, const Tensor& v, const int32_t
           .values = static_cast<int>(v.dim(3)),
           .tiles = static_cast<int>(tiles),
           .chunk_tiles = static_cast<int>(chunk_tiles),
-          .chunks = static_cast<int>(CeilDiv(tiles, chunk_tiles)),
+          .chunks = chunks,
           .restart_tiles = static_cast<int>(restart_tiles),
           .restarts = static_cast<int>(by_chunks ? std::max<int64_t>(1, tiles / restart_tiles)
                                                  : CeilDiv(tiles, restart_tiles)),
+          .state_places = chunks + 2,
           .positions = positions};
 }
 
@@ -168,12 +179,12 @@ struct MlstmMemory {
   float* next_;
 };
 
-// By chunks: states between them, bfloat16 [B, H, state_places(), dk, dv], and normalisers' [B, H,
+// By chunks: states between them, bfloat16 [B, H, state_places, dk, dv], and normalisers' [B, H,
 // chunks + 1, dk].
 struct MlstmChunkMemories : MlstmMemory {
   MlstmChunkMemories(const MlstmLayout& sizes, float* base) : MlstmMemory(base) {
     const int64_t heads = sizes.all_heads();
-    states = Take(heads * sizes.state_places() * sizes.keys * sizes.values / 2);
+    states = Take(heads * sizes.state_places * sizes.keys * sizes.values / 2);
     normalisers = Take(heads * (sizes.chunks + 1) * sizes.keys);
   }
   void* states;

@@ -86,8 +86,8 @@ void AttentionMixer::Rotate(Run& run, const Tensor& heads, int64_t count, bool i
 Tensor AttentionMixer::Past(Run& run, const Tensor& before, const Tensor& halo) const {
   const int64_t near = halo.dim(1);
   const int64_t far = before.defined() ? std::min(before.dim(1), Reach() - near) : 0;
-  if (far == 0) return IfAnyRows(halo);
-  if (near == 0) return before;
+  if (near == 0) return far == 0 ? Tensor{} : before;
+  if (far == 0) return halo;
   const Tensor past = run.arena.Allocate(halo.dtype, {run.batch(), far + near, head_width_});
   CopyRows(before, before.dim(1) - far, past, 0, far);
   CopyRows(halo, 0, past, far, near);

@@ -14,8 +14,8 @@ struct Case {
 
   // `in_place`: the gradient takes the place of the logits.
   void Run(bool in_place) {
-    SoftCapRowMax({.logits = logits.tensor, .soft_cap = cap, .row_max = row_max.tensor});
     SoftmaxPartials({.logits = logits.tensor,
+                     .soft_cap = cap,
                      .labels = labels.tensor,
                      .first = first,
                      .row_max = row_max.tensor,
@@ -120,8 +120,13 @@ TEST(CudaCrossEntropy, ArgmaxIsTheCpus) {
     for (int64_t i = 0; i < logits.tensor.size(); ++i) {
       Set(logits.tensor, i, static_cast<double>(random.Int(-3, 3)));
     }
-    SoftCapRowMax({.logits = logits.tensor, .row_max = row_max.tensor});
-    Set(row_max.tensor, 0, 4);  // another rank's
+    for (int64_t n = 0; n < tokens; ++n) {
+      double largest = -3;
+      for (int64_t j = 0; j < columns; ++j) {
+        largest = std::max(largest, Get(logits.tensor, n * columns + j));
+      }
+      Set(row_max.tensor, n, n == 0 ? 4 : largest);  // the first is another rank's
+    }
     const OwnedTensor expected = PoisonedTensor(DType::kI32, {tokens});
     const OwnedTensor there = PoisonedCuda(DType::kI32, {tokens});
     RowArgmax({.logits = logits.tensor,
@@ -157,12 +162,48 @@ TEST(CudaCrossEntropy, LargeLogitsDoNotOverflow) {
   EXPECT_TRUE(std::isfinite(Dot(d.tensor, d.tensor)));
 }
 
+TEST(CudaCrossEntropy, CapsAlone) {
+  TestRandom random;
+  for (const int64_t columns : {1, 7, 12, 9001}) {
+    const OwnedTensor logits = RandomTensor(DType::kF32, {5, columns}, random, 40);
+    const OwnedTensor expected = Cast(logits.tensor, DType::kF64), there = ToCuda(logits.tensor);
+    SoftCap(expected.tensor, 30);
+    SoftCap(there.tensor, 30);
+    EXPECT_LT(RelativeError(ToHost(there.tensor).tensor, expected.tensor), 1e-6);
+  }
+}
+
+// As another rank's maxima, further up or as large, ask for it.
+TEST(CudaCrossEntropy, RescalesItsSums) {
+  TestRandom random;
+  for (const int64_t tokens : {1, 300}) {
+    const OwnedTensor own = RandomTensor(DType::kF32, {tokens}, random), all = Clone(own.tensor);
+    for (int64_t n = 0; n < tokens; ++n) {
+      Set(all.tensor, n, Get(own.tensor, n) + static_cast<double>(random.Int(0, 3)));
+    }
+    const OwnedTensor partials = RandomTensor(DType::kF32, {2, tokens}, random);
+    const OwnedTensor expected = Cast(partials.tensor, DType::kF64),
+                      there = ToCuda(partials.tensor);
+    RescalePartials(Cast(own.tensor, DType::kF64).tensor, Cast(all.tensor, DType::kF64).tensor,
+                    expected.tensor);
+    RescalePartials(ToCuda(own.tensor).tensor, ToCuda(all.tensor).tensor, there.tensor);
+    EXPECT_LT(RelativeError(ToHost(there.tensor).tensor, expected.tensor), 1e-6);
+  }
+}
+
 TEST(CudaCrossEntropy, RefusesWrongTypes) {
   const OwnedTensor narrow = ZeroCuda(DType::kBF16, {4, 5}), four = ZeroCuda(DType::kF32, {4});
   const OwnedTensor narrow_max = ZeroCuda(DType::kBF16, {4}), wide = ZeroCuda(DType::kF32, {4, 5});
-  EXPECT_NO_THROW(SoftCapRowMax({.logits = wide.tensor, .row_max = four.tensor}));
-  EXPECT_THROW(SoftCapRowMax({.logits = narrow.tensor, .row_max = narrow_max.tensor}), Error);
-  EXPECT_THROW(SoftCapRowMax({.logits = wide.tensor, .row_max = narrow_max.tensor}), Error);
+  const OwnedTensor labels = ZeroCuda(DType::kI32, {4}), sums = ZeroCuda(DType::kF32, {2, 4});
+  const auto run = [&](const OwnedTensor& logits, const OwnedTensor& row_max) {
+    SoftmaxPartials({.logits = logits.tensor,
+                     .labels = labels.tensor,
+                     .row_max = row_max.tensor,
+                     .partials = sums.tensor});
+  };
+  EXPECT_NO_THROW(run(wide, four));
+  EXPECT_THROW(run(narrow, narrow_max), Error);
+  EXPECT_THROW(run(wide, narrow_max), Error);
 }
 
 }  // namespace

@@ -47,27 +47,34 @@ Result Solve(const Tensor& logits, const Tensor& labels, double cap, double scal
   const OwnedTensor partials(logits.dtype, {2, tokens});
   Result result{.z = OwnedTensor(logits.dtype, logits.shape),
                 .du = OwnedTensor(logits.dtype, logits.shape)};
-  std::vector<OwnedTensor> shard;
+  std::vector<OwnedTensor> shard, own_max, own_partials;
   for (int64_t n = 0; n < tokens; ++n) Set(row_max.tensor, n, -INFINITY);
   for (size_t s = 0; s < shards; ++s) {
     shard.push_back(Columns(logits, cuts[s], cuts[s + 1]));
-    const OwnedTensor local = PoisonedTensor(logits.dtype, {tokens});
-    SoftCapRowMax({.logits = shard[s].tensor, .soft_cap = cap, .row_max = local.tensor});
+    own_max.push_back(PoisonedTensor(logits.dtype, {tokens}));
+    own_partials.push_back(PoisonedTensor(logits.dtype, {2, tokens}));
+    const Tensor own = own_max[s].tensor;
+    const OwnedTensor capped = Clone(shard[s].tensor);
+    SoftmaxPartials({.logits = shard[s].tensor,
+                     .soft_cap = cap,
+                     .labels = labels,
+                     .first = cuts[s],
+                     .row_max = own,
+                     .partials = own_partials[s].tensor});
+    if (cap > 0) SoftCap(capped.tensor, cap);
+    EXPECT_TRUE(BitwiseEqual(capped.tensor, shard[s].tensor));
     PasteColumns(shard[s].tensor, result.z.tensor, cuts[s]);
     for (int64_t n = 0; n < tokens; ++n) {
-      EXPECT_FALSE(std::isnan(Get(local.tensor, n)));
-      Set(row_max.tensor, n, std::max(Get(row_max.tensor, n), Get(local.tensor, n)));
+      EXPECT_FALSE(std::isnan(Get(own, n)));
+      Set(row_max.tensor, n, std::max(Get(row_max.tensor, n), Get(own, n)));
     }
   }
   for (size_t s = 0; s < shards; ++s) {
-    const OwnedTensor local = PoisonedTensor(logits.dtype, {2, tokens});
-    SoftmaxPartials({.logits = shard[s].tensor,
-                     .labels = labels,
-                     .first = cuts[s],
-                     .row_max = row_max.tensor,
-                     .partials = local.tensor});
+    // A rank on its own has nothing to rescale.
+    const Tensor own = own_partials[s].tensor;
+    if (shards > 1) RescalePartials(own_max[s].tensor, row_max.tensor, own);
     for (int64_t i = 0; i < 2 * tokens; ++i) {
-      Set(partials.tensor, i, Get(partials.tensor, i) + Get(local.tensor, i));
+      Set(partials.tensor, i, Get(partials.tensor, i) + Get(own, i));
     }
   }
   // It is added to.
@@ -195,8 +202,19 @@ TEST(CrossEntropy, LargeLogitsDoNotOverflowAndThreadsDoNotChangeABit) {
 TEST(CrossEntropy, RefusesWrongArguments) {
   const OwnedTensor logits(DType::kF32, {4, 5}), four(DType::kF32, {4}), three(DType::kF32, {3});
   const OwnedTensor labels(DType::kI32, {4}), partials(DType::kF32, {2, 4});
-  EXPECT_NO_THROW(SoftCapRowMax({.logits = logits.tensor, .row_max = four.tensor}));
-  EXPECT_THROW(SoftCapRowMax({.logits = logits.tensor, .row_max = three.tensor}), Error);
+  const auto statistics = [&](const OwnedTensor& row_max, const OwnedTensor& sums) {
+    SoftmaxPartials({.logits = logits.tensor,
+                     .labels = labels.tensor,
+                     .row_max = row_max.tensor,
+                     .partials = sums.tensor});
+  };
+  EXPECT_NO_THROW(statistics(four, partials));
+  EXPECT_THROW(statistics(three, partials), Error);
+  EXPECT_THROW(statistics(four, four), Error);
+  EXPECT_NO_THROW(RescalePartials(four.tensor, four.tensor, partials.tensor));
+  EXPECT_THROW(RescalePartials(three.tensor, four.tensor, partials.tensor), Error);
+  EXPECT_THROW(RescalePartials(four.tensor, four.tensor, four.tensor), Error);
+  EXPECT_THROW(SoftCap(logits.tensor, 0), Error);
   const OwnedTensor total(DType::kF64, {2});
   const auto loss = [&](const OwnedTensor& sums) {
     CrossEntropyLoss(labels.tensor, four.tensor, sums.tensor, total.tensor);
@@ -224,7 +242,10 @@ TEST(CrossEntropy, ArgmaxIsTheSameOnAnyShards) {
         Set(logits.tensor, i, static_cast<double>(random.Int(-3, 3)));
       }
       OwnedTensor row_max(type, {tokens}), predicted(DType::kI32, {tokens});
-      SoftCapRowMax({.logits = logits.tensor, .row_max = row_max.tensor});
+      SoftmaxPartials({.logits = logits.tensor,
+                       .labels = predicted.tensor,
+                       .row_max = row_max.tensor,
+                       .partials = OwnedTensor(type, {2, tokens}).tensor});
       std::vector<int64_t> cuts = {0, random.Int(0, columns), random.Int(0, columns), columns};
       std::sort(cuts.begin(), cuts.end());
       FillZero(predicted.tensor);

@@ -153,7 +153,7 @@ struct MlstmProblem {
                    .dh = dh.tensor,
                    .h_dh = h_dh.tensor,
                    .memories = memories.tensor,
-                   .dafter = with_state && !last ? dafter.gradient() : MlstmState{},
+                   .dafter = with_state ? dafter.gradient() : MlstmState{},
                    .after_m = with_state ? after.m.tensor : Tensor{},
                    .dq = dq.tensor,
                    .dk = dk.tensor,
@@ -199,7 +199,6 @@ struct MlstmProblem {
   MlstmSizes sizes;
   MlstmOptions options;
   bool with_state = true;
-  bool last = false;  // no gradient comes from after it
   OwnedTensor q, k, v, dh, log_i, log_f, positions;
   OwnedMlstmState before, dafter;
   OwnedTensor h, maximum, normaliser, dq, dk, dv, dlog_i, dlog_f;

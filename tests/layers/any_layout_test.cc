@@ -1,6 +1,6 @@
-// Models, layouts and ways to run them drawn at random, against one rank that computes everything at
-// once, in float64. Nobody may touch what is under way between ranks (AuditedCommunicator); built
-// with AddressSanitizer, nor scratch that was given back.
+// Models, layouts and ways to run them drawn at random, against one rank that computes everything
+// at once, in float64. Nobody may touch what is under way between ranks (AuditedCommunicator);
+// built with AddressSanitizer, nor scratch that was given back.
 #include <gtest/gtest.h>
 
 #include <algorithm>

@@ -138,8 +138,9 @@ class AuditedCommunicator final : public Communicator {
   void Agree(Kind kind, int64_t detail) {
     int32_t mine[2] = {kind, static_cast<int32_t>(detail)};
     std::vector<int32_t> all(2 * static_cast<size_t>(size()));
-    inner_.AllGather({mine, DType::kI32, Device::kCpu, {2}},
-                     {all.data(), DType::kI32, Device::kCpu, {size(), 2}})
+    inner_
+        .AllGather({mine, DType::kI32, Device::kCpu, {2}},
+                   {all.data(), DType::kI32, Device::kCpu, {size(), 2}})
         .Wait();
     for (size_t i = 0; i < all.size(); ++i) {
       EYRIE_CHECK(all[i] == mine[i % 2], "ranks start different operations");
