@@ -70,10 +70,10 @@ TEST_F(TrainTest, ConfigurationErrorsNameTheField) {
                    {"model.pattern", "\"recurent\"", "local_attention"});
   }
   // An entry is a mixer, perhaps with a channel mixer behind it, and nothing else.
-  for (const char* entry : {"attention+local_attention", "geglu+sglu", "geglu+recurrent",
-                            "recurrent+recurrent", "recurrent+geglu+geglu"}) {
-    ExpectBadInput(Train(0, {StrCat("model.pattern=", entry)}),
-                   {StrCat("\"", entry, "\" is not \"mixer\" or \"mixer+channel_mixer\"")});
+  for (const std::string entry : {"attention+local_attention", "geglu+sglu", "geglu+recurrent",
+                                  "recurrent+recurrent", "recurrent+geglu+geglu"}) {
+    ExpectBadInput(Train(0, {"model.pattern=" + entry}),
+                   {"\"" + entry + "\" is not \"mixer\" or \"mixer+channel_mixer\""});
   }
   ExpectBadInput(Train(0, {"model.pattern=recurrent+"}), {"unknown mixer \"\""});
   // A name from a file cannot break the line; found by fuzzing.

@@ -238,6 +238,17 @@ TEST_P(MixerTest, RecomputedStashIsTheSame) {
   }
 }
 
+// A rank that holds whole sequences has no room for the states of others.
+TEST_P(MixerTest, StashOfWholeSequencesHoldsNothingButTokens) {
+  ArenaScope scope(arena_);
+  const Stash stash = MakeStash(kTokens);
+  for (size_t slot = 0; slot < stash_.slots().size(); ++slot) {
+    if (!stash_.slots()[slot].kept()) continue;
+    const int64_t rows = stash[static_cast<SlotId>(slot)].dim(1);
+    EXPECT_TRUE(rows == 0 || rows == kTokens) << stash_.slots()[slot].name << " " << rows;
+  }
+}
+
 std::vector<Place> AllPlaces() {
   std::vector<Place> places;
   for (const int64_t block : {0, 1}) {
