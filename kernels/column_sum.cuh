@@ -2,6 +2,7 @@
 // each of some chunks, then the chunks' sums.
 #pragma once
 
+#include "core/early_launch.cuh"
 #include "kernels/cuda_math.cuh"
 #include "kernels/cuda_partition.h"
 
@@ -35,6 +36,7 @@ template <class T, int kWidth, int kWarps, bool kAdd>
 __global__ void __launch_bounds__(32 * kWarps, 32 / kWarps)
     ColumnSumKernel(const T* __restrict__ x, int64_t rows, int64_t chunk, int64_t width,
                     float* __restrict__ out) {
+  AwaitEarlier();
   constexpr int kColumns = 32 * kWidth, kUnroll = 4;
   __shared__ float sums[kWarps][kColumns];
   const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
@@ -73,8 +75,8 @@ __global__ void __launch_bounds__(32 * kWarps, 32 / kWarps)
 inline void AddColumnSums(const char* name, const float* x, int64_t rows, int64_t width,
                           float* out) {
   constexpr int kWarps = 32;
-  Launch(name, ColumnSumKernel<float, 1, kWarps, true>, dim3(1, Pieces(width, 32)), 32 * kWarps, 0,
-         x, rows, rows, width, out);
+  LaunchEarly(name, ColumnSumKernel<float, 1, kWarps, true>, dim3(1, Pieces(width, 32)),
+              32 * kWarps, 0, x, rows, rows, width, out);
 }
 
 }  // namespace eyrie

@@ -2,6 +2,7 @@
 // from the partial sums of many blocks.
 #pragma once
 
+#include "core/early_launch.cuh"
 #include "kernels/cuda_math.cuh"
 #include "kernels/partition.h"
 
@@ -11,6 +12,7 @@ inline constexpr int kRowSumThreads = 8;  // that share the rows of one column
 
 template <class Take>
 __global__ void RowSumKernel(const float* x, int64_t rows, int64_t columns, Take take) {
+  AwaitEarlier();
   __shared__ float shares[kRowSumThreads][32];
   const int64_t c = int64_t{blockIdx.x} * 32 + threadIdx.x;
   float sum = 0;
@@ -28,8 +30,8 @@ __global__ void RowSumKernel(const float* x, int64_t rows, int64_t columns, Take
 // take(c, sum over rows of x[row, c]) for each c < columns. `take` is device code.
 template <class Take>
 void RowSumCuda(const char* name, const float* x, int64_t rows, int64_t columns, const Take& take) {
-  Launch(name, RowSumKernel<Take>, dim3(static_cast<unsigned>(CeilDiv(columns, 32))),
-         dim3(32, kRowSumThreads), 0, x, rows, columns, take);
+  LaunchEarly(name, RowSumKernel<Take>, dim3(static_cast<unsigned>(CeilDiv(columns, 32))),
+              dim3(32, kRowSumThreads), 0, x, rows, columns, take);
 }
 
 // out[c] += scale(c) * sum over rows of x[row, c]. `scale` is device code.

@@ -236,6 +236,7 @@ template <class T, int kMaps>
 __global__ void __launch_bounds__(kTileColumns)
     AddGradientsKernel(const GateWeights<T, kMaps> weights, const float* __restrict__ sums,
                        const WeightGradients<kMaps> gradients) {
+  AwaitEarlier();
   constexpr int kUnroll = 4;  // gates that a thread has under way
   const int width = weights.width, gates = weights.gates;
   const int c = static_cast<int>(blockIdx.x) * kTileColumns + static_cast<int>(threadIdx.x);
@@ -336,11 +337,11 @@ void BlockMapBackwardCuda(const BlockMapBackwardArgs& args) {
       };
       args.accumulate ? run(std::true_type{}) : run(std::false_type{});
       constexpr int kWidth = 4, kSumWarps = 8;
-      Launch(kernel, ColumnSumKernel<float, kWidth, kSumWarps, /*kAdd=*/false>,
-             dim3(1, Pieces(sums, 32 * kWidth)), 32 * kSumWarps, 0, tensors.sums, int64_t{chunks},
-             int64_t{chunks}, sums, total);
-      Launch(kernel, AddGradientsKernel<T, kMaps>, Pieces(width, kTileColumns), kTileColumns, 0,
-             weights, total, gradients);
+      LaunchEarly(kernel, ColumnSumKernel<float, kWidth, kSumWarps, /*kAdd=*/false>,
+                  dim3(1, Pieces(sums, 32 * kWidth)), 32 * kSumWarps, 0, tensors.sums,
+                  int64_t{chunks}, int64_t{chunks}, sums, total);
+      LaunchEarly(kernel, AddGradientsKernel<T, kMaps>, Pieces(width, kTileColumns), kTileColumns,
+                  0, weights, total, gradients);
     });
   });
 }

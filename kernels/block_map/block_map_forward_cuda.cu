@@ -1,6 +1,7 @@
 // A warp takes eight rows after another of four vectors of channels, one a lane. What gates make of
 // the maps' outputs they make of x by folded weights (block_map_cuda.cuh): each block sums its
 // channels, and a second kernel the blocks' sums.
+#include "core/early_launch.cuh"
 #include "kernels/attention/attention_mma.cuh"
 #include "kernels/block_map/block_map_cuda.cuh"
 
@@ -264,6 +265,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 3 : 2)
 __global__ void __launch_bounds__(kThreads)
     AddPartsKernel(const float* __restrict__ parts, int count, int64_t size, bool accumulate,
                    float* __restrict__ out) {
+  AwaitEarlier();
   constexpr int kUnroll = 8;  // parts that a thread has under way
   const int64_t at = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (at >= size) return;
@@ -315,9 +317,9 @@ void BlockMapForwardCuda(const BlockMapForwardArgs& args) {
       Launch(kernel, vectors ? ForwardKernel<T, kWidth, kMaps> : ForwardKernel<T, kBlock, kMaps>,
              dim3(Pieces(rows, kTileRows), parts), kThreads, 0, tensors, rows);
       if (!gated) return;
-      Launch(kernel, AddPartsKernel, Pieces(rows * gates, kThreads), kThreads, 0, tensors.gates,
-             static_cast<int>(parts), rows * gates, args.accumulate_gates,
-             args.gates.data<float>());
+      LaunchEarly(kernel, AddPartsKernel, Pieces(rows * gates, kThreads), kThreads, 0,
+                  tensors.gates, static_cast<int>(parts), rows * gates, args.accumulate_gates,
+                  args.gates.data<float>());
     });
   });
 }

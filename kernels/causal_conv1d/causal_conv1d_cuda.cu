@@ -238,7 +238,8 @@ template <class T, int N>
 class RowsAhead {
  public:
   static constexpr bool kCopied = sizeof(Vector<T, N>) >= 8;
-  static constexpr int kStages = 3, kOfStep = 2 * kBackwardTokens, kThreads = kLanes * kWalkers;
+  static constexpr int kStages = sizeof(T) == 2 ? 3 : 2;
+  static constexpr int kOfStep = 2 * kBackwardTokens, kThreads = kLanes * kWalkers;
   static constexpr size_t kBytes =
       kCopied ? kStages * kOfStep * kThreads * sizeof(Vector<T, N>) : 0;
 

@@ -1,10 +1,9 @@
 // Cross-entropy over a vocabulary sharded by columns, in the steps between which the tensor ranks
 // reduce three numbers per token (Shoeybi et al., arXiv:1909.08053, section 3):
 //
-//   1. SoftmaxPartials   z = cap tanh(u / cap) in place; of this rank's columns: row maxima, sums
-//   of
-//                        exp(z - max), z at the label if it is here           -> all-reduce max
-//   2. RescalePartials   the sums, for the maxima of all ranks                -> all-reduce sum
+//   1. SoftmaxPartials   z = cap tanh(u / cap) in place; of this rank's columns each row's maximum,
+//                        sum of exp(z - max), and z at the label if it is here -> all-reduce max
+//   2. RescalePartials   the sums, for the maxima of all ranks                 -> all-reduce sum
 //   3. CrossEntropyGrad  du = scale (softmax(z) - onehot) (1 - (z/cap)^2)
 //
 // and loss = log(sum) + max - z_label per token, by CrossEntropyLoss. A negative label is ignored:

@@ -66,7 +66,7 @@ void SumRowsCuda(const Tensor& dy, const Tensor& dbias, const Tensor& workspace)
     constexpr int kWidth = kVectorWidth<T>, kWarps = 8;
     const T* x = dy.data<T>();
     const bool vectors = FitsVectors<T>(x, width);
-    Launch(
+    LaunchEarly(
         kernel,
         vectors ? ColumnSumKernel<T, kWidth, kWarps, false> : ColumnSumKernel<T, 1, kWarps, false>,
         dim3(chunks, Pieces(width, 32 * (vectors ? kWidth : 1))), 32 * kWarps, 0, x, rows, chunk,

@@ -1,3 +1,4 @@
+#include "core/early_launch.cuh"
 #include "kernels/cuda_math.cuh"
 #include "kernels/mlstm/mlstm_gates_cuda.h"
 
@@ -34,6 +35,7 @@ constexpr int kForwardThreads = 256, kBackwardThreads = 1024;
 template <class T>
 __global__ void __launch_bounds__(kForwardThreads)
     GatesForwardKernel(const ForwardGates<T> both, int64_t count, int64_t heads, float cap) {
+  AwaitEarlier();
   const ForwardGate<T> gate = both.gates[blockIdx.y];
   const int64_t i = int64_t{blockIdx.x} * kForwardThreads + threadIdx.x;
   if (i >= count) return;
@@ -47,6 +49,7 @@ __global__ void __launch_bounds__(kForwardThreads)
 template <class T>
 __global__ void __launch_bounds__(kBackwardThreads)
     GatesBackwardKernel(const BackwardGates<T> both, int64_t rows, int64_t heads, float cap) {
+  AwaitEarlier();
   __shared__ float shared[32];
   const BackwardGate<T> gate = both.gates[blockIdx.y];
   const int64_t head = blockIdx.x;
@@ -82,8 +85,9 @@ void MlstmGatesForwardCuda(const MlstmGatesForwardArgs& args) {
     };
     const ForwardGates<T> both{{gate(args.i, args.bias_i, args.input, args.log_i),
                                 gate(args.f, args.bias_f, args.forget, args.log_f)}};
-    Launch(kernel, GatesForwardKernel<T>, dim3(Pieces(count, kForwardThreads), 2), kForwardThreads,
-           0, both, count, args.bias_i.size(), static_cast<float>(args.soft_cap));
+    LaunchEarly(kernel, GatesForwardKernel<T>, dim3(Pieces(count, kForwardThreads), 2),
+                kForwardThreads, 0, both, count, args.bias_i.size(),
+                static_cast<float>(args.soft_cap));
   });
 }
 
@@ -100,8 +104,8 @@ void MlstmGatesBackwardCuda(const MlstmGatesBackwardArgs& args) {
     const BackwardGates<T> both{
         {gate(args.i, args.bias_i, args.input, args.dlog_i, args.di, args.dbias_i),
          gate(args.f, args.bias_f, args.forget, args.dlog_f, args.df, args.dbias_f)}};
-    Launch(kernel, GatesBackwardKernel<T>, dim3(static_cast<unsigned>(heads), 2), kBackwardThreads,
-           0, both, rows, heads, static_cast<float>(args.soft_cap));
+    LaunchEarly(kernel, GatesBackwardKernel<T>, dim3(static_cast<unsigned>(heads), 2),
+                kBackwardThreads, 0, both, rows, heads, static_cast<float>(args.soft_cap));
   });
 }
 

@@ -1,5 +1,6 @@
 // What the mLSTM computes over rows of its tensors, a warp for each, and along time for each head:
 // the normaliser and its gradient, the states' scan over chunks, the gradients of the gates.
+#include "core/early_launch.cuh"
 #include "kernels/mlstm/mlstm_kernels.cuh"
 
 namespace eyrie {
@@ -50,6 +51,7 @@ template <class T, int N>
 __global__ void __launch_bounds__(kThreads)
     DenominatorKernel(const MlstmLayout sizes, const MlstmDenominators<T> in, float* inverse_b,
                       float* dnormaliser) {
+  AwaitEarlier();
   const TokenRow token =
       N > 0 ? RowOfWarp(sizes)
             : RowAt(sizes, static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x);
@@ -79,6 +81,7 @@ __global__ void __launch_bounds__(kThreads)
                      const MlstmNormaliserStates states, const float* before,
                      const MlstmDenominators<__nv_bfloat16> in, float* normaliser,
                      float* inverse_b) {
+  AwaitEarlier();
   constexpr int kTokens = kMlstmTile / kWarps, kWidth = 8;
   constexpr int kVectors = static_cast<int>(kMaxMlstmCudaWidth) / (32 * kWidth);
   static_assert(kVectors * 32 * kWidth == kMaxMlstmCudaWidth);
@@ -239,6 +242,7 @@ __device__ __forceinline__ void ScanLaterTokens(int lane, LaterTokens& tokens) {
 // A block has the tokens between two restarts (mlstm_kernels.cuh), at least a thread for each.
 __global__ void __launch_bounds__(kMaxGateThreads)
     GateGradientKernel(const MlstmLayout sizes, const MlstmGateGradients in) {
+  AwaitEarlier();
   __shared__ double parts[2][32];
   __shared__ LaterTokens warps[32];
   __shared__ double misses[kMaxGateThreads];
@@ -316,14 +320,14 @@ template <class T>
 void ComputeDenominators(const MlstmLayout& sizes, const MlstmDenominators<T>& in, float* inverse_b,
                          float* dnormaliser) {
   if (dnormaliser == nullptr || in.h_dh != nullptr) {
-    Launch("mlstm denominators", DenominatorKernel<T, 0>,
-           Pieces(static_cast<int64_t>(sizes.all_heads()) * sizes.tokens, kThreads), kThreads, 0,
-           sizes, in, inverse_b, dnormaliser);
+    LaunchEarly("mlstm denominators", DenominatorKernel<T, 0>,
+                Pieces(static_cast<int64_t>(sizes.all_heads()) * sizes.tokens, kThreads), kThreads,
+                0, sizes, in, inverse_b, dnormaliser);
     return;
   }
   WithVectors<T>(sizes.values, {in.h, in.dh}, [&](auto n) {
-    Launch("mlstm denominators", DenominatorKernel<T, n>, RowBlocks(sizes), kThreads, 0, sizes, in,
-           inverse_b, dnormaliser);
+    LaunchEarly("mlstm denominators", DenominatorKernel<T, n>, RowBlocks(sizes), kThreads, 0, sizes,
+                in, inverse_b, dnormaliser);
   });
 }
 template void ComputeDenominators<float>(const MlstmLayout&, const MlstmDenominators<float>&,
@@ -336,9 +340,9 @@ void AddStatesToNormalisers(const MlstmLayout& sizes, const __nv_bfloat16* q,
                             const MlstmNormaliserStates& states, const float* before,
                             const MlstmDenominators<__nv_bfloat16>& in, float* normaliser,
                             float* inverse_b) {
-  Launch("mlstm normalisers", NormaliserKernel,
-         dim3(static_cast<unsigned>(sizes.all_heads() * sizes.tiles)), kThreads, 0, sizes, q,
-         states, before, in, normaliser, inverse_b);
+  LaunchEarly("mlstm normalisers", NormaliserKernel,
+              dim3(static_cast<unsigned>(sizes.all_heads() * sizes.tiles)), kThreads, 0, sizes, q,
+              states, before, in, normaliser, inverse_b);
 }
 
 void SumSlices(const MlstmLayout& sizes, const MlstmPass<__nv_bfloat16>& pass, int slices) {
@@ -358,8 +362,8 @@ void ComputeGateGradients(const MlstmLayout& sizes, const MlstmGateGradients& in
   const dim3 grid(static_cast<unsigned>(sizes.all_heads()), static_cast<unsigned>(sizes.restarts));
   const int of_last = sizes.tiles - (sizes.restarts - 1) * sizes.restart_tiles;
   const int threads = std::max(sizes.restart_tiles, of_last) * kMlstmTile;
-  Launch("mlstm gate gradients", GateGradientKernel, grid, dim3(static_cast<unsigned>(threads)), 0,
-         sizes, in);
+  LaunchEarly("mlstm gate gradients", GateGradientKernel, grid,
+              dim3(static_cast<unsigned>(threads)), 0, sizes, in);
 }
 
 }  // namespace eyrie

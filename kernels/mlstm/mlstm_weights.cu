@@ -1,6 +1,7 @@
 // What the passes need of the gates: sums of their logarithms and the stabilisers, by a scan over
 // tiles with a warp for each, 32 at a time. In float64, as sums and differences of many logarithms
 // cancel; m itself is rounded to float32 before anything is computed relative to it.
+#include "core/early_launch.cuh"
 #include "kernels/mlstm/mlstm_kernels.cuh"
 
 namespace eyrie {
@@ -82,6 +83,7 @@ __device__ __forceinline__ Pair LoadPair(const MlstmLayout& sizes, const MlstmGa
 template <bool kIndependent>
 __global__ void __launch_bounds__(32 * (kIndependent ? kFewWarps : kWarps))
     WeightsKernel(const MlstmLayout sizes, const MlstmGateInputs gates, const MlstmVectors out) {
+  AwaitEarlier();
   __shared__ MaximumMap maps[kWarps];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int head = static_cast<int>(blockIdx.x);
@@ -207,11 +209,11 @@ void MlstmWeights(const MlstmLayout& sizes, const MlstmGateInputs& gates, const 
   const bool whole =
       gates.final_m != nullptr || gates.total_log_f != nullptr || gates.total_decay != nullptr;
   if (gates.given_m != nullptr && !whole) {
-    Launch("mlstm gates", WeightsKernel<true>, dim3(heads, Pieces(sizes.tiles, kFewWarps)),
-           dim3(32 * kFewWarps), 0, sizes, gates, out);
+    LaunchEarly("mlstm gates", WeightsKernel<true>, dim3(heads, Pieces(sizes.tiles, kFewWarps)),
+                dim3(32 * kFewWarps), 0, sizes, gates, out);
   } else {
-    Launch("mlstm gates", WeightsKernel<false>, dim3(heads), dim3(32 * kWarps), 0, sizes, gates,
-           out);
+    LaunchEarly("mlstm gates", WeightsKernel<false>, dim3(heads), dim3(32 * kWarps), 0, sizes,
+                gates, out);
   }
 }
 
