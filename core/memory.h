@@ -41,17 +41,21 @@ struct OwnedTensor {
 // Stack allocation: memory is taken by Allocate and given back, all at once, by Rewind (see
 // ArenaScope). It is one contiguous range that grows and never shrinks, so a training step repeats
 // without asking the system for memory. Contents are not initialised. On a GPU the stack follows
-// the order of the compute stream.
+// the order of the compute stream. On the host AddressSanitizer, in builds with it, finds whoever
+// uses memory that was given back, or runs off the end of what was taken.
 class Arena {
  public:
   using Mark = size_t;
 
   explicit Arena(Device device = Device::kCpu) : device_(device), region_(ReserveRegion(device)) {}
+  ~Arena();
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
 
   Device device() const { return device_; }
   Tensor Allocate(DType dtype, Shape shape);
   Mark mark() const { return used_; }
-  void Rewind(Mark mark) { used_ = mark; }
+  void Rewind(Mark mark);
   // The most bytes that were in use at one moment.
   size_t peak_bytes() const { return peak_; }
 

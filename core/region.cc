@@ -17,9 +17,8 @@ class HostRegion final : public Region {
     void* address =
         mmap(nullptr, kReserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (address == MAP_FAILED) ThrowFailure("cannot reserve a range of addresses");
-    madvise(address, kReserved, MADV_HUGEPAGE);  // where the system has them: see AllocateBytes
     base_ = static_cast<char*>(address);
-    madvise(base_, kReserved, MADV_HUGEPAGE);  // where the system has them to give
+    madvise(base_, kReserved, MADV_HUGEPAGE);  // where the system has them: see AllocateBytes
   }
   ~HostRegion() override { munmap(base_, kReserved); }
   HostRegion(const HostRegion&) = delete;

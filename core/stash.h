@@ -31,13 +31,21 @@ enum class Recompute : uint8_t {
   kBlocks,     // also the outputs of matrix products, attention and recurrences
 };
 
+// Where a rank's tokens stand in the sequences: chunk `number` of `count` successive ones of
+// `tokens` tokens, one a rank.
+struct ChunkPlace {
+  int64_t tokens = 0, number = 0, count = 1;
+};
+
 // Activations a layer saves: `width` numbers a token; or, for what has crossed a time boundary,
 // rows of its own.
 class StashTable {
  public:
-  // The rows of a kept slot, when chunks of `tokens` tokens are spread over ranks and this is the
-  // one with number `chunk`.
-  using Rows = std::function<int64_t(int64_t tokens, int64_t chunk)>;
+  // The rows of a kept slot, for a chunk.
+  using Rows = std::function<int64_t(const ChunkPlace&)>;
+  // A row a token; a state that comes from the other ranks, if there are any.
+  static int64_t EachToken(const ChunkPlace& chunk) { return chunk.tokens; }
+  static int64_t EnteringState(const ChunkPlace& chunk) { return chunk.count > 1 ? 1 : 0; }
 
   SlotId Add(std::string name, int64_t width, Holds holds = Holds::kActivations) {
     return Add({std::move(name), width, holds, nullptr});
@@ -51,13 +59,15 @@ class StashTable {
     return Add({std::move(name), width, holds, std::move(rows)});
   }
   // What a kernel makes on its way forward and would make again backward: so many elements of
-  // float32, which mean something to it alone, for B sequences of T tokens on a device. Present, if
-  // there are any, where no state enters or leaves the tokens, and where nothing is recomputed or
-  // all of the layer is.
+  // float32, which mean something to it alone, for B sequences of T tokens on a device. Present
+  // where a pass has taken them (Stash::TakeReusable), and if there are any.
   using Elements = std::function<int64_t(DType activations, Device, int64_t batch, int64_t tokens)>;
   SlotId AddReusable(std::string name, Elements elements) {
-    return Add(
-        {std::move(name), 0, Holds::kFullPrecision, nullptr, /*cheap=*/true, std::move(elements)});
+    return Add({.name = std::move(name),
+                .width = 0,
+                .holds = Holds::kFullPrecision,
+                .rows = nullptr,
+                .elements = std::move(elements)});
   }
   struct Slot {
     std::string name;
@@ -83,25 +93,27 @@ class StashTable {
   std::vector<Slot> slots_;
 };
 
-// The memory of a StashTable for B sequences of T tokens, taken in two parts: slots that outlive
-// recomputation once, the others again for it.
+// The memory of a StashTable for a chunk of B sequences, taken in parts: slots that outlive
+// recomputation once, the others again for it, and the reusable ones where they are wanted.
 class Stash {
  public:
   Stash() = default;
-  // `alone`: no state enters or leaves the tokens.
-  Stash(const StashTable& table, DType dtype, int64_t batch, int64_t tokens, int64_t chunk,
-        bool alone)
-      : table_(&table),
-        dtype_(dtype),
-        batch_(batch),
-        tokens_(tokens),
-        chunk_(chunk),
-        alone_(alone) {
+  Stash(const StashTable& table, DType dtype, int64_t batch, const ChunkPlace& chunk)
+      : table_(&table), dtype_(dtype), batch_(batch), chunk_(chunk) {
     tensors_.resize(table.slots().size());
   }
 
   void TakeKept(Arena& arena, Recompute recompute) { Take(arena, recompute, /*kept=*/true); }
   void TakeRest(Arena& arena, Recompute recompute) { Take(arena, recompute, /*kept=*/false); }
+  // For a forward pass that a backward pass follows, and that no state enters or leaves.
+  void TakeReusable(Arena& arena) {
+    for (size_t i = 0; i < tensors_.size(); ++i) {
+      const StashTable::Slot& slot = table_->slots()[i];
+      if (!slot.elements) continue;
+      const int64_t elements = slot.elements(dtype_, arena.device(), batch_, chunk_.tokens);
+      if (elements > 0) tensors_[i] = arena.Allocate(DType::kF32, {elements});
+    }
+  }
 
   // [B, T, width]; [B, rows, width] of a kept slot; [elements] of a reusable one, or absent.
   const Tensor& operator[](SlotId id) const { return tensors_[static_cast<size_t>(id)]; }
@@ -110,22 +122,16 @@ class Stash {
   void Take(Arena& arena, Recompute recompute, bool kept) {
     for (size_t i = 0; i < tensors_.size(); ++i) {
       const StashTable::Slot& slot = table_->slots()[i];
-      if (slot.Outlives(recompute) != kept) continue;
-      if (slot.elements) {
-        const int64_t elements = slot.elements(dtype_, arena.device(), batch_, tokens_);
-        if (!alone_ || elements == 0 || recompute == Recompute::kSelective) continue;
-        tensors_[i] = arena.Allocate(DType::kF32, {elements});
-        continue;
-      }
-      const int64_t rows = slot.kept() ? slot.rows(tokens_, chunk_) : tokens_;
+      if (slot.elements || slot.Outlives(recompute) != kept) continue;
+      const int64_t rows = slot.kept() ? slot.rows(chunk_) : chunk_.tokens;
       tensors_[i] = arena.Allocate(TypeOf(slot.holds, dtype_), {batch_, rows, slot.width});
     }
   }
 
   const StashTable* table_ = nullptr;
   DType dtype_ = DType::kF32;
-  int64_t batch_ = 0, tokens_ = 0, chunk_ = 0;
-  bool alone_ = false;
+  int64_t batch_ = 0;
+  ChunkPlace chunk_;
   std::vector<Tensor> tensors_;
 };
 

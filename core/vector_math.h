@@ -51,25 +51,17 @@ struct ExpParts {
   float scale, fraction;
 };
 
-// For any x. The scale is halved, because 2^128 is beyond float32 while the exponential at n = 128
-// need not be. Results below 1.7e-38 (x < -86.98) become 0.
-inline ExpParts ExpPartsOf(float x) {
-  x = x > 89.0f ? 89.0f : x;
-  return {x < -87.0f ? -87.5f : x, 126};
-}
-
 // Overloads by element type.
+
+// The scale is halved, because 2^128 is beyond float32 while the exponential at n = 128 need not
+// be. Results below 1.7e-38 (x < -86.98) become 0.
 inline float Exp(float x) {
-  const ExpParts parts = ExpPartsOf(x);
+  x = x > 89.0f ? 89.0f : x;
+  const ExpParts parts(x < -87.0f ? -87.5f : x, 126);
   return 2.0f * (parts.scale * parts.fraction + parts.scale);
 }
 inline double Exp(double x) { return ::exp(x); }
-inline float Expm1(float x) {
-  const ExpParts parts = ExpPartsOf(x);
-  return 2.0f * (parts.scale * parts.fraction + (parts.scale - 0.5f));
-}
-inline double Expm1(double x) { return ::expm1(x); }
-// For x <= 0, with fewer operations.
+// expm1 for x <= 0.
 inline float Expm1NonPositive(float x) {
   const ExpParts parts(x < -87.0f ? -88.0f : x, 127);
   return parts.scale * parts.fraction + (parts.scale - 1.0f);

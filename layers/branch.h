@@ -18,12 +18,11 @@ class Branch {
   double ExtraFlops(int64_t before, int64_t tokens) const {
     return mixer_->ExtraFlops(before, tokens);
   }
-  // For a pass over run.positions' batch; no memory is taken yet. `carried`: a state enters or
-  // leaves it.
-  Stash MakeStash(const Run& run, bool carried) const {
+  // For a pass over run.positions' batch; no memory is taken yet.
+  Stash MakeStash(const Run& run) const {
     const Communicator& sequence = run.mesh.sequence();
-    return Stash(stash_table_, run.params.dtype(), run.batch(), run.tokens(), sequence.rank(),
-                 /*alone=*/!carried && sequence.size() == 1);
+    return Stash(stash_table_, run.params.dtype(), run.batch(),
+                 {.tokens = run.tokens(), .number = sequence.rank(), .count = sequence.size()});
   }
 
   // y := x + mixer(norm(x)). In a recompute pass y is absent. y must not be x.

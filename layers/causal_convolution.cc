@@ -16,9 +16,8 @@ void CausalConvolution::Declare(Declaration& declare) {
                               .shape = {options_.width},
                               .shard_axis = 0,
                               .init = options_.bias_init});
-  halo_ = declare.stash.AddKept("conv_halo", width_, [](int64_t tokens, int64_t chunk) {
-    return HaloRows(tokens, chunk, kHalo);
-  });
+  halo_ = declare.stash.AddKept("conv_halo", width_,
+                                [](const ChunkPlace& chunk) { return HaloRows(chunk, kHalo); });
   inputs_ = declare.stash.Add("conv_in", width_);
 }
 

@@ -123,7 +123,4 @@ inline Tensor StateSlot(const State* state, SlotId id) {
   return state == nullptr ? Tensor{} : (*state)[id];
 }
 
-// A halo without rows is absent.
-inline Tensor IfAnyRows(const Tensor& halo) { return halo.dim(1) == 0 ? Tensor{} : halo; }
-
 }  // namespace eyrie

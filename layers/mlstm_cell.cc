@@ -34,10 +34,12 @@ void MlstmCell::Declare(Declaration& declare) {
     skip_ = add(".skip", {heads * options_.value_width}, false, InitConstant(1.0));
   }
 
-  const auto one = [](int64_t, int64_t) { return 1; };
-  c0_ = declare.stash.AddKept("c0", keys() * options_.value_width, one, Holds::kFullPrecision);
-  n0_ = declare.stash.AddKept("n0", keys(), one, Holds::kFullPrecision);
-  m0_ = declare.stash.AddKept("m0", heads_, one, Holds::kFullPrecision);
+  const auto entering = [&](const char* name, int64_t width) {
+    return declare.stash.AddKept(name, width, StashTable::EnteringState, Holds::kFullPrecision);
+  };
+  c0_ = entering("c0", keys() * options_.value_width);
+  n0_ = entering("n0", keys());
+  m0_ = entering("m0", heads_);
   h_ = declare.stash.Add("h", values());
   maximum_ = declare.stash.Add("maximum", heads_, Holds::kFullPrecision);
   normaliser_ = declare.stash.Add("normaliser", heads_, Holds::kFullPrecision);

@@ -35,6 +35,11 @@ Carry CarryOf(size_t branch, const ModelState* before, ModelState* after) {
           after == nullptr ? nullptr : &(*after)[branch]};
 }
 
+// Whether none enters or leaves a pass: not from before or after it, nor from other ranks.
+bool NoStates(const Run& run, const ModelState* before, const ModelState* after) {
+  return before == nullptr && after == nullptr && run.mesh.sequence().size() == 1;
+}
+
 }  // namespace
 
 Model::Model(const config::ModelConfig& config, int tensor_size, Recompute recompute)
@@ -102,10 +107,12 @@ void Model::Forward(Run& run, const Batch& batch, const ModelState* before, Mode
     embedding_.LookUp(run, batch.tokens, x);
   }
   run.Show(Seen::kOutput, "embedding", x);
+  const bool alone = NoStates(run, before, after);
   for (size_t i = 0; i < branches_.size(); ++i) {
     const Tensor y = run.Scratch(width_);
-    Stash stash = branches_[i].MakeStash(run, before != nullptr || after != nullptr);
+    Stash stash = branches_[i].MakeStash(run);
     stash.TakeKept(run.arena, recompute_);
+    if (alone && recompute_ == Recompute::kNothing) stash.TakeReusable(run.arena);
     const Arena::Mark mark = run.arena.mark();
     stash.TakeRest(run.arena, recompute_);
     {
@@ -151,6 +158,7 @@ void Model::Backward(Run& run, const Batch& batch, Activations& saved, const Mod
       stash.TakeRest(run.arena, recompute_);
       run.pass = Pass::kRecompute;
       if (recompute_ == Recompute::kBlocks) {
+        if (NoStates(run, before, grad_after)) stash.TakeReusable(run.arena);
         branches_[i].Forward(run, saved.inputs[i], {}, stash, carry);
       } else {
         branches_[i].Refill(run, saved.inputs[i], stash, carry);
@@ -178,7 +186,7 @@ Tensor Model::Infer(Run& run, const Tensor& tokens, const ModelState* before,
   embedding_.LookUp(run, tokens, x);
   for (size_t i = 0; i < branches_.size(); ++i) {
     ArenaScope scope(run.arena);
-    Stash stash = branches_[i].MakeStash(run, before != nullptr || after != nullptr);
+    Stash stash = branches_[i].MakeStash(run);
     stash.TakeKept(run.arena, Recompute::kNothing);
     const Computing computing(run, names_[i], " evaluation");
     branches_[i].Forward(run, x, y, stash, CarryOf(i, before, after));

@@ -16,8 +16,8 @@ using ModelState = std::vector<State>;
 
 class Model {
  public:
-  // `config` has passed ValidateModel. With `recompute`, training keeps only each branch's input
-  // and recomputes the rest in backward.
+  // `config` has passed ValidateModel. `recompute`: what training drops of each branch, and
+  // computes once more in backward.
   Model(const config::ModelConfig& config, int tensor_size,
         Recompute recompute = Recompute::kNothing);
 

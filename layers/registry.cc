@@ -51,9 +51,14 @@ const MixerEntry* FindMixer(const std::string& name) {
 }
 
 std::vector<std::string> SplitPatternEntry(const std::string& entry) {
-  std::vector<std::string> names;
-  std::istringstream in(entry);
-  for (std::string name; std::getline(in, name, '+');) names.push_back(name);
+  std::vector<std::string> names(1);
+  for (const char letter : entry) {
+    if (letter == '+') {
+      names.emplace_back();
+    } else {
+      names.back() += letter;
+    }
+  }
   return names;
 }
 
@@ -68,21 +73,23 @@ void ValidateModel(const config::ModelConfig& model, int64_t tensor, ConfigError
   std::set<std::string> seen;
   for (const std::string& pattern : model.pattern()) {
     const auto names = SplitPatternEntry(pattern);
-    if (names.empty() || names.size() > 2) {
-      errors.Add("model.pattern: \"", pattern, "\" is not \"mixer\" or \"mixer+channel_mixer\"");
-      continue;
-    }
-    for (const std::string& name : names) {
-      if (!seen.insert(name).second) continue;
-      if (const MixerEntry* entry = FindMixer(name)) {
+    bool in_order = names.size() <= 2;
+    for (size_t i = 0; i < names.size(); ++i) {
+      const MixerEntry* entry = FindMixer(names[i]);
+      if (entry != nullptr && names.size() == 2) in_order &= entry->channel_mixer == (i == 1);
+      if (!seen.insert(names[i]).second) continue;
+      if (entry != nullptr) {
         entry->validate(model, tensor, errors);
         continue;
       }
       std::string known;
-      for (const MixerEntry& entry : MixerRegistry()) {
-        known += (known.empty() ? "" : ", ") + entry.name;
+      for (const MixerEntry& other : MixerRegistry()) {
+        known += (known.empty() ? "" : ", ") + other.name;
       }
-      errors.Add("model.pattern: unknown mixer \"", name, "\"; known: ", known);
+      errors.Add("model.pattern: unknown mixer \"", names[i], "\"; known: ", known);
+    }
+    if (!in_order) {
+      errors.Add("model.pattern: \"", pattern, "\" is not \"mixer\" or \"mixer+channel_mixer\"");
     }
   }
 }

@@ -41,6 +41,9 @@ struct MixerEntry {
   // type. Null: they take all that `validate` does.
   void (*validate_on_gpu)(const config::ModelConfig& model, DType activations,
                           ConfigErrors& errors) = nullptr;
+  // Whether a token's output depends on that token alone: such a mixer, and no other, may be the
+  // second of a pattern's entry, and is not the first of two.
+  bool channel_mixer = false;
 };
 
 const std::vector<MixerEntry>& MixerRegistry();

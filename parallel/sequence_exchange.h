@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/memory.h"
+#include "core/stash.h"
 #include "parallel/communicator.h"
 
 namespace eyrie {
@@ -18,9 +19,9 @@ namespace eyrie {
 // A halo of every row there is.
 inline constexpr int64_t kAllRows = int64_t{1} << 40;
 
-// The rows before chunk number `chunk`, of `wanted`: those that exist.
-inline int64_t HaloRows(int64_t tokens, int64_t chunk, int64_t wanted) {
-  return std::min(wanted, chunk * tokens);
+// The rows before a chunk, of `wanted`: those that exist.
+inline int64_t HaloRows(const ChunkPlace& chunk, int64_t wanted) {
+  return std::min(wanted, chunk.number * chunk.tokens);
 }
 
 // Fetches the rows that directly precede this rank's chunk, from as many ranks as they span.

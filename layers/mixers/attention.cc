@@ -46,8 +46,8 @@ void AttentionMixer::Declare(Declaration& declare) {
   v_.Declare(declare);
   out_.Declare(declare);
   heads_ = q_.local_out() / head_width_;
-  const auto halo_rows = [reach = Reach()](int64_t tokens, int64_t chunk) {
-    return HaloRows(tokens, chunk, reach);
+  const auto halo_rows = [reach = Reach()](const ChunkPlace& chunk) {
+    return HaloRows(chunk, reach);
   };
   halo_k_ = declare.stash.AddKept("halo_k", head_width_, halo_rows);
   halo_v_ = declare.stash.AddKept("halo_v", head_width_, halo_rows);
@@ -86,8 +86,8 @@ void AttentionMixer::Rotate(Run& run, const Tensor& heads, int64_t count, bool i
 Tensor AttentionMixer::Past(Run& run, const Tensor& before, const Tensor& halo) const {
   const int64_t near = halo.dim(1);
   const int64_t far = before.defined() ? std::min(before.dim(1), Reach() - near) : 0;
-  if (far == 0) return IfAnyRows(halo);
-  if (near == 0) return before;
+  if (near == 0) return far == 0 ? Tensor{} : before;
+  if (far == 0) return halo;
   const Tensor past = run.arena.Allocate(halo.dtype, {run.batch(), far + near, head_width_});
   CopyRows(before, before.dim(1) - far, past, 0, far);
   CopyRows(halo, 0, past, far, near);

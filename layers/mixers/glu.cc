@@ -90,41 +90,44 @@ std::unique_ptr<Mixer> XlstmGlu(const config::ModelConfig& model, Activation act
                                                              .out_std = XlstmOutStd(model)});
 }
 
+MixerEntry Entry(const char* name,
+                 std::unique_ptr<Mixer> (*make)(const config::ModelConfig& model, int64_t block)) {
+  return {.name = name, .validate = Validate, .make = make, .channel_mixer = true};
+}
+
 }  // namespace
 
 MixerEntry GegluMixerEntry() {
-  return {
-      "geglu", Validate, [](const config::ModelConfig& model, int64_t) -> std::unique_ptr<Mixer> {
-        const double depth = static_cast<double>(model.depth());
-        const double hidden = static_cast<double>(model.mlp().width());
-        return std::make_unique<GluMixer>(
-            model, GluMixer::Options{.activation = Activation::kGeluTanh,
-                                     .bias = true,
-                                     .in_std = std::sqrt(1.0 / static_cast<double>(model.width())),
-                                     .out_std = std::sqrt(2.0 / depth / hidden)});
-      }};
+  return Entry("geglu", [](const config::ModelConfig& model, int64_t) -> std::unique_ptr<Mixer> {
+    const double depth = static_cast<double>(model.depth());
+    const double hidden = static_cast<double>(model.mlp().width());
+    return std::make_unique<GluMixer>(
+        model, GluMixer::Options{.activation = Activation::kGeluTanh,
+                                 .bias = true,
+                                 .in_std = std::sqrt(1.0 / static_cast<double>(model.width())),
+                                 .out_std = std::sqrt(2.0 / depth / hidden)});
+  });
 }
 
 MixerEntry GegluErfMixerEntry() {
-  return {"geglu_erf", Validate, [](const config::ModelConfig& model, int64_t) {
-            return XlstmGlu(model, Activation::kGeluErf);
-          }};
+  return Entry("geglu_erf", [](const config::ModelConfig& model, int64_t) {
+    return XlstmGlu(model, Activation::kGeluErf);
+  });
 }
 
 MixerEntry SwigluMixerEntry() {
-  return {"swiglu", Validate, [](const config::ModelConfig& model, int64_t) {
-            return XlstmGlu(model, Activation::kSilu);
-          }};
+  return Entry("swiglu", [](const config::ModelConfig& model, int64_t) {
+    return XlstmGlu(model, Activation::kSilu);
+  });
 }
 
 MixerEntry SgluMixerEntry() {
-  return {
-      "sglu", Validate, [](const config::ModelConfig& model, int64_t) -> std::unique_ptr<Mixer> {
-        return std::make_unique<GluMixer>(
-            model,
-            GluMixer::Options{
-                .activation = Activation::kNone, .bias = false, .in_std = 0.02, .out_std = 0.02});
-      }};
+  return Entry("sglu", [](const config::ModelConfig& model, int64_t) -> std::unique_ptr<Mixer> {
+    return std::make_unique<GluMixer>(
+        model,
+        GluMixer::Options{
+            .activation = Activation::kNone, .bias = false, .in_std = 0.02, .out_std = 0.02});
+  });
 }
 
 }  // namespace eyrie

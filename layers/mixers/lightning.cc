@@ -84,11 +84,9 @@ void LightningAttentionMixer::Declare(Declaration& declare) {
   heads_ = global_heads_ / declare.tensor_size;
 
   const int64_t width = heads_ * head_width_, rotated = rotates_ ? 2 : 1;
-  s0_ = declare.stash.AddKept(
-      "s0", rotated * width * head_width_, [](int64_t, int64_t) { return 1; },
-      Holds::kFullPrecision);
-  squares_ = declare.stash.AddKept(
-      "squares", 1, [](int64_t tokens, int64_t) { return tokens; }, Holds::kFullPrecision);
+  s0_ = declare.stash.AddKept("s0", rotated * width * head_width_, StashTable::EnteringState,
+                              Holds::kFullPrecision);
+  squares_ = declare.stash.AddKept("squares", 1, StashTable::EachToken, Holds::kFullPrecision);
   q_out_ = declare.stash.Add("q", width);
   k_out_ = declare.stash.Add("k", width);
   v_out_ = declare.stash.Add("v", width);
@@ -220,7 +218,7 @@ void LightningAttentionMixer::Forward(Run& run, const Tensor& x, const BranchOut
   // The norm spans the heads of all tensor ranks: the sums of squares travel under the gate's
   // projection, and are kept, so that recomputation need not send them again.
   Event summed;
-  if (!recompute || tensor.size() == 1) {
+  if (!recompute) {
     RowProducts({.a = stash[o_], .b = stash[o_], .sums = stash[squares_]});
     summed = tensor.AllReduce(stash[squares_], ReduceOp::kSum);
   }

@@ -102,11 +102,10 @@ void MambaMixer::Declare(Declaration& declare) {
   skip_ = add("D", {e}, InitConstant(1.0));
   out_.Declare(declare);
 
-  h0_ = declare.stash.AddKept(
-      "h0", width_ * states_, [](int64_t, int64_t) { return 1; }, Holds::kFullPrecision);
+  h0_ = declare.stash.AddKept("h0", width_ * states_, StashTable::EnteringState,
+                              Holds::kFullPrecision);
   if (input_dependent_) {
-    projected_ = declare.stash.AddKept("projected", project_.local_out(),
-                                       [](int64_t tokens, int64_t) { return tokens; });
+    projected_ = declare.stash.AddKept("projected", project_.local_out(), StashTable::EachToken);
   }
   v_ = declare.stash.AddCheap("v", width_);
   z_ = declare.stash.Add("z", width_);

@@ -101,9 +101,8 @@ void MlstmMixer::Declare(Declaration& declare) {
   cell_.Declare(declare);
   down_.Declare(declare);
 
-  gates_out_ = declare.stash.AddKept(
-      "gates", 2 * cell_.heads(), [](int64_t tokens, int64_t) { return tokens; },
-      Holds::kFullPrecision);
+  gates_out_ = declare.stash.AddKept("gates", 2 * cell_.heads(), StashTable::EachToken,
+                                     Holds::kFullPrecision);
   s_ = declare.stash.AddCheap("s", width_);
   q_out_ = declare.stash.AddCheap("q", width_);
   k_out_ = declare.stash.AddCheap("k", width_);

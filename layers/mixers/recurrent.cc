@@ -73,8 +73,7 @@ void RecurrentMixer::Declare(Declaration& declare) {
                                 .init = DrawLambda});
   out_.Declare(declare);
 
-  h0_ = declare.stash.AddKept(
-      "h0", width_, [](int64_t, int64_t) { return 1; }, Holds::kFullPrecision);
+  h0_ = declare.stash.AddKept("h0", width_, StashTable::EnteringState, Holds::kFullPrecision);
   gate_ = declare.stash.Add("gate", width_);
   u_ = declare.stash.AddCheap("u", width_);
   zi_ = declare.stash.Add("zi", width_);

@@ -71,7 +71,7 @@ void SlstmMixer::Declare(Declaration& declare) {
   bias_ = add("b", {heads, kGates, units}, false, draw_bias, /*full_precision=*/true);
   norm_ = add("norm.w", {heads, units}, false, InitConstant(0.0));
 
-  const auto behind = [](int64_t, int64_t chunk) { return chunk == 0 ? 0 : 1; };
+  const auto behind = [](const ChunkPlace& chunk) { return HaloRows(chunk, 1); };
   for (int part = 0; part < kParts; ++part) {
     before_[part] =
         declare.stash.AddKept(StrCat("before_", part), width_, behind, Holds::kFullPrecision);

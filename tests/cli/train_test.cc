@@ -69,6 +69,13 @@ TEST_F(TrainTest, ConfigurationErrorsNameTheField) {
     ExpectBadInput(Train(ranks, {"model.pattern=recurrent+geglu,recurent"}),
                    {"model.pattern", "\"recurent\"", "local_attention"});
   }
+  // An entry is a mixer, perhaps with a channel mixer behind it, and nothing else.
+  for (const std::string entry : {"attention+local_attention", "geglu+sglu", "geglu+recurrent",
+                                  "recurrent+recurrent", "recurrent+geglu+geglu"}) {
+    ExpectBadInput(Train(0, {"model.pattern=" + entry}),
+                   {"\"" + entry + "\" is not \"mixer\" or \"mixer+channel_mixer\""});
+  }
+  ExpectBadInput(Train(0, {"model.pattern=recurrent+"}), {"unknown mixer \"\""});
   // A name from a file cannot break the line; found by fuzzing.
   ExpectBadInput(Train(0, {"model.pattern=recur\nent\t"}), {"recur\\x0aent\\x09"});
   // Everything that is wrong, in one line.

@@ -36,7 +36,7 @@ class MixerTest : public testing::TestWithParam<Place> {
   }
 
   Stash MakeStash(int64_t tokens) {
-    Stash stash(stash_, DType::kF64, kBatch, tokens, /*chunk=*/0, /*alone=*/false);
+    Stash stash(stash_, DType::kF64, kBatch, {.tokens = tokens});
     stash.TakeKept(arena_, Recompute::kNothing);
     return stash;
   }
@@ -218,7 +218,7 @@ TEST_P(MixerTest, RecomputedStashIsTheSame) {
     Stash again = MakeStash(kTokens);
     for (size_t slot = 0; slot < stash_.slots().size(); ++slot) {
       const auto id = static_cast<SlotId>(slot);
-      if (stash_.slots()[slot].elements) continue;  // the state's, which has none
+      if (stash_.slots()[slot].elements) continue;  // a reusable one, which has not been taken
       if (stash_.slots()[slot].Outlives(recompute)) {
         Copy(kept.stash[id], again[id]);
       } else {
@@ -235,6 +235,17 @@ TEST_P(MixerTest, RecomputedStashIsTheSame) {
       if (stash_.slots()[slot].kept() || stash_.slots()[slot].elements) continue;
       EXPECT_TRUE(BitwiseEqual(kept.stash[id], again[id])) << stash_.slots()[slot].name;
     }
+  }
+}
+
+// A rank that holds whole sequences has no room for the states of others.
+TEST_P(MixerTest, StashOfWholeSequencesHoldsNothingButTokens) {
+  ArenaScope scope(arena_);
+  const Stash stash = MakeStash(kTokens);
+  for (size_t slot = 0; slot < stash_.slots().size(); ++slot) {
+    if (!stash_.slots()[slot].kept()) continue;
+    const int64_t rows = stash[static_cast<SlotId>(slot)].dim(1);
+    EXPECT_TRUE(rows == 0 || rows == kTokens) << stash_.slots()[slot].name << " " << rows;
   }
 }
 
