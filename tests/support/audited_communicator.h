@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/memory.h"
+#include "parallel/communicator_wrapper.h"
 #include "parallel/mesh.h"
 
 namespace eyrie {
@@ -18,53 +19,50 @@ namespace eyrie {
 // its event is waited for: until then they are NaN where they will be, so that whoever reads them
 // early spoils what it computes, and whoever writes there, or over what is being sent, is found out
 // by the wait. Ranks that do not all start the same operation fail too.
-class AuditedCommunicator final : public Communicator {
+class AuditedCommunicator final : public CommunicatorWrapper {
  public:
-  explicit AuditedCommunicator(Communicator& inner) : inner_(inner) {}
-
-  int rank() const override { return inner_.rank(); }
-  int size() const override { return inner_.size(); }
+  using CommunicatorWrapper::CommunicatorWrapper;
 
   Event AllReduce(const Tensor& tensor, ReduceOp op) override {
-    if (size() == 1) return inner_.AllReduce(tensor, op);
+    if (size() == 1) return CommunicatorWrapper::AllReduce(tensor, op);
     Agree(kAllReduce, tensor.size());
     auto pending = std::make_unique<Pending>("all-reduce");
     const Tensor result = pending->Receive(tensor, /*keep=*/true);
-    inner_.AllReduce(result, op).Wait();
+    CommunicatorWrapper::AllReduce(result, op).Wait();
     return pending->Hide(std::move(pending));
   }
   Event AllGather(const Tensor& in, const Tensor& out) override {
-    if (size() == 1) return inner_.AllGather(in, out);
+    if (size() == 1) return CommunicatorWrapper::AllGather(in, out);
     Agree(kAllGather, out.size());
     auto pending = std::make_unique<Pending>("all-gather");
     const Tensor result = pending->Receive(out, /*keep=*/true);
     pending->Send(in);
-    inner_.AllGather(in, result).Wait();
+    CommunicatorWrapper::AllGather(in, result).Wait();
     return pending->Hide(std::move(pending));
   }
   Event ReduceScatter(const Tensor& in, const Tensor& out) override {
-    if (size() == 1) return inner_.ReduceScatter(in, out);
+    if (size() == 1) return CommunicatorWrapper::ReduceScatter(in, out);
     Agree(kReduceScatter, in.size());
     auto pending = std::make_unique<Pending>("reduce-scatter");
     const Tensor result = pending->Receive(out);
     pending->Send(in);
-    inner_.ReduceScatter(in, result).Wait();
+    CommunicatorWrapper::ReduceScatter(in, result).Wait();
     return pending->Hide(std::move(pending));
   }
   Event Broadcast(const Tensor& tensor, int root) override {
-    if (size() == 1) return inner_.Broadcast(tensor, root);
+    if (size() == 1) return CommunicatorWrapper::Broadcast(tensor, root);
     Agree(kBroadcast, tensor.size() * size() + root);
     auto pending = std::make_unique<Pending>("broadcast");
     if (rank() == root) {
       pending->Send(tensor);
-      inner_.Broadcast(tensor, root).Wait();
+      CommunicatorWrapper::Broadcast(tensor, root).Wait();
     } else {
-      inner_.Broadcast(pending->Receive(tensor), root).Wait();
+      CommunicatorWrapper::Broadcast(pending->Receive(tensor), root).Wait();
     }
     return pending->Hide(std::move(pending));
   }
   Event Exchange(const std::vector<Message>& sent, const std::vector<Message>& received) override {
-    if (size() == 1) return inner_.Exchange(sent, received);
+    if (size() == 1) return CommunicatorWrapper::Exchange(sent, received);
     Agree(kExchange, 0);
     auto pending = std::make_unique<Pending>("exchange");
     std::vector<Message> results;
@@ -72,18 +70,13 @@ class AuditedCommunicator final : public Communicator {
       results.push_back({pending->Receive(tensor), peer});
     }
     for (const Message& message : sent) pending->Send(message.tensor);
-    inner_.Exchange(sent, results).Wait();
+    CommunicatorWrapper::Exchange(sent, results).Wait();
     return pending->Hide(std::move(pending));
   }
-  void Progress() override { inner_.Progress(); }
-  void Barrier() override { inner_.Barrier(); }
-  std::unique_ptr<Communicator> Split(int color, int key) override {
-    return inner_.Split(color, key);
-  }
-  int RanksOnNode() override { return inner_.RanksOnNode(); }
-  int RankOnNode() override { return inner_.RankOnNode(); }
 
  private:
+  Event Started(const Operation&, Event event) override { return event; }
+
   enum Kind : int32_t { kAllReduce, kAllGather, kReduceScatter, kBroadcast, kExchange };
 
   class Pending final : public Event::Pending {
@@ -138,16 +131,13 @@ class AuditedCommunicator final : public Communicator {
   void Agree(Kind kind, int64_t detail) {
     int32_t mine[2] = {kind, static_cast<int32_t>(detail)};
     std::vector<int32_t> all(2 * static_cast<size_t>(size()));
-    inner_
-        .AllGather({mine, DType::kI32, Device::kCpu, {2}},
-                   {all.data(), DType::kI32, Device::kCpu, {size(), 2}})
+    CommunicatorWrapper::AllGather({mine, DType::kI32, Device::kCpu, {2}},
+                                   {all.data(), DType::kI32, Device::kCpu, {size(), 2}})
         .Wait();
     for (size_t i = 0; i < all.size(); ++i) {
       EYRIE_CHECK(all[i] == mine[i % 2], "ranks start different operations");
     }
   }
-
-  Communicator& inner_;
 };
 
 inline Mesh AuditedMesh(const Mesh& mesh) {
