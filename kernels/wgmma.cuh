@@ -36,19 +36,47 @@ bool RunsWgmma(Kernel kernel) {
 #endif
 }
 
-// The barrier of a buffer that may be filled again once `count` arrivals said that nobody reads it.
-// The bulk copies that fill it complete on a FillBarrier.
+// One lane arrives at a barrier for its warp. compute-sanitizer's racecheck takes that for the
+// lane's own arrival alone: for it, all lanes arrive (CMake's option EYRIE_RACECHECK).
+#ifdef EYRIE_RACECHECK
+inline constexpr int kArrivingLanes = 32;
+#else
+inline constexpr int kArrivingLanes = 1;
+#endif
+
+// The barrier of a buffer that may be filled again once as many warps said that they do not read
+// it. The bulk copies that fill it complete on a FillBarrier.
 struct FreeBarrier {
-  static __device__ __forceinline__ void Init(uint32_t address, int count) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(address), "r"(count) : "memory");
+  static __device__ __forceinline__ void Init(uint32_t address, int warps) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(address),
+                 "r"(warps * kArrivingLanes)
+                 : "memory");
     asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
   }
+  // For whole warps, as the following.
   static __device__ __forceinline__ void Arrive(uint32_t address) {
+    __syncwarp();
+    if (threadIdx.x % 32 >= kArrivingLanes) return;
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(address) : "memory");
   }
-  // At the barrier that lies at this address in block `rank` of the cluster: its buffer is waited
-  // for by FillBarrier::Wait.
-  static __device__ __forceinline__ void Arrive(uint32_t address, int rank) {
+  // At the barriers that lie at this address in those of `blocks` blocks of the cluster that
+  // wanted(rank) chooses: their buffers are waited for by FillBarrier::Wait.
+  template <class Wanted>
+  static __device__ __forceinline__ void Arrive(uint32_t address, int blocks,
+                                                const Wanted& wanted) {
+    __syncwarp();
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    if constexpr (kArrivingLanes == 1) {
+      if (lane < blocks && wanted(lane)) ArriveAt(address, lane);
+    } else {
+      for (int rank = 0; rank < blocks; ++rank) {
+        if (wanted(rank)) ArriveAt(address, rank);
+      }
+    }
+  }
+
+ private:
+  static __device__ __forceinline__ void ArriveAt(uint32_t address, int rank) {
     uint32_t remote;
     asm("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(remote) : "r"(address), "r"(rank));
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];\n" ::"r"(remote) : "memory");

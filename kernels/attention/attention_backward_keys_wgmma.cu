@@ -346,8 +346,7 @@ __device__ __forceinline__ void ConsumeOne(const AttentionView<Bf16>& view, cons
         block.SharedWeights(i, step) = {packed[step][0], packed[step][1], packed[step][2],
                                         packed[step][3]};
       }
-      __syncwarp();
-      if (threadIdx.x % 32 == 0) FreeBarrier::Arrive(block.shared.Full(i));
+      FreeBarrier::Arrive(block.shared.Full(i));
     }
   };
 

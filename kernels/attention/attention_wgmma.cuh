@@ -72,10 +72,7 @@ struct Ring {
   __device__ void WaitUntilFree(int i) const { WaitForBlock(Free(i), i / kStages % 2 ^ 1); }
   __device__ void WaitUntilFull(int i) const { WaitForBlock(Full(i), i / kStages % 2); }
   // Of a warp that has read what it needs.
-  __device__ void Release(int i) const {
-    __syncwarp();
-    if (threadIdx.x % 32 == 0) FreeBarrier::Arrive(Free(i));
-  }
+  __device__ void Release(int i) const { FreeBarrier::Arrive(Free(i)); }
 };
 
 // Boxes of `rows` rows from `row` of sequence b on; their bytes count at `barrier`.

@@ -120,12 +120,9 @@ struct Block {
   }
   // A warp has read the stage of step i.
   __device__ __forceinline__ void Release(int i) const {
-    __syncwarp();
-    const int lane = static_cast<int>(threadIdx.x) % 32;
     // Those that copy into it.
-    if (lane < kCluster && (lane % kRows == row || lane / kRows == column)) {
-      FreeBarrier::Arrive(Free(i), lane);
-    }
+    FreeBarrier::Arrive(Free(i), kCluster,
+                        [&](int rank) { return rank % kRows == row || rank / kRows == column; });
   }
 
   uint32_t base;

@@ -283,6 +283,13 @@ int BackwardByPasses(const MlstmLayout& sizes, const MlstmScratch& scratch,
   RunPass(sizes, scratch, values);
 
   if constexpr (kTensorCores<T>) {
+    if (dc_after != nullptr) {
+      MultiplyEnd(sizes, {.k = k,
+                          .v = v,
+                          .dc = dc_after,
+                          .after = vectors.after,
+                          .products = scratch.end_products});
+    }
     return MlstmProductSlices(queries);
   } else {
     MultiplyRows(sizes, {.q = q,
@@ -322,15 +329,17 @@ void RunBackward(const MlstmBackwardArgs& args) {
   } else {
     product_slices = BackwardByPasses<T>(sizes, scratch, args);
   }
-  ComputeGateGradients(sizes, {.query_products = scratch.query_products,
-                               .key_products = scratch.key_products,
-                               .slices = product_slices,
-                               .restart_products = scratch.restart_products,
-                               .restart_parts = scratch.restart_parts,
-                               .first = args.before.c.defined(),
-                               .last = args.dafter.c.defined(),
-                               .dlog_i = args.dlog_i.data<float>(),
-                               .dlog_f = args.dlog_f.data<float>()});
+  ComputeGateGradients(sizes,
+                       {.query_products = scratch.query_products,
+                        .key_products = scratch.key_products,
+                        .slices = product_slices,
+                        .restart_products = scratch.restart_products,
+                        .restart_parts = scratch.restart_parts,
+                        .first = args.before.c.defined(),
+                        .last = args.dafter.c.defined(),
+                        .end_products = args.dafter.c.defined() ? scratch.end_products : nullptr,
+                        .dlog_i = args.dlog_i.data<float>(),
+                        .dlog_f = args.dlog_f.data<float>()});
 }
 
 template <class T>

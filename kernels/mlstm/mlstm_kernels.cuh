@@ -221,13 +221,23 @@ struct MlstmRowProducts {
 };
 void MultiplyRows(const MlstmLayout& sizes, const MlstmRowProducts& in);
 
+// Given the gradient dc [B, H, dk, dv] of the state after the last token: what rounding keeps from
+// the last tile's products k . dk, and from the product of that state with dc.
+struct MlstmEnd {
+  const __nv_bfloat16 *k, *v;
+  const float *dc, *after;
+  float* products;  // [B, H, MlstmEndParts(), 2, kMlstmTile]: of either, in parts
+};
+void MultiplyEnd(const MlstmLayout& sizes, const MlstmEnd& in);
+
 // dlog_i and dlog_f, given the parts of each token's products and of those at restarts.
 struct MlstmGateGradients {
   const float *query_products, *key_products;  // [B, H, slices, padded]
   int slices;
   const float* restart_products;  // [B, H, restarts + 1, restart_parts]
   int restart_parts;
-  bool first, last;  // as in MlstmRestarts; where not, that product is 0
+  bool first, last;           // as in MlstmRestarts; where not, that product is 0
+  const float* end_products;  // what MultiplyEnd() found, or null
   float *dlog_i, *dlog_f;
 };
 void ComputeGateGradients(const MlstmLayout& sizes, const MlstmGateGradients& in);

@@ -100,6 +100,12 @@ EYRIE_HOST_DEVICE inline int MlstmStateParts(const MlstmLayout& sizes) {
   return MlstmRowBlocks(sizes.keys) * (kMlstmChunkRows / 16) * MlstmColumnBlocks(sizes.values);
 }
 
+// In how many parts MultiplyEnd() multiplies: one for so many rows of the state.
+inline constexpr int kMlstmEndKeys = 16;
+EYRIE_HOST_DEVICE inline int MlstmEndParts(const MlstmLayout& sizes) {
+  return (sizes.keys + kMlstmEndKeys - 1) / kMlstmEndKeys;
+}
+
 // What a pass needs of the gates, in the workspace.
 struct MlstmVectors {
   // Of scores: exp(row_t - column_s) is the weight of token s in token t of its tile. Where tokens
@@ -244,6 +250,7 @@ struct MlstmScratch : MlstmMemory {
       w = Take(scores);
       p = Take(scores);
       normaliser_states = Take(heads * sizes.tiles * width);
+      end_products = Take(heads * MlstmEndParts(sizes) * 2 * kMlstmTile);
     }
     if (sizes.chunks > 1) {
       states = Take(heads * sizes.chunks * state);
@@ -258,6 +265,7 @@ struct MlstmScratch : MlstmMemory {
   float* restart_states = nullptr;       // [B, H, restarts + 1, blocks, ...]
   float* restart_products;               // [B, H, restarts + 1, restart_parts]
   int restart_parts;                     // of a product
+  float* end_products = nullptr;         // [B, H, MlstmEndParts(), 2, kMlstmTile]
   void *w = nullptr, *p = nullptr;       // bfloat16 [B, H, tiles, kMlstmTile, kMlstmTile]
   float* normaliser_states = nullptr;    // [B, H, tiles, dk]
   // By chunks: MlstmChunkMemories, with scores [B, H, chunks, L, L] of all L tokens of a chunk.

@@ -239,6 +239,14 @@ __device__ __forceinline__ void ScanLaterTokens(int lane, LaterTokens& tokens) {
   }
 }
 
+// The products of a part.
+__device__ __forceinline__ const float* EndProducts(const MlstmLayout& sizes,
+                                                    const MlstmGateGradients& in, int head,
+                                                    int part) {
+  return in.end_products +
+         (static_cast<int64_t>(head) * MlstmEndParts(sizes) + part) * 2 * kMlstmTile;
+}
+
 // A block has the tokens between two restarts (mlstm_kernels.cuh), at least a thread for each.
 __global__ void __launch_bounds__(kMaxGateThreads)
     GateGradientKernel(const MlstmLayout sizes, const MlstmGateGradients in) {
@@ -259,6 +267,11 @@ __global__ void __launch_bounds__(kMaxGateThreads)
         (static_cast<int64_t>(head) * (sizes.restarts + 1) + restart) * in.restart_parts;
     double sum = 0.0;
     for (int i = thread; known && i < in.restart_parts; i += threads) sum += products[i];
+    if (in.end_products != nullptr && restart == sizes.restarts) {
+      for (int i = thread; i < MlstmEndParts(sizes) * kMlstmTile; i += threads) {
+        sum += EndProducts(sizes, in, head, i / kMlstmTile)[kMlstmTile + i % kMlstmTile];
+      }
+    }
     return BlockSum(sum, shared);
   };
   const double at_begin = passes_at(interval, parts[0]), at_end = passes_at(interval + 1, parts[1]);
@@ -273,6 +286,12 @@ __global__ void __launch_bounds__(kMaxGateThreads)
       const int64_t at = (static_cast<int64_t>(head) * in.slices + i) * sizes.padded() + token;
       of_q += in.query_products[at];
       of_k += in.key_products[at];
+    }
+    const int in_last = token - (sizes.tiles - 1) * kMlstmTile;
+    if (in.end_products != nullptr && in_last >= 0) {
+      for (int i = 0; i < MlstmEndParts(sizes); ++i) {
+        of_k += EndProducts(sizes, in, head, i)[in_last];
+      }
     }
   }
   const bool ends = exists && token + 1 < sizes.tokens && sizes.Document(head, token + 1) > token;

@@ -71,10 +71,6 @@ __device__ __forceinline__ void Consume(const PassView& view,
   const LaneChunk in_b = LaneOfB(lane);
   const uint32_t box_lane = ChunkOffset<64>(in_b.row, 2 * warp + in_b.chunk);
   const uint32_t outputs_at = block.base + S::kOutputs + group * S::kOutputBytes;
-  const auto release = [&](uint32_t barrier) {
-    __syncwarp();
-    if (lane == 0) FreeBarrier::Arrive(barrier);
-  };
 
   for (int index = 0; index < block.tiles; ++index) {
     const int tile = block.TileAt(index);
@@ -174,7 +170,7 @@ __device__ __forceinline__ void Consume(const PassView& view,
       for (int step = 0; step < kSteps; ++step) Hold(value_rows[step]);
       if constexpr (kBlocks > 1) Hold(all_sums);
       Hold(within);
-      release(block.QueriesFree(index));
+      FreeBarrier::Arrive(block.QueriesFree(index));
       // Once the tile before is stored, what the outputs are multiplied with takes their place.
       if (thread == 0) {
         WaitUntilStoresRead();
@@ -319,7 +315,7 @@ __device__ __forceinline__ void Consume(const PassView& view,
         extra_state[i] = fmaf(decay, extra_state[i], QuadSum(extra_sums[i]));
       }
     }
-    release(block.KeysFree(index));
+    FreeBarrier::Arrive(block.KeysFree(index));
   }
 
   const int end = block.TileAt(block.tiles - 1) + (kReverse ? 0 : 1);
