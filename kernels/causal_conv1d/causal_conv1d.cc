@@ -31,9 +31,9 @@ Shape CheckInputs(const char* kernel, const Args& args) {
 }  // namespace
 
 int64_t CausalConv1dBackwardWorkspace(const Tensor& x, int64_t taps) {
-  using causal_conv1d::kBackwardSpan;
   if (!IsGpu(x.device)) return 0;
-  return x.dim(0) * causal_conv1d::TimeBlocks(x.dim(1), kBackwardSpan) * (taps + 2) * x.dim(2);
+  const int span = causal_conv1d::Span(x.dim(0), x.dim(1), x.dim(2));
+  return x.dim(0) * causal_conv1d::TimeBlocks(x.dim(1), span) * (taps + 2) * x.dim(2);
 }
 
 void CausalConv1dForward(const CausalConv1dForwardArgs& args) {

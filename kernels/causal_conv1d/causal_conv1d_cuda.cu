@@ -15,13 +15,11 @@ namespace eyrie {
 namespace causal_conv1d {
 namespace {
 
-constexpr int kLanes = 64;  // threads along the channels of a block
 // Tokens that a thread loads before it computes; the backward pass needs the registers.
 constexpr int kForwardTokens = 8, kBackwardTokens = 4;
-constexpr int kWidth = 4;  // channels of a thread, where rows are made of vectors
 
 struct Sizes {
-  int batch, time, channels, taps;
+  int batch, time, channels, taps, span;
 };
 
 // Row j of the sequence [state; rows] for this thread's channels: rows [0, T), and the state's K-1
@@ -130,15 +128,15 @@ __global__ void __launch_bounds__(kLanes* kWalkers, 2)
     ForwardKernel(Sizes sizes, ForwardTensors<T> tensors) {
   LetNextStart();
   AwaitEarlier();
-  __shared__ int live[kWalkers * kForwardSpan];
+  __shared__ int live[kWalkers * kLongestSpan];
   constexpr int kHalo = kTaps - 1;
   const int64_t b = blockIdx.z, channels = sizes.channels;
-  const int block_first = blockIdx.y * kWalkers * kForwardSpan;
-  LoadLive(sizes, tensors.positions, b, block_first, kWalkers * kForwardSpan, live);
+  const int block_first = blockIdx.y * kWalkers * sizes.span;
+  LoadLive(sizes, tensors.positions, b, block_first, kWalkers * sizes.span, live);
   const int64_t c = (int64_t{blockIdx.x} * kLanes + threadIdx.x) * N;
-  const int first = block_first + threadIdx.y * kForwardSpan;
+  const int first = block_first + threadIdx.y * sizes.span;
   if (c >= channels || first >= sizes.time) return;
-  const int end = min(first + kForwardSpan, sizes.time);
+  const int end = min(first + sizes.span, sizes.time);
 
   float weights[kTaps][N];
   LoadWeights(sizes, tensors.weight, c, weights);
@@ -397,20 +395,19 @@ __global__ void __launch_bounds__(kLanes* kWalkers, kTaps == 4 && sizeof(T) == 2
     BackwardKernel(Sizes sizes, BackwardTensors<T> tensors) {
   AwaitEarlier();
   constexpr int kSums = (kTaps + 2) * N;
-  __shared__ int live[kWalkers * kBackwardSpan + kTaps - 1];
+  __shared__ int live[kWalkers * kLongestSpan + kTaps - 1];
   __shared__ float sums[kWalkers][kSums][kLanes];
   extern __shared__ __align__(16) unsigned char memory[];
   const int64_t b = blockIdx.z, channels = sizes.channels;
-  const int block_first = blockIdx.y * kWalkers * kBackwardSpan;
-  LoadLive(sizes, tensors.positions, b, block_first, kWalkers * kBackwardSpan + kTaps - 1, live);
+  const int block_first = blockIdx.y * kWalkers * sizes.span;
+  LoadLive(sizes, tensors.positions, b, block_first, kWalkers * sizes.span + kTaps - 1, live);
   const int64_t c = (int64_t{blockIdx.x} * kLanes + threadIdx.x) * N;
-  const int first = block_first + threadIdx.y * kBackwardSpan;
+  const int first = block_first + threadIdx.y * sizes.span;
 
   SummedGrads<kTaps, N> grads;
   if (c < channels && first < sizes.time) {
-    WalkBack<kSilu, T, kTaps, N>(sizes, tensors, b, c, first,
-                                 min(first + kBackwardSpan, sizes.time),
-                                 live + threadIdx.y * kBackwardSpan, memory, grads);
+    WalkBack<kSilu, T, kTaps, N>(sizes, tensors, b, c, first, min(first + sizes.span, sizes.time),
+                                 live + threadIdx.y * sizes.span, memory, grads);
   }
   // Row s of the sums is of the token s back, the last two are of the bias and of dx.
 #pragma unroll
@@ -450,15 +447,15 @@ struct AddShares {
 
 Sizes SizesOf(const Tensor& x, const Tensor& weight) {
   return {static_cast<int>(x.dim(0)), static_cast<int>(x.dim(1)), static_cast<int>(x.dim(2)),
-          static_cast<int>(weight.dim(0))};
+          static_cast<int>(weight.dim(0)), Span(x.dim(0), x.dim(1), x.dim(2))};
 }
 
 // Launches `kernel`, which takes `width` channels a thread and `shared` bytes of shared memory.
 template <class Kernel, class Tensors>
-void LaunchSpans(const char* name, Kernel kernel, const Sizes& sizes, int width, int span,
-                 size_t shared, const Tensors& tensors) {
+void LaunchSpans(const char* name, Kernel kernel, const Sizes& sizes, int width, size_t shared,
+                 const Tensors& tensors) {
   const dim3 grid(static_cast<unsigned>(CeilDiv(sizes.channels, kLanes * width)),
-                  static_cast<unsigned>(TimeBlocks(sizes.time, span)),
+                  static_cast<unsigned>(TimeBlocks(sizes.time, sizes.span)),
                   static_cast<unsigned>(sizes.batch));
   LaunchEarly(name, kernel, grid, dim3(kLanes, kWalkers), shared, sizes, tensors);
 }
@@ -505,7 +502,7 @@ void CausalConv1dForwardCuda(const CausalConv1dForwardArgs& args) {
                                                            tensors.x0, tensors.y, tensors.x_last});
     DispatchWidth(sizes.taps, vectors, args.silu, [&](auto taps, auto width, auto silu) {
       LaunchSpans("CausalConv1dForward", ForwardKernel<T, taps(), width(), silu()>, sizes, width(),
-                  kForwardSpan, 0, tensors);
+                  0, tensors);
     });
   });
 }
@@ -532,10 +529,10 @@ void CausalConv1dBackwardCuda(const CausalConv1dBackwardArgs& args) {
       const auto kernel = BackwardKernel<T, taps(), width(), silu()>;
       constexpr size_t kShared = RowsAhead<T, width()>::kBytes;
       AllowSharedMemory(kernel, kShared);
-      LaunchSpans("CausalConv1dBackward", kernel, sizes, width(), kBackwardSpan, kShared, tensors);
+      LaunchSpans("CausalConv1dBackward", kernel, sizes, width(), kShared, tensors);
     });
   });
-  const int64_t rows = sizes.batch * TimeBlocks(sizes.time, kBackwardSpan);
+  const int64_t rows = sizes.batch * TimeBlocks(sizes.time, sizes.span);
   RowSumCuda("CausalConv1dBackward", shares, rows, (int64_t{sizes.taps} + 2) * sizes.channels,
              AddShares{.weights = int64_t{sizes.taps} * sizes.channels,
                        .channels = sizes.channels,

@@ -7,10 +7,21 @@
 namespace eyrie {
 namespace causal_conv1d {
 
+inline constexpr int kLanes = 64;   // threads along the channels of a block
+inline constexpr int kWidth = 4;    // channels of a thread, where rows are made of vectors
 inline constexpr int kWalkers = 4;  // threads along time of a block, each with a span of its own
-inline constexpr int kForwardSpan = 32, kBackwardSpan = 64;  // tokens of a thread, whole groups
-// Blocks along time.
+// Tokens of a thread. Rows around the seams of spans are read twice, so the longest span that
+// leaves blocks enough.
+inline constexpr int kShortestSpan = 32, kLongestSpan = 128;
 inline int64_t TimeBlocks(int64_t time, int span) { return CeilDiv(time, kWalkers * span); }
+inline int Span(int64_t batch, int64_t time, int64_t channels) {
+  const int64_t sequences = batch * CeilDiv(channels, kLanes * kWidth);
+  int span = kLongestSpan;
+  while (span > kShortestSpan && sequences * TimeBlocks(time, span) < 3 * kPlannedMultiprocessors) {
+    span /= 2;
+  }
+  return span;
+}
 
 }  // namespace causal_conv1d
 

@@ -146,11 +146,13 @@ TEST(CudaCausalConv1d, MatchesTheCpuBodyForEachNumberOfTaps) {
   }
 }
 
-// Over the seams of spans and blocks, in whole and broken groups of tokens.
+// Over the seams of spans and blocks, in whole and broken groups of tokens. Many sequences have
+// longer spans.
 TEST(CudaCausalConv1d, MatchesTheCpuBodyOverManySpans) {
   for (DType dtype : kCudaTypes) {
     for (int64_t taps : {4, 7}) {
-      for (const Shape& full : {Shape{2, 256, 130}, Shape{1, 600, 1032}, Shape{3, 261, 77}}) {
+      for (const Shape& full : {Shape{2, 256, 130}, Shape{1, 600, 1032}, Shape{3, 261, 77},
+                                Shape{140, 600, 9}, Shape{210, 601, 12}}) {
         for (bool silu : {false, true}) Compare(dtype, full, taps, true, silu);
       }
     }
