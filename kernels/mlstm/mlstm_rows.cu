@@ -8,17 +8,19 @@ namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 
-// The product of two rows, which a warp reads N elements at a time.
+// The product of two rows, which a warp reads N elements at a time. In float32 terms may cancel far
+// below its rounding: these are exact.
 template <int N, class T, class U>
 __device__ __forceinline__ float Dot(const T* a, const U* b, int width) {
-  float sum = 0.0f;
+  using Term = std::conditional_t<std::is_same_v<T, float>, double, float>;
+  Term sum = 0;
   for (int i = static_cast<int>(threadIdx.x) % 32 * N; i < width; i += 32 * N) {
     const auto left = LoadVector<N>(a + i);
     const auto right = LoadVector<N>(b + i);
 #pragma unroll
-    for (int j = 0; j < N; ++j) sum = fmaf(left[j], right[j], sum);
+    for (int j = 0; j < N; ++j) sum += Term{left[j]} * Term{right[j]};
   }
-  return WarpSum(sum);
+  return static_cast<float>(WarpSum(sum));
 }
 
 // A row of tensors [B, T, H, width], and where its token's vectors lie.
