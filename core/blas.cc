@@ -73,6 +73,16 @@ void Check(const GemmArgs& args) {
               "Gemm: A, B and C do not go together");
 }
 
+KernelWork WorkOf(const GemmArgs& args) {
+  const double m = static_cast<double>(args.batch * args.m), n = static_cast<double>(args.n),
+               k = static_cast<double>(args.k);
+  const double inputs =
+      (m * k + static_cast<double>(args.batch) * k * n) * static_cast<double>(SizeOf(args.a.dtype));
+  const double passes = args.accumulate || args.added.defined() ? 2.0 : 1.0;
+  return {.bytes = inputs + passes * m * n * static_cast<double>(SizeOf(args.c.dtype)),
+          .products = 2.0 * m * n * k};
+}
+
 }  // namespace
 
 void Gemm(Trans trans_a, Trans trans_b, int64_t m, int64_t n, int64_t k, float alpha,
@@ -94,8 +104,10 @@ void Gemm(const GemmArgs& args) { Gemm(std::span(&args, 1)); }
 void Gemm(std::span<const GemmArgs> products) {
   for (const GemmArgs& args : products) Check(args);
   const Device device = products.front().a.device;
+  KernelWork work;
+  for (const GemmArgs& args : products) work.Add(WorkOf(args));
+  const KernelScope timed(kGemmKernels, work);
   if (IsMeta(device)) return;
-  const KernelScope timed("gemm");
   if constexpr (kCudaBuild) {
     if (device == Device::kCuda) return GemmCuda(products);
   }

@@ -15,10 +15,11 @@ KernelTimes::KernelTimes(Device device) : device_(device) {
 
 KernelTimes::~KernelTimes() { current_ = nullptr; }
 
-void KernelTimes::Begin(const char* kind) {
+void KernelTimes::Begin(const char* kind, const KernelWork& work) {
   Account();
   open_.push_back(&entries_[kind]);
-  ++open_.back()->calls;
+  open_.back()->work.Add(work);
+  ++open_.back()->work.calls;
 }
 
 void KernelTimes::End() {

@@ -32,12 +32,12 @@ Tensor Tensor::Rows(int64_t begin, int64_t end) const {
 
 void Copy(const Tensor& from, const Tensor& to) {
   EYRIE_CHECK(from.dtype == to.dtype && from.size() == to.size());
-  const KernelScope timed(kCopies);
+  const KernelScope timed(kCopies, Moves({from, to}));
   CopyBytes(to.raw, to.device, from.raw, from.device, from.bytes());
 }
 
 void FillZero(const Tensor& tensor) {
-  const KernelScope timed(kCopies);
+  const KernelScope timed(kCopies, Moves({tensor}));
   ZeroBytes(tensor.device, tensor.raw, tensor.bytes());
 }
 
@@ -51,8 +51,9 @@ void CopyRows(const Tensor& from, int64_t from_row, const Tensor& to, int64_t to
   const auto bytes = [&](int64_t count) { return static_cast<size_t>(count) * row; };
   char* target = static_cast<char*>(to.raw) + bytes(to_row);
   const char* source = static_cast<const char*>(from.raw) + bytes(from_row);
-  if (from.size() == 0 || rows == 0 || IsMeta(from.device)) return;
-  const KernelScope timed(kCopies);
+  if (from.size() == 0 || rows == 0) return;
+  const KernelScope timed(kCopies, {.bytes = 2.0 * static_cast<double>(bytes(from.dim(0) * rows))});
+  if (IsMeta(from.device)) return;
   if (from.device == Device::kCuda) {
     return cuda::CopyPitched(target, bytes(to.dim(1)), source, bytes(from.dim(1)), bytes(rows),
                              static_cast<size_t>(from.dim(0)));

@@ -57,12 +57,15 @@ To As(From value) {
 }  // namespace
 
 void AddRows(const Tensor& from, int64_t from_row, const Tensor& to, int64_t to_row, int64_t rows) {
-  if (rows == 0 || IsMeta(to.device)) return;
-  const KernelScope timed(kTensorMath);
+  if (rows == 0) return;
   EYRIE_CHECK(from.dtype == to.dtype && from.device == to.device && from.dim(0) == to.dim(0) &&
               from.dim(2) == to.dim(2));
   EYRIE_CHECK(0 <= from_row && from_row + rows <= from.dim(1) && 0 <= to_row &&
               to_row + rows <= to.dim(1));
+  const int64_t moved = 3 * from.dim(0) * rows * from.dim(2);
+  const KernelScope timed(
+      kTensorMath, {.bytes = static_cast<double>(moved) * static_cast<double>(SizeOf(to.dtype))});
+  if (IsMeta(to.device)) return;
   if constexpr (kCudaBuild) {
     if (to.device == Device::kCuda) return cuda::AddRows(from, from_row, to, to_row, rows);
   }
@@ -90,7 +93,7 @@ void KeepTail(const Tensor& before, const Tensor& now, const Tensor& after) {
                 16 ==
             0;
     if (after.device == Device::kCuda && vectors && kept == now.dim(1)) {
-      const KernelScope timed(kTensorMath);
+      const KernelScope timed(kTensorMath, Moves({after, after}));
       return cuda::KeepTail(before, now, after);
     }
   }
@@ -107,8 +110,8 @@ void MultiplyAdd(const Tensor& factor, const Tensor& addend, const Tensor& state
   EYRIE_CHECK(factor.size() > 0 && state.size() % factor.size() == 0 &&
               addend.size() == state.size() &&
               (!weight.defined() || weight.size() == factor.size()));
+  const KernelScope timed(kTensorMath, Moves({addend, state, state}));
   if (IsMeta(state.device)) return;
-  const KernelScope timed(kTensorMath);
   if constexpr (kCudaBuild) {
     if (state.device == Device::kCuda) return cuda::MultiplyAdd(factor, addend, state, weight);
   }
@@ -127,8 +130,8 @@ void StabiliseSum(const Tensor& log_decay, const Tensor& increment_m, const Tens
   for (const Tensor& other : {log_decay, increment_m, keep, add}) {
     EYRIE_CHECK(other.size() == m.size());
   }
+  const KernelScope timed(kTensorMath, Moves({log_decay, increment_m, m, keep, add}));
   if (IsMeta(m.device)) return;
-  const KernelScope timed(kTensorMath);
   if constexpr (kCudaBuild) {
     if (m.device == Device::kCuda) return cuda::StabiliseSum(log_decay, increment_m, m, keep, add);
   }
@@ -144,8 +147,8 @@ void StabiliseSum(const Tensor& log_decay, const Tensor& increment_m, const Tens
 }
 
 void Fill(const Tensor& tensor, double value) {
+  const KernelScope timed(kTensorMath, Moves({tensor}));
   if (IsMeta(tensor.device)) return;
-  const KernelScope timed(kTensorMath);
   if constexpr (kCudaBuild) {
     if (tensor.device == Device::kCuda) return cuda::Fill(tensor, value);
   }
@@ -156,9 +159,9 @@ void Fill(const Tensor& tensor, double value) {
 
 void Convert(const Tensor& from, const Tensor& to) {
   EYRIE_CHECK(from.size() == to.size() && from.device == to.device);
-  if (IsMeta(to.device)) return;
   if (from.dtype == to.dtype) return Copy(from, to);
-  const KernelScope timed(kTensorMath);
+  const KernelScope timed(kTensorMath, Moves({from, to}));
+  if (IsMeta(to.device)) return;
   if constexpr (kCudaBuild) {
     if (to.device == Device::kCuda) return cuda::Convert(from, to);
   }

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "core/kernel_times.h"
 #include "launcher/bench.h"
 
 namespace eyrie {
@@ -45,14 +46,6 @@ struct KernelCase {
   double bytes;        // that any implementation must read and write; in place counts twice
   double flops = 0.0;  // of the matrix products; where there are any, these are the bound
 };
-
-inline double BytesOf(std::initializer_list<Tensor> tensors) {
-  double bytes = 0.0;
-  for (const Tensor& tensor : tensors) {
-    if (tensor.defined()) bytes += static_cast<double>(tensor.bytes());
-  }
-  return bytes;
-}
 
 // Of the kernels whose cases have a file of their own, bench_kernels_<family>.cc.
 std::vector<KernelCase> AttentionCases(const KernelProblem& p);

@@ -53,11 +53,12 @@ void ReportKernels(const KernelSums& sums, int steps, const std::string& other, 
   });
   double seconds = 0;
   for (const auto& row : rows) seconds += row.second.seconds;
-  BenchReport report("step", {"kernel", "calls", "ms", "share"});
+  BenchReport report("step", {"kernel", "calls", "ms", "share", "GB/s", "GFLOP/s"});
   report.Set("ms a step", seconds / steps * 1e3);
   for (const auto& [kind, entry] : rows) {
-    report.AddRow(
-        {kind, entry.calls / steps, entry.seconds / steps * 1e3, entry.seconds / seconds});
+    report.AddRow({kind, entry.work.calls / steps, entry.seconds / steps * 1e3,
+                   entry.seconds / seconds, entry.work.bytes / entry.seconds / 1e9,
+                   entry.work.products / entry.seconds / 1e9});
   }
   report.Print(json);
 }
@@ -140,7 +141,7 @@ ExitCode BenchStep(const StepOptions& options, Job& job) {
       }
       for (const auto& [kind, entry] : times.entries()) {
         if (step == 0) continue;
-        sums[kind].calls += entry.calls;
+        sums[kind].work.Add(entry.work);
         sums[kind].seconds += entry.seconds;
       }
     } else {

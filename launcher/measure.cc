@@ -1,5 +1,7 @@
 #include "launcher/measure.h"
 
+#include <cstdio>
+
 #include "core/blas.h"
 #include "launcher/batches.h"
 #include "launcher/bucket_options.h"
@@ -9,6 +11,28 @@
 #include "layers/slices.h"
 
 namespace eyrie {
+
+std::string FormatBytes(double bytes) {
+  int power = 0;
+  for (; bytes >= 1024.0 && power < 4; ++power) bytes /= 1024.0;
+  char text[32];
+  std::snprintf(text, sizeof text, power == 0 ? "%.0f " : "%.2f ", bytes);
+  constexpr const char* kUnits[] = {"B", "KiB", "MiB", "GiB", "TiB"};
+  return StrCat(text, kUnits[power]);
+}
+
+void RequireMemory(const MemoryUse& taken, double available, int rank) {
+  if (static_cast<double>(taken.total()) <= available) return;
+  const auto bytes = [](int64_t count) { return FormatBytes(static_cast<double>(count)); };
+  const int64_t model = taken.parameters + taken.gradients + taken.masters + taken.moments;
+  const bool batch = taken.activations > model;
+  ThrowBadInput(batch ? "train.micro_batch_size" : "parallel", ": rank ", rank, " would take ",
+                bytes(taken.total()), " of memory, ", bytes(taken.activations),
+                " of them for activations and ", bytes(model),
+                " for parameters, gradients and the optimiser, but has ", FormatBytes(available),
+                batch ? "; see also train.recompute, train.chunk_length and parallel"
+                      : "; see also parallel.tensor, parallel.zero and optimizer.moments");
+}
 
 StepMeasure MeasureStep(const config::Config& config, const Precision& precision, Device device,
                         int rank) {
@@ -35,26 +59,35 @@ StepMeasure MeasureStep(const config::Config& config, const Precision& precision
     slices.ForwardBackward(model, run, batch, train.chunk_length(), completes_step);
   };
 
-  // One step of Trainer::Run. All microbatches but the last are alike.
-  StepMeasure measure;
-  const int64_t rounds = Rounds(config);
-  if (rounds > 1) {
-    microbatch(/*completes_step=*/false);
-    measure.traffic += (rounds - 1) * sent;
-    sent = {};
-  }
   const config::DataConfig::Labels labels = config.data().labels();
-  if (labels == config::DataConfig::GIVEN) {
-    AllReduceValue(mesh.replicas(), 0.0, ReduceOp::kSum);  // how many count
-  }
-  microbatch(/*completes_step=*/true);
-  params.ReduceGrads();
-  AllReduceValue(mesh.replicas(), 0.0, ReduceOp::kSum);  // the loss
-  optimizer.Step(1, /*learning_rate=*/0.0, optimizer.GradNorm());
-  params.GatherDone();
-  double news[2];  // whether a signal came, and how a save is doing
-  mesh.world().AllReduce(Tensor{news, DType::kF64, Device::kCpu, {2}}, ReduceOp::kMax).Wait();
-  measure.traffic += sent;
+  StepMeasure measure;
+  const auto measured = [&](int64_t times, const auto& part) {
+    sent = {};
+    const KernelTimes kernels(meta);
+    part();
+    measure.traffic += times * sent;
+    for (const auto& [kind, entry] : kernels.entries()) {
+      measure.kernels[kind].Add(entry.work, times);
+    }
+  };
+  // One step of Trainer::Run. The first microbatch finds no gradients that it would add to, and the
+  // last one completes them; those between are alike.
+  const int64_t rounds = Rounds(config);
+  params.ZeroGrads();
+  if (rounds > 1) measured(1, [&] { microbatch(/*completes_step=*/false); });
+  if (rounds > 2) measured(rounds - 2, [&] { microbatch(/*completes_step=*/false); });
+  measured(1, [&] {
+    if (labels == config::DataConfig::GIVEN) {
+      AllReduceValue(mesh.replicas(), 0.0, ReduceOp::kSum);  // how many count
+    }
+    microbatch(/*completes_step=*/true);
+    params.ReduceGrads();
+    AllReduceValue(mesh.replicas(), 0.0, ReduceOp::kSum);  // the loss
+    optimizer.Step(1, /*learning_rate=*/0.0, optimizer.GradNorm());
+    params.GatherDone();
+    double news[2];  // whether a signal came, and how a save is doing
+    mesh.world().AllReduce(Tensor{news, DType::kF64, Device::kCpu, {2}}, ReduceOp::kMax).Wait();
+  });
   if (train.validation_interval() > 0) {
     ArenaScope scope(arena);
     Evaluate(model, run, batch, train.chunk_length());

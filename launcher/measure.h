@@ -3,7 +3,11 @@
 // scratch or sends is counted, and no layer has to declare it for the purpose.
 #pragma once
 
+#include <map>
+#include <string>
+
 #include "configs/schema/config.pb.h"
+#include "core/kernel_times.h"
 #include "core/precision.h"
 #include "parallel/traffic.h"
 
@@ -17,15 +21,24 @@ struct MemoryUse {
   int64_t moments = 0;      // of AdamW
   int64_t activations = 0;  // the arena at its fullest: what is saved, states, scratch
   int64_t buffers = 0;      // batches as they are read; scratch of the optimiser and of cuBLASLt
+  int64_t reserved = 0;     // of the driver and libraries, where a plan knows (Hardware)
 
   int64_t total() const {
-    return parameters + gradients + masters + moments + activations + buffers;
+    return parameters + gradients + masters + moments + activations + buffers + reserved;
   }
 };
 
+// "3.25 GiB".
+std::string FormatBytes(double bytes);
+
+// Throws kBadInput, naming the field that has most to do with it, where rank `rank` takes more than
+// `available` bytes.
+void RequireMemory(const MemoryUse& taken, double available, int rank);
+
 struct StepMeasure {
   MemoryUse memory;
-  MeshTraffic traffic;  // what the rank sends in a step
+  MeshTraffic traffic;                        // what the rank sends in a step
+  std::map<std::string, KernelWork> kernels;  // what it computes in one, by class of kernel
 };
 
 // Of rank `rank` on `device`, which need not be there. `config` is resolved and its layout valid;

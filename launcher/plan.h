@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
+#include <string>
 
 #include "configs/schema/config.pb.h"
 #include "configs/schema/hardware.pb.h"
@@ -9,17 +11,17 @@
 
 namespace eyrie {
 
-// Seconds of one step, and what they are made of. Matrix products, memory traffic and communication
-// are taken to follow one another, except for communication that work hides.
+// Seconds of one step, and what they are made of. Kernels follow one another, and so does
+// communication, except for what kernels hide.
 struct StepTime {
-  double products = 0.0;  // FLOPs over what the hardware's products achieve
-  double memory = 0.0;    // bytes that elementwise kernels and the optimiser move, over bandwidth
-  // Bytes over the axis's bandwidth and messages times its latency: all of it, and of these what is
-  // not hidden.
+  std::map<std::string, double> by_kernel;  // of each class, and their sum
+  double kernels = 0.0;
+  // Bytes over the axis's bandwidth and messages times its latency: all of it, and what it adds to
+  // the step: what is not hidden, and what the rest of it takes from the kernels that hide it.
   double tensor = 0.0, sequence = 0.0, replicas = 0.0, world = 0.0;
   double exposed = 0.0;
 
-  double total() const { return products + memory + exposed; }
+  double total() const { return kernels + exposed; }
 };
 
 struct Plan {
@@ -35,7 +37,8 @@ struct Plan {
   int64_t activations_nothing = 0, activations_selective = 0, activations_blocks = 0;
   MeshTraffic traffic;  // a step of that rank
 
-  // Of one rank in a step: what the model needs, and with what is computed twice.
+  std::map<std::string, KernelWork> kernels;  // likewise, by class
+  // Of one rank in a step: what the model needs, and what its kernels compute, some of it twice.
   double model_flops = 0.0, flops = 0.0;
   double memory_traffic = 0.0;  // bytes
   StepTime time;

@@ -1,4 +1,5 @@
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <limits>
 #include <memory>
@@ -63,6 +64,12 @@ ordered_json ToJson(const Plan& plan, const config::Hardware& hardware) {
     return ordered_json{{"bytes", sent.bytes}, {"messages", sent.messages}};
   };
   const MemoryUse& memory = plan.memory;
+  ordered_json kernels;
+  for (const auto& [kind, work] : plan.kernels) {
+    kernels[kind] = {{"calls", work.calls},       {"bytes", work.bytes},
+                     {"products", work.products}, {"scans", work.scans},
+                     {"turns", work.turns},       {"seconds", plan.time.by_kernel.at(kind)}};
+  }
   return {{"hardware", hardware.name()},
           {"layout",
            {{"ranks", plan.shape.ranks()},
@@ -81,6 +88,7 @@ ordered_json ToJson(const Plan& plan, const config::Hardware& hardware) {
             {"moments", memory.moments},
             {"activations", memory.activations},
             {"buffers", memory.buffers},
+            {"reserved", memory.reserved},
             {"total", memory.total()}}},
           {"activations",
            {{"NOTHING", plan.activations_nothing},
@@ -92,12 +100,12 @@ ordered_json ToJson(const Plan& plan, const config::Hardware& hardware) {
             {"data", traffic(plan.traffic.data)},
             {"replicas", traffic(plan.traffic.replicas)},
             {"world", traffic(plan.traffic.world)}}},
+          {"kernels", kernels},
           {"flops", plan.flops},
           {"model_flops", plan.model_flops},
           {"memory_traffic", plan.memory_traffic},
           {"step_seconds",
-           {{"products", plan.time.products},
-            {"memory", plan.time.memory},
+           {{"kernels", plan.time.kernels},
             {"tensor", plan.time.tensor},
             {"sequence", plan.time.sequence},
             {"replicas", plan.time.replicas},
@@ -126,17 +134,6 @@ std::string Grouped(int64_t value) {
   return text;
 }
 
-// "3.25 GiB"
-std::string Bytes(double bytes) {
-  const char* unit = "B";
-  for (const char* larger : {"KiB", "MiB", "GiB", "TiB"}) {
-    if (bytes < 1024.0) break;
-    bytes /= 1024.0;
-    unit = larger;
-  }
-  return Format(unit[1] == '\0' ? "%.0f %s" : "%.2f %s", bytes, unit);
-}
-
 std::string Seconds(double seconds) {
   if (seconds < 1e-3) return Format("%.1f us", seconds * 1e6);
   if (seconds < 1.0) return Format("%.2f ms", seconds * 1e3);
@@ -150,7 +147,7 @@ void Print(const Plan& plan, const config::Config& config, const config::Hardwar
     std::printf("  %-16s%14s%s%s\n", name, value.c_str(), remark.empty() ? "" : "  ",
                 remark.c_str());
   };
-  const auto bytes = [](int64_t count) { return Bytes(static_cast<double>(count)); };
+  const auto bytes = [](int64_t count) { return FormatBytes(static_cast<double>(count)); };
 
   std::printf("model     %s parameters, %s on a rank\n", Grouped(plan.parameters).c_str(),
               Grouped(plan.local_parameters).c_str());
@@ -184,14 +181,16 @@ void Print(const Plan& plan, const config::Config& config, const config::Hardwar
       StrCat(Name(precision.activations), ", train.recompute: ",
              config::TrainConfig::Recompute_Name(train.recompute()), others));
   row("buffers", bytes(plan.memory.buffers), "");
+  if (plan.memory.reserved > 0)
+    row("reserved", bytes(plan.memory.reserved), "by driver and libraries");
   const bool fits = static_cast<double>(plan.memory.total()) <= hardware.memory_bytes();
   row("total", bytes(plan.memory.total()),
-      StrCat(fits ? "fits into " : "DOES NOT FIT into ", Bytes(hardware.memory_bytes())));
+      StrCat(fits ? "fits into " : "DOES NOT FIT into ", FormatBytes(hardware.memory_bytes())));
 
   std::printf("\nsent by it in a step\n");
   const auto sent = [&](const char* axis, int ranks, const Traffic& traffic, double seconds) {
     if (ranks == 1) return;
-    row(axis, Bytes(traffic.bytes),
+    row(axis, FormatBytes(traffic.bytes),
         Format("%s messages over %d ranks, %s", Grouped(traffic.messages).c_str(), ranks,
                Seconds(seconds).c_str()));
   };
@@ -203,15 +202,28 @@ void Print(const Plan& plan, const config::Config& config, const config::Hardwar
   sent("world", plan.shape.ranks(), plan.traffic.world, plan.time.world);
 
   std::printf("\npredicted step\n");
-  row("products", Seconds(plan.time.products),
-      Format("%.4g TFLOP a rank, %.4g of them the model's, at %.4g TFLOP/s", plan.flops / 1e12,
-             plan.model_flops / 1e12, hardware.achieved_flops() / 1e12));
-  row("memory traffic", Seconds(plan.time.memory),
-      StrCat(Bytes(plan.memory_traffic), " at ", Bytes(hardware.memory_bandwidth()), "/s"));
-  row("communication", Seconds(plan.time.exposed), "what no product hides");
+  std::vector<std::pair<double, std::string>> kernels;
+  for (const auto& [kind, seconds] : plan.time.by_kernel) kernels.emplace_back(seconds, kind);
+  std::sort(kernels.rbegin(), kernels.rend());
+  const double least = 0.01 * plan.time.total();  // what is shorter has no line of its own
+  double rest = 0.0;
+  for (const auto& [seconds, kind] : kernels) {
+    const KernelWork& work = plan.kernels.at(kind);
+    if (seconds < least) {
+      rest += seconds;
+      continue;
+    }
+    row(kind.c_str(), Seconds(seconds),
+        StrCat(Grouped(work.calls), " calls, ", FormatBytes(work.bytes),
+               work.products > 0 ? Format(", %.4g TFLOP", work.products / 1e12) : ""));
+  }
+  if (rest > 0) row("other kernels", Seconds(rest), "");
+  row("communication", Seconds(plan.time.exposed),
+      "what no kernel hides, and takes from those that do");
   row("step", Seconds(plan.time.total()),
       StrCat(Grouped(static_cast<int64_t>(plan.tokens_per_second)), " tokens/s, ",
-             Format("%.1f %% of the peak", 100.0 * plan.utilisation)));
+             Format("%.1f %% of the peak by %.4g TFLOP of the model's a rank",
+                    100.0 * plan.utilisation, plan.model_flops / 1e12)));
 }
 
 ExitCode RunPlan(const PlanOptions& options) {
@@ -223,6 +235,7 @@ ExitCode RunPlan(const PlanOptions& options) {
   } else {
     Print(plan, config, hardware);
   }
+  RequireMemory(plan.memory, hardware.memory_bytes(), plan.rank);
   return ExitCode::kOk;
 }
 

@@ -21,7 +21,8 @@ void AdamW(const AdamWArgs& args) {
     CheckTypes(kKernel, args.param, DType::kI32, {args.decays});
   }
   if (args.copy.defined()) CheckTypes(kKernel, args.param, args.copy.dtype, {args.copy});
-  const KernelScope timed("adamw");
+  const KernelScope timed("adamw", Moves({args.param, args.param, args.grad, args.m, args.m, args.v,
+                                          args.v, args.copy}));
   EYRIE_DISPATCH_CUDA(args.param, AdamWCuda(args));
   DispatchCpu(kKernel, args.param, [&]<class T>(T) { AdamWCpu<T>(args); });
 }
@@ -32,7 +33,7 @@ void SumOfSquares(const Tensor& values, const Tensor& sum, const Tensor& workspa
   CheckShape(kKernel, "sum", sum, {1});
   CheckTypes(kKernel, values, DType::kF64, {sum});
   CheckWorkspace(kKernel, values, workspace, SumOfSquaresWorkspace(values));
-  const KernelScope timed("adamw");
+  const KernelScope timed("adamw", Moves({values}));
   EYRIE_DISPATCH_CUDA(values, SumOfSquaresCuda(values, sum, workspace));
   DispatchCpu(kKernel, values,
               [&]<class T>(T) { *sum.data<double>() += SumOfSquaresCpu<T>(values); });

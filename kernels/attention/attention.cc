@@ -60,7 +60,27 @@ AttentionTiles TilesOf(const Args& args) {
   return TilesFor(args.q.dtype == DType::kBF16, args.q.dim(3));
 }
 
+// Of so many products of queries with keys, or of as many multiplications.
+template <class Args>
+KernelWork Work(const Args& args, int products, std::initializer_list<Tensor> moved) {
+  const auto [sequences, tokens, heads, width, past, window] = SizesOf(args);
+  return {.bytes = BytesOf(moved),
+          .products = 2.0 * products * static_cast<double>(sequences * heads * width) *
+                      VisiblePairs(past, tokens, window)};
+}
+
 }  // namespace
+
+double VisiblePairs(int64_t before, int64_t tokens, int64_t window) {
+  // Token t sees min(t, window) earlier keys and its own.
+  const auto up_to = [window](int64_t end) {
+    const int64_t growing = window > 0 ? std::min(end, window) : end;
+    return static_cast<double>(growing) * static_cast<double>(growing - 1) / 2.0 +
+           static_cast<double>(end - growing) * static_cast<double>(window) +
+           static_cast<double>(end);
+  };
+  return up_to(before + tokens) - up_to(before);
+}
 
 int64_t AttentionForwardWorkspace(const AttentionForwardArgs& args) {
   if (!IsGpu(args.q.device)) return 0;
@@ -76,7 +96,7 @@ void AttentionForward(const AttentionForwardArgs& args) {
   constexpr const char* kKernel = "attention_forward";
   CheckInputs(kKernel, args);
   CheckWorkspace(kKernel, args.workspace, AttentionForwardWorkspace(args));
-  const KernelScope timed("attention");
+  const KernelScope timed("attention", Work(args, 2, {args.q, args.k, args.v, args.o}));
   EYRIE_DISPATCH_CUDA(args.q, AttentionForwardCuda(args));
   DispatchCpu(kKernel, args.q, [&]<class T>(T) { AttentionForwardCpu<T>(args); });
 }
@@ -94,7 +114,11 @@ void AttentionBackward(const AttentionBackwardArgs& args) {
     CheckType(kKernel, tensor, args.q.dtype);
   }
   CheckWorkspace(kKernel, args.workspace, AttentionBackwardWorkspace(args));
-  const KernelScope timed("attention");
+  // Scores, and the gradients of scores, queries, keys and values; the GPU's body computes the
+  // first two twice.
+  const KernelScope timed(
+      "attention", Work(args, IsGpu(args.q.device) ? 7 : 5,
+                        {args.q, args.k, args.v, args.o, args.dout, args.dq, args.dk, args.dv}));
   EYRIE_DISPATCH_CUDA(args.q, AttentionBackwardCuda(args));
   DispatchCpu(kKernel, args.q, [&]<class T>(T) { AttentionBackwardCpu<T>(args); });
 }

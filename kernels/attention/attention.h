@@ -18,6 +18,10 @@
 
 namespace eyrie {
 
+// Pairs of a query and a key that it sees, of one head and a sequence that is one document, for the
+// `tokens` queries that follow `before` others.
+double VisiblePairs(int64_t before, int64_t tokens, int64_t window);
+
 struct AttentionForwardArgs {
   Tensor q;               // [B, T, H, dh]
   Tensor k, v;            // [B, T, dh]

@@ -52,7 +52,9 @@ void BlockMapForward(const BlockMapForwardArgs& args) {
     CheckTypes(kernel, args.x, args.x.dtype, {map.w, map.y, map.gates_w});
   }
   CheckWorkspace(kernel, args.x, args.workspace, BlockMapForwardWorkspace(args.x, gates));
-  const KernelScope timed("block_map");
+  KernelWork work = Moves({args.x, args.gates});
+  for (const auto& map : args.maps) work.Add(Moves({map.y}));
+  const KernelScope timed("block_map", work);
   EYRIE_DISPATCH_CUDA(args.x, BlockMapForwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { BlockMapForwardCpu<decltype(real)>(args); });
 }
@@ -80,7 +82,9 @@ void BlockMapBackward(const BlockMapBackwardArgs& args) {
   CheckTypes(kernel, args.x, args.x.dtype, {args.dx});
   CheckWorkspace(kernel, args.x, args.workspace,
                  BlockMapBackwardWorkspace(args.x, static_cast<int64_t>(args.maps.size()), gates));
-  const KernelScope timed("block_map");
+  KernelWork work = Moves({args.x, args.dgates, args.dx});
+  for (const auto& map : args.maps) work.Add(Moves({map.dy}));
+  const KernelScope timed("block_map", work);
   EYRIE_DISPATCH_CUDA(args.x, BlockMapBackwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { BlockMapBackwardCpu<decltype(real)>(args); });
 }

@@ -43,7 +43,7 @@ void CausalConv1dForward(const CausalConv1dForwardArgs& args) {
   CheckShape(kernel, "y", args.y, args.x.shape);
   CheckOptional(kernel, "x_last", args.x_last, state);
   CheckTypes(kernel, args.x, args.x.dtype, {args.bias, args.y, args.x_last});
-  const KernelScope timed("causal_conv1d");
+  const KernelScope timed("causal_conv1d", Moves({args.x, args.y}));
   EYRIE_DISPATCH_CUDA(args.x, CausalConv1dForwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { CausalConv1dForwardCpu<decltype(real)>(args); });
 }
@@ -63,7 +63,7 @@ void CausalConv1dBackward(const CausalConv1dBackwardArgs& args) {
   CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.dweight, args.dbias, args.dx_sum});
   CheckWorkspace(kernel, args.x, args.workspace,
                  CausalConv1dBackwardWorkspace(args.x, args.weight.dim(0)));
-  const KernelScope timed("causal_conv1d");
+  const KernelScope timed("causal_conv1d", Moves({args.x, args.dy, args.dx}));
   EYRIE_DISPATCH_CUDA(args.x, CausalConv1dBackwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { CausalConv1dBackwardCpu<decltype(real)>(args); });
 }

@@ -38,7 +38,7 @@ void SoftCap(const Tensor& logits, double soft_cap) {
   constexpr const char* kKernel = "soft_cap";
   CheckMatrix(kKernel, logits);
   EYRIE_CHECK(soft_cap > 0.0, kKernel, ": soft_cap ", soft_cap);
-  const KernelScope timed("cross_entropy");
+  const KernelScope timed("cross_entropy", Moves({logits, logits}));
   EYRIE_DISPATCH_CUDA(logits, SoftCapCuda(logits, soft_cap));
   DispatchCpu(kKernel, logits, [&]<class T>(T) { SoftCapCpu<T>(logits, soft_cap); });
 }
@@ -47,7 +47,7 @@ void SoftmaxPartials(const SoftmaxPartialsArgs& args) {
   constexpr const char* kKernel = "softmax_partials";
   CheckLogits(kKernel, args.logits, args.row_max);
   CheckTokens(kKernel, args.row_max, args.labels, args.partials);
-  const KernelScope timed("cross_entropy");
+  const KernelScope timed("cross_entropy", Moves({args.logits}));
   EYRIE_DISPATCH_CUDA(args.logits, SoftmaxPartialsCuda(args));
   DispatchCpu(kKernel, args.logits, [&]<class T>(T) { SoftmaxPartialsCpu<T>(args); });
 }
@@ -58,7 +58,7 @@ void RescalePartials(const Tensor& own_max, const Tensor& row_max, const Tensor&
   CheckShape(kKernel, "own_max", own_max, row_max.shape);
   CheckShape(kKernel, "partials", partials, {2, row_max.size()});
   CheckTypes(kKernel, row_max, row_max.dtype, {own_max, partials});
-  const KernelScope timed("cross_entropy");
+  const KernelScope timed("cross_entropy", Moves({own_max, row_max, partials, partials}));
   EYRIE_DISPATCH_CUDA(row_max, RescalePartialsCuda(own_max, row_max, partials));
   DispatchCpu(kKernel, row_max,
               [&]<class T>(T) { RescalePartialsCpu<T>(own_max, row_max, partials); });
@@ -80,7 +80,7 @@ void CrossEntropyLoss(const Tensor& labels, const Tensor& row_max, const Tensor&
   CheckTokens(kKernel, row_max, labels, partials);
   CheckShape(kKernel, "loss", loss, {2});
   CheckTypes(kKernel, row_max, DType::kF64, {loss});
-  const KernelScope timed("cross_entropy");
+  const KernelScope timed("cross_entropy", Moves({row_max, labels, partials}));
   EYRIE_DISPATCH_CUDA(row_max, CrossEntropyLossCuda(labels, row_max, partials, loss));
   DispatchCpu(kKernel, row_max,
               [&]<class T>(T) { CrossEntropyLossCpu<T>(labels, row_max, partials, loss); });
@@ -92,7 +92,7 @@ void CrossEntropyGrad(const CrossEntropyGradArgs& args) {
   CheckTokens(kKernel, args.row_max, args.labels, args.partials);
   CheckShape(kKernel, "dlogits", args.dlogits, args.logits.shape);
   CheckTypes(kKernel, args.dlogits, FullPrecision(args.dlogits.dtype), {args.logits});
-  const KernelScope timed("cross_entropy");
+  const KernelScope timed("cross_entropy", Moves({args.logits, args.dlogits}));
   EYRIE_DISPATCH_CUDA(args.logits, CrossEntropyGradCuda(args));
   DispatchCpu(kKernel, args.logits, [&]<class T>(T) { CrossEntropyGradCpu<T>(args); });
 }

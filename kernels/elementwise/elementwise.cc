@@ -22,7 +22,7 @@ void Add(const Tensor& a, const Tensor& b, const Tensor& out) {
   CheckShape(kernel, "b", b, a.shape);
   CheckShape(kernel, "out", out, a.shape);
   CheckTypes(kernel, a, a.dtype, {b, out});
-  const KernelScope timed("elementwise");
+  const KernelScope timed("elementwise", Moves({a, b, out}));
   EYRIE_DISPATCH_CUDA(a, AddCuda(a, b, out));
   DispatchCpu(kernel, a, [&](auto real) { AddCpu<decltype(real)>(a, b, out); });
 }
@@ -31,7 +31,7 @@ void BroadcastRows(const Tensor& bias, const Tensor& y) {
   const char* kernel = "BroadcastRows";
   CheckRows(kernel, bias, y);
   CheckTypes(kernel, y, y.dtype, {bias});
-  const KernelScope timed("elementwise");
+  const KernelScope timed("elementwise", Moves({y}));
   EYRIE_DISPATCH_CUDA(y, BroadcastRowsCuda(bias, y));
   DispatchCpu(kernel, y, [&](auto real) { BroadcastRowsCpu<decltype(real)>(bias, y); });
 }
@@ -41,7 +41,7 @@ void SumRows(const Tensor& dy, const Tensor& dbias, const Tensor& workspace) {
   CheckRows(kernel, dbias, dy);
   CheckTypes(kernel, dy, FullPrecision(dy.dtype), {dbias});
   CheckWorkspace(kernel, dy, workspace, SumRowsWorkspace(dy));
-  const KernelScope timed("elementwise");
+  const KernelScope timed("elementwise", Moves({dy}));
   EYRIE_DISPATCH_CUDA(dy, SumRowsCuda(dy, dbias, workspace));
   DispatchCpu(kernel, dy, [&](auto real) { SumRowsCpu<decltype(real)>(dy, dbias); });
 }

@@ -25,7 +25,7 @@ void EmbeddingForward(const EmbeddingForwardArgs& args) {
   constexpr const char* kKernel = "embedding_forward";
   CheckInputs(kKernel, args.tokens, args.table, "y", args.y);
   CheckTypes(kKernel, args.table, args.table.dtype, {args.y});
-  const KernelScope timed("embedding");
+  const KernelScope timed("embedding", Moves({args.y, args.y}));
   EYRIE_DISPATCH_CUDA(args.table, EmbeddingForwardCuda(args));
   DispatchCpu(kKernel, args.table, [&]<class T>(T) { EmbeddingForwardCpu<T>(args); });
 }
@@ -36,7 +36,7 @@ void EmbeddingBackward(const EmbeddingBackwardArgs& args) {
   CheckTypes(kKernel, args.dy, FullPrecision(args.dy.dtype), {args.dtable});
   CheckWorkspace(kKernel, args.dy, args.workspace,
                  EmbeddingBackwardWorkspace(args.tokens, args.dtable));
-  const KernelScope timed("embedding");
+  const KernelScope timed("embedding", Moves({args.dy, args.dy}));
   EYRIE_DISPATCH_CUDA(args.dtable, EmbeddingBackwardCuda(args));
   DispatchCpu(kKernel, args.dtable, [&]<class T>(T) { EmbeddingBackwardCpu<T>(args); });
 }

@@ -27,7 +27,7 @@ void GatedLayerNormForward(const GatedLayerNormForwardArgs& args) {
   CheckInputs(kernel, args);
   CheckShape(kernel, "out", args.out, args.x.shape);
   CheckTypes(kernel, args.x, args.x.dtype, {args.out});
-  const KernelScope timed("gated_norm");
+  const KernelScope timed("gated_norm", Moves({args.x, args.s, args.gate, args.out}));
   EYRIE_DISPATCH_CUDA(args.x, GatedLayerNormForwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { GatedLayerNormForwardCpu<decltype(real)>(args); });
 }
@@ -49,7 +49,8 @@ void GatedLayerNormBackward(const GatedLayerNormBackwardArgs& args) {
   CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.dweight, args.dskip, args.x_dx});
   CheckWorkspace(kernel, args.x, args.workspace,
                  GatedLayerNormBackwardWorkspace(args.x, args.skip));
-  const KernelScope timed("gated_norm");
+  const KernelScope timed(
+      "gated_norm", Moves({args.x, args.s, args.gate, args.dout, args.dx, args.ds, args.dgate}));
   EYRIE_DISPATCH_CUDA(args.x, GatedLayerNormBackwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { GatedLayerNormBackwardCpu<decltype(real)>(args); });
 }

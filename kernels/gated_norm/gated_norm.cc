@@ -33,7 +33,7 @@ void RowProducts(const RowProductsArgs& args) {
   CheckShape(kernel, "b", args.b, args.a.shape);
   CheckOptional(kernel, "c", args.c, args.a.shape);
   CheckTypes(kernel, args.a, args.a.dtype, {args.b, args.c});
-  const KernelScope timed("gated_norm");
+  const KernelScope timed("gated_norm", Moves({args.a, args.b, args.c}));
   EYRIE_DISPATCH_CUDA(args.a, RowProductsCuda(args));
   DispatchCpu(kernel, args.a, [&](auto real) { RowProductsCpu<decltype(real)>(args); });
 }
@@ -43,7 +43,7 @@ void GatedNormForward(const GatedNormForwardArgs& args) {
   CheckInputs(kernel, args);
   CheckShape(kernel, "out", args.out, args.x.shape);
   CheckTypes(kernel, args.x, args.x.dtype, {args.out});
-  const KernelScope timed("gated_norm");
+  const KernelScope timed("gated_norm", Moves({args.x, args.gate, args.out}));
   EYRIE_DISPATCH_CUDA(args.x, GatedNormForwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { GatedNormForwardCpu<decltype(real)>(args); });
 }
@@ -56,7 +56,7 @@ void GatedNormBackward(const GatedNormBackwardArgs& args) {
   CheckShape(kernel, "dx", args.dx, args.x.shape);
   CheckShape(kernel, "dgate", args.dgate, args.x.shape);
   CheckTypes(kernel, args.x, args.x.dtype, {args.dout, args.dx, args.dgate});
-  const KernelScope timed("gated_norm");
+  const KernelScope timed("gated_norm", Moves({args.x, args.gate, args.dout, args.dx, args.dgate}));
   EYRIE_DISPATCH_CUDA(args.x, GatedNormBackwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { GatedNormBackwardCpu<decltype(real)>(args); });
 }

@@ -22,7 +22,7 @@ void GluForward(const GluForwardArgs& args) {
   CheckInputs(kernel, args);
   CheckShape(kernel, "out", args.out, args.gate.shape);
   CheckTypes(kernel, args.gate, args.gate.dtype, {args.out});
-  const KernelScope timed("glu");
+  const KernelScope timed("glu", Moves({args.gate, args.value, args.out}));
   EYRIE_DISPATCH_CUDA(args.gate, GluForwardCuda(args));
   DispatchCpu(kernel, args.gate, [&](auto real) { GluForwardCpu<decltype(real)>(args); });
 }
@@ -43,7 +43,8 @@ void GluBackward(const GluBackwardArgs& args) {
                {args.dgate_sum, args.dvalue_sum});
     CheckWorkspace(kernel, args.gate, args.workspace, GluBackwardWorkspace(args));
   }
-  const KernelScope timed("glu");
+  const KernelScope timed("glu",
+                          Moves({args.gate, args.value, args.dout, args.dgate, args.dvalue}));
   EYRIE_DISPATCH_CUDA(args.gate, GluBackwardCuda(args));
   DispatchCpu(kernel, args.gate, [&](auto real) { GluBackwardCpu<decltype(real)>(args); });
 }

@@ -43,8 +43,17 @@ void CheckSummary(const char* kernel, const Args& args, const Tensor& keys, cons
   CheckTypes(kernel, keys, FullPrecision(keys.dtype), {args.decay, args.increment});
 }
 
+// A token's key and value enter the state, its query reads it and meets the keys of its tile.
+KernelWork Work(const LightningPass& pass) {
+  const auto rows = static_cast<double>(pass.k.size() / pass.k.dim(3)),
+             keys = static_cast<double>(pass.k.dim(3)), values = static_cast<double>(pass.v.dim(3));
+  const double reads = keys * values + kLightningTile * (keys + values);
+  return {.bytes = BytesOf({pass.q, pass.k, pass.v, pass.o}),
+          .products = 2.0 * rows * (keys * values + (pass.o.defined() ? reads : 0.0))};
+}
+
 void RunPass(const LightningPass& pass, const Tensor& workspace) {
-  const KernelScope timed("lightning_attention");
+  const KernelScope timed("lightning_attention", Work(pass));
   EYRIE_DISPATCH_CUDA(pass.k, LightningPassCuda(pass, workspace));
   DispatchCpu("LightningAttention", pass.k,
               [&](auto real) { LightningPassCpu<decltype(real)>(pass); });

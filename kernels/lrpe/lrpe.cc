@@ -25,7 +25,7 @@ void CheckInputs(const char* kernel, const Args& args, const Tensor& y) {
 void LrpeForward(const LrpeForwardArgs& args) {
   const char* kernel = "LrpeForward";
   CheckInputs(kernel, args, args.y);
-  const KernelScope timed("lrpe");
+  const KernelScope timed("lrpe", Moves({args.x, args.y}));
   EYRIE_DISPATCH_CUDA(args.x, LrpeForwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { LrpeForwardCpu<decltype(real)>(args); });
 }
@@ -40,7 +40,7 @@ void LrpeBackward(const LrpeBackwardArgs& args) {
   CheckTypes(kernel, args.x, args.x.dtype, {args.dx});
   CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.dtheta});
   CheckWorkspace(kernel, args.x, args.workspace, LrpeBackwardWorkspace(args.x, args.theta));
-  const KernelScope timed("lrpe");
+  const KernelScope timed("lrpe", Moves({args.x, args.dy, args.dx}));
   EYRIE_DISPATCH_CUDA(args.x, LrpeBackwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { LrpeBackwardCpu<decltype(real)>(args); });
 }

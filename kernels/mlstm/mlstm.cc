@@ -65,6 +65,21 @@ void CheckMemories(const char* kernel, const Args& args, std::initializer_list<M
   CheckTypes(kernel, args.q, DType::kF32, {args.memories});
 }
 
+// Of so many products of every token with a memory, and of tokens with those of their tile or chunk
+// over the width of keys and over that of values.
+KernelWork Work(const Tensor& q, const Tensor& v, int memories, int over_keys, int over_values,
+                std::initializer_list<Tensor> moved) {
+  const auto rows = static_cast<double>(q.size() / q.dim(3)), keys = static_cast<double>(q.dim(3)),
+             values = static_cast<double>(v.dim(3));
+  // Of a chunk half of the pairs count, of a tile all are computed.
+  const double others =
+      MlstmHasWideHeads(q, v) ? kMaxMlstmChunkTiles * kMlstmTile / 2.0 : kMlstmTile;
+  return {
+      .bytes = BytesOf(moved),
+      .products = 2.0 * rows *
+                  (memories * keys * values + others * (over_keys * keys + over_values * values))};
+}
+
 }  // namespace
 
 int64_t MlstmWorkspace(const Tensor& q, const Tensor& v, const MlstmOptions& options) {
@@ -92,7 +107,9 @@ void MlstmForward(const MlstmForwardArgs& args) {
   CheckState(kernel, args.k, args.v, args.before);
   CheckState(kernel, args.k, args.v, args.after);
   CheckMemories(kernel, args, {args.before});
-  const KernelScope timed("mlstm");
+  // The memory is made and read.
+  const KernelScope timed(
+      "mlstm", Work(args.q, args.v, 2, 1, 1, {args.q, args.k, args.v, args.h, args.memories}));
   EYRIE_DISPATCH_CUDA(args.k, MlstmForwardCuda(args));
   DispatchCpu(kernel, args.k, [&](auto real) { MlstmForwardCpu<decltype(real)>(args); });
 }
@@ -118,7 +135,10 @@ void MlstmBackward(const MlstmBackwardArgs& args) {
               ": dafter without after_m");
   if (args.h_dh.defined()) CheckOverTokens(kernel, args.k, {args.h_dh});
   CheckMemories(kernel, args, {args.before, args.dafter});
-  const KernelScope timed("mlstm");
+  // Its gradient is made, those of q, k and v are read from the two; perhaps it is made again.
+  const KernelScope timed("mlstm", Work(args.q, args.v, args.memories.defined() ? 4 : 5, 3, 2,
+                                        {args.q, args.k, args.v, args.h, args.dh, args.dq, args.dk,
+                                         args.dv, args.memories, args.memories}));
   EYRIE_DISPATCH_CUDA(args.k, MlstmBackwardCuda(args));
   DispatchCpu(kernel, args.k, [&](auto real) { MlstmBackwardCpu<decltype(real)>(args); });
 }
@@ -131,7 +151,8 @@ void MlstmSummary(const MlstmSummaryArgs& args) {
   CheckOverHeads(kernel, args.k, {args.log_decay});
   EYRIE_CHECK(args.increment.c.defined(), kernel, ": no increment");
   CheckState(kernel, args.k, args.v, args.increment);
-  const KernelScope timed("mlstm");
+  const KernelScope timed("mlstm",
+                          Work(args.k, args.v, 1, 0, 0, {args.k, args.v, args.increment.c}));
   EYRIE_DISPATCH_CUDA(args.k, MlstmSummaryCuda(args));
   DispatchCpu(kernel, args.k, [&](auto real) { MlstmSummaryCpu<decltype(real)>(args); });
 }
@@ -149,7 +170,8 @@ void MlstmGradSummary(const MlstmGradSummaryArgs& args) {
   if (args.h_dh.defined()) CheckOverTokens(kernel, args.q, {args.h_dh});
   EYRIE_CHECK(args.increment_c.defined(), kernel, ": no increment");
   CheckState(kernel, args.q, args.h, {.c = args.increment_c, .n = args.increment_n}, false);
-  const KernelScope timed("mlstm");
+  const KernelScope timed(
+      "mlstm", Work(args.q, args.h, 1, 0, 0, {args.q, args.h, args.dh, args.increment_c}));
   EYRIE_DISPATCH_CUDA(args.q, MlstmGradSummaryCuda(args));
   DispatchCpu(kernel, args.q, [&](auto real) { MlstmGradSummaryCpu<decltype(real)>(args); });
 }

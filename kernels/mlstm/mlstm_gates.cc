@@ -27,7 +27,7 @@ void CheckGates(const char* kernel, const Args& args, std::initializer_list<Tens
 void MlstmGatesForward(const MlstmGatesForwardArgs& args) {
   const char* kernel = "MlstmGatesForward";
   CheckGates(kernel, args, {args.log_i, args.log_f});
-  const KernelScope timed("mlstm");
+  const KernelScope timed("mlstm", Moves({args.i, args.f, args.log_i, args.log_f}));
   EYRIE_DISPATCH_CUDA(args.i, MlstmGatesForwardCuda(args));
   DispatchCpu(kernel, args.i, [&](auto real) { MlstmGatesForwardCpu<decltype(real)>(args); });
 }
@@ -41,7 +41,8 @@ void MlstmGatesBackward(const MlstmGatesBackwardArgs& args) {
   CheckShape(kernel, "dbias_f", args.dbias_f, args.bias_f.shape);
   CheckTypes(kernel, args.i, args.i.dtype, {args.di, args.df});
   CheckTypes(kernel, args.i, FullPrecision(args.i.dtype), {args.dbias_i, args.dbias_f});
-  const KernelScope timed("mlstm");
+  const KernelScope timed("mlstm",
+                          Moves({args.i, args.f, args.dlog_i, args.dlog_f, args.di, args.df}));
   EYRIE_DISPATCH_CUDA(args.i, MlstmGatesBackwardCuda(args));
   DispatchCpu(kernel, args.i, [&](auto real) { MlstmGatesBackwardCpu<decltype(real)>(args); });
 }

@@ -11,7 +11,7 @@ void LayerNormForward(const LayerNormForwardArgs& args) {
   CheckGroups(kernel, args.x, args.weight, args.mean, args.rstd);
   CheckShape(kernel, "y", args.y, args.x.shape);
   CheckTypes(kernel, args.x, args.x.dtype, {args.y});
-  const KernelScope timed("norm");
+  const KernelScope timed("norm", Moves({args.x, args.y}));
   EYRIE_DISPATCH_CUDA(args.x, LayerNormForwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { LayerNormForwardCpu<decltype(real)>(args); });
 }
@@ -26,7 +26,7 @@ void LayerNormBackward(const LayerNormBackwardArgs& args) {
   CheckTypes(kernel, args.x, args.x.dtype, {args.dy, args.dresidual, args.dx});
   CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.dweight});
   CheckWorkspace(kernel, args.x, args.workspace, LayerNormBackwardWorkspace(args.x));
-  const KernelScope timed("norm");
+  const KernelScope timed("norm", Moves({args.x, args.dy, args.dresidual, args.dx}));
   EYRIE_DISPATCH_CUDA(args.x, LayerNormBackwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { LayerNormBackwardCpu<decltype(real)>(args); });
 }

@@ -27,7 +27,7 @@ void RmsNormForward(const RmsNormForwardArgs& args) {
   CheckInputs(kernel, args);
   CheckShape(kernel, "y", args.y, args.x.shape);
   CheckTypes(kernel, args.x, args.x.dtype, {args.y});
-  const KernelScope timed("norm");
+  const KernelScope timed("norm", Moves({args.x, args.y}));
   EYRIE_DISPATCH_CUDA(args.x, RmsNormForwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { RmsNormForwardCpu<decltype(real)>(args); });
 }
@@ -46,7 +46,7 @@ void RmsNormBackward(const RmsNormBackwardArgs& args) {
   if (args.weight.defined()) {
     CheckWorkspace(kernel, args.x, args.workspace, RmsNormBackwardWorkspace(args.x));
   }
-  const KernelScope timed("norm");
+  const KernelScope timed("norm", Moves({args.x, args.dy, args.dresidual, args.dx}));
   EYRIE_DISPATCH_CUDA(args.x, RmsNormBackwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { RmsNormBackwardCpu<decltype(real)>(args); });
 }

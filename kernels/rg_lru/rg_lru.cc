@@ -59,7 +59,7 @@ void RgLruForward(const RgLruForwardArgs& args) {
   CheckOptional(kernel, "h_last", args.h_last, {args.u.dim(0), args.u.dim(2)});
   CheckTypes(kernel, args.u, FullPrecision(args.u.dtype), {args.h_last});
   CheckWorkspace(kernel, args.u, args.workspace, RgLruForwardWorkspace(args.u));
-  const KernelScope timed("rg_lru");
+  const KernelScope timed("rg_lru", Moves({args.u, args.zi, args.zr, args.h}));
   EYRIE_DISPATCH_CUDA(args.u, RgLruForwardCuda(args));
   DispatchCpu(kernel, args.u, [&](auto real) { RgLruForwardCpu<decltype(real)>(args); });
 }
@@ -82,7 +82,8 @@ void RgLruBackward(const RgLruBackwardArgs& args) {
   CheckTypes(kernel, args.u, FullPrecision(args.u.dtype),
              {args.dh_last, args.dh0, args.dlambda, args.dzi_sum, args.dzr_sum});
   CheckWorkspace(kernel, args.u, args.workspace, RgLruBackwardWorkspace(args.u));
-  const KernelScope timed("rg_lru");
+  const KernelScope timed(
+      "rg_lru", Moves({args.u, args.zi, args.zr, args.h, args.dh, args.du, args.dzi, args.dzr}));
   EYRIE_DISPATCH_CUDA(args.u, RgLruBackwardCuda(args));
   DispatchCpu(kernel, args.u, [&](auto real) { RgLruBackwardCpu<decltype(real)>(args); });
 }
@@ -96,7 +97,7 @@ void RgLruSummary(const RgLruSummaryArgs& args) {
   CheckShape(kernel, "zr", args.zr, full);
   CheckTypes(kernel, args.u, args.u.dtype, {args.zi});
   CheckSummary(kernel, args, args.u);
-  const KernelScope timed("rg_lru");
+  const KernelScope timed("rg_lru", Moves({args.u, args.zi, args.zr}));
   EYRIE_DISPATCH_CUDA(args.u, RgLruSummaryCuda(args));
   DispatchCpu(kernel, args.u, [&](auto real) { RgLruSummaryCpu<decltype(real)>(args); });
 }
@@ -108,7 +109,7 @@ void RgLruGradSummary(const RgLruGradSummaryArgs& args) {
   CheckShape(kernel, "zr", args.zr, full);
   CheckShape(kernel, "dh", args.dh, full);
   CheckSummary(kernel, args, args.dh);
-  const KernelScope timed("rg_lru");
+  const KernelScope timed("rg_lru", Moves({args.zr, args.dh}));
   EYRIE_DISPATCH_CUDA(args.dh, RgLruGradSummaryCuda(args));
   DispatchCpu(kernel, args.dh, [&](auto real) { RgLruGradSummaryCpu<decltype(real)>(args); });
 }

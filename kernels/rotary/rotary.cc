@@ -14,7 +14,7 @@ void Rotary(const RotaryArgs& args) {
   CheckShape(kernel, "x", args.x, shape);
   CheckShape(kernel, "positions", args.positions, {shape[0], shape[1]});
   CheckTypes(kernel, args.x, DType::kI32, {args.positions});
-  const KernelScope timed("rotary");
+  const KernelScope timed("rotary", Moves({args.x, args.x}));
   EYRIE_DISPATCH_CUDA(args.x, RotaryCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { RotaryCpu<decltype(real)>(args); });
 }

@@ -55,6 +55,12 @@ void CheckSummary(const char* kernel, const Args& args, const Tensor& main) {
   CheckWorkspace(kernel, main, args.workspace, SelectiveScanSummaryWorkspace(main, state[2]));
 }
 
+// Of so many steps for each token, channel and state.
+KernelWork Work(const Tensor& x, int64_t states, int64_t steps,
+                std::initializer_list<Tensor> moved) {
+  return {.bytes = BytesOf(moved), .scans = static_cast<double>(x.size() * states * steps)};
+}
+
 }  // namespace
 
 int64_t SelectiveScanForwardWorkspace(const Tensor& x, int64_t states) {
@@ -75,7 +81,8 @@ void SelectiveScanForward(const SelectiveScanForwardArgs& args) {
   CheckTypes(kernel, args.x, args.x.dtype, {args.out});
   CheckTypes(kernel, args.x, FullPrecision(args.x.dtype), {args.h_last});
   CheckWorkspace(kernel, args.x, args.workspace, SelectiveScanForwardWorkspace(args.x, state[2]));
-  const KernelScope timed("selective_scan");
+  const KernelScope timed("selective_scan",
+                          Work(args.x, state[2], 1, {args.x, args.dt, args.z, args.bc, args.out}));
   EYRIE_DISPATCH_CUDA(args.x, SelectiveScanForwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { SelectiveScanForwardCpu<decltype(real)>(args); });
 }
@@ -97,7 +104,10 @@ void SelectiveScanBackward(const SelectiveScanBackwardArgs& args) {
   CheckTypes(kernel, args.x, FullPrecision(args.x.dtype),
              {args.dh_last, args.dh0, args.da_log, args.dskip, args.ddt_bias});
   CheckWorkspace(kernel, args.x, args.workspace, SelectiveScanBackwardWorkspace(args.x, state[2]));
-  const KernelScope timed("selective_scan");
+  // The states once more, their gradients from the end, and from both those of decays and inputs.
+  const KernelScope timed("selective_scan", Work(args.x, state[2], 4,
+                                                 {args.x, args.dt, args.z, args.bc, args.dout,
+                                                  args.dx, args.ddt, args.dz}));
   EYRIE_DISPATCH_CUDA(args.x, SelectiveScanBackwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { SelectiveScanBackwardCpu<decltype(real)>(args); });
 }
@@ -105,7 +115,8 @@ void SelectiveScanBackward(const SelectiveScanBackwardArgs& args) {
 void SelectiveScanSummary(const SelectiveScanSummaryArgs& args) {
   const char* kernel = "SelectiveScanSummary";
   CheckSummary(kernel, args, args.x);
-  const KernelScope timed("selective_scan");
+  const KernelScope timed("selective_scan",
+                          Work(args.x, args.a_log.dim(1), 1, {args.x, args.dt, args.bc}));
   EYRIE_DISPATCH_CUDA(args.x, SelectiveScanSummaryCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { SelectiveScanSummaryCpu<decltype(real)>(args); });
 }
@@ -115,7 +126,8 @@ void SelectiveScanGradSummary(const SelectiveScanGradSummaryArgs& args) {
   CheckSummary(kernel, args, args.dout);
   CheckShape(kernel, "z", args.z, args.dout.shape);
   CheckTypes(kernel, args.dout, args.dout.dtype, {args.z});
-  const KernelScope timed("selective_scan");
+  const KernelScope timed("selective_scan", Work(args.dout, args.a_log.dim(1), 1,
+                                                 {args.dt, args.z, args.dout, args.bc}));
   EYRIE_DISPATCH_CUDA(args.dout, SelectiveScanGradSummaryCuda(args));
   DispatchCpu(kernel, args.dout,
               [&](auto real) { SelectiveScanGradSummaryCpu<decltype(real)>(args); });

@@ -40,6 +40,14 @@ void CheckInputs(const char* kernel, const Args& args) {
   CheckState(kernel, "before", args.x, args.before, false);
 }
 
+// Of so many turns for each token, in each of which all units of a head are multiplied with one
+// another.
+KernelWork Work(const Tensor& x, int64_t turns, std::initializer_list<Tensor> moved) {
+  return {.bytes = BytesOf(moved),
+          .products = 2.0 * static_cast<double>(turns * x.size()) * static_cast<double>(x.dim(4)),
+          .turns = static_cast<double>(turns * x.dim(1))};
+}
+
 }  // namespace
 
 void SlstmForward(const SlstmForwardArgs& args) {
@@ -47,7 +55,7 @@ void SlstmForward(const SlstmForwardArgs& args) {
   CheckInputs(kernel, args);
   CheckState(kernel, "after", args.x, args.after, false);
   CheckWorkspace(kernel, args.x, args.workspace, SlstmForwardWorkspace(args.x));
-  const KernelScope timed("slstm");
+  const KernelScope timed("slstm", Work(args.x, 1, {args.x, args.y}));
   EYRIE_DISPATCH_CUDA(args.x, SlstmForwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { SlstmForwardCpu<decltype(real)>(args); });
 }
@@ -68,7 +76,9 @@ void SlstmBackward(const SlstmBackwardArgs& args) {
   CheckState(kernel, "dafter", args.x, args.dafter, true);
   CheckState(kernel, "dbefore", args.x, args.dbefore, true);
   CheckWorkspace(kernel, args.x, args.workspace, SlstmBackwardWorkspace(args.x));
-  const KernelScope timed("slstm");
+  // A token's gradient depends on the next one's; the weights' products are as many again, and a
+  // turn takes twice as long.
+  const KernelScope timed("slstm", Work(args.x, 2, {args.x, args.y, args.dy, args.dx}));
   EYRIE_DISPATCH_CUDA(args.x, SlstmBackwardCuda(args));
   DispatchCpu(kernel, args.x, [&](auto real) { SlstmBackwardCpu<decltype(real)>(args); });
 }

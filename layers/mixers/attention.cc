@@ -65,15 +65,8 @@ void AttentionMixer::DeclareState(StateTable& table) const {
 }
 
 double AttentionMixer::ExtraFlops(int64_t before, int64_t tokens) const {
-  // Token t sees min(t, reach) earlier keys and its own, each with a product of dh elements for
-  // its score and another for its value.
-  const auto keys = [this](int64_t end) {
-    const int64_t growing = std::min(end, Reach());
-    return static_cast<double>(growing) * static_cast<double>(growing - 1) / 2.0 +
-           static_cast<double>(end - growing) * static_cast<double>(Reach()) +
-           static_cast<double>(end);
-  };
-  return 4.0 * static_cast<double>(q_.local_out()) * (keys(before + tokens) - keys(before));
+  // Each pair takes a product of dh elements for its score and another for its value.
+  return 4.0 * static_cast<double>(q_.local_out()) * VisiblePairs(before, tokens, window_);
 }
 
 void AttentionMixer::Rotate(Run& run, const Tensor& heads, int64_t count, bool inverse) const {
