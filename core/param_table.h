@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 #include "core/random.h"
@@ -46,6 +47,7 @@ class ParamTable {
 
  private:
   std::vector<ParamSpec> specs_;
+  std::unordered_set<std::string> names_;
 };
 
 }  // namespace eyrie

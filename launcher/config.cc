@@ -223,7 +223,10 @@ void Complete(config::Config& config, int ranks, ConfigErrors& errors) {
     if (parallel.data() == 0 && ranks % others == 0) {
       parallel.set_data(static_cast<int32_t>(ranks / others));
     }
-    if (others * parallel.data() != ranks) {
+    if (parallel.data() == 0) {
+      errors.Add("parallel: sequence ", parallel.sequence(), " x tensor ", parallel.tensor(),
+                 " does not divide the job's ", ranks, ranks == 1 ? " rank" : " ranks");
+    } else if (others * parallel.data() != ranks) {
       errors.Add("parallel: data ", parallel.data(), " x sequence ", parallel.sequence(),
                  " x tensor ", parallel.tensor(), " does not match the job's ", ranks,
                  ranks == 1 ? " rank" : " ranks");
@@ -232,6 +235,8 @@ void Complete(config::Config& config, int ranks, ConfigErrors& errors) {
   if (config.run().threads() < 0) errors.Add("run.threads must not be negative");
   ValidateModel(config.model(), parallel.tensor(), errors);
   errors.RequirePositive("run.timeout_seconds", config.run().timeout_seconds());
+  ThrowIfAny(errors);
+  ValidateSize(config, errors);
   ThrowIfAny(errors);
 }
 

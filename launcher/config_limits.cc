@@ -3,6 +3,8 @@
 #include <cmath>
 #include <limits>
 
+#include "layers/model.h"
+
 namespace eyrie {
 namespace {
 
@@ -10,6 +12,7 @@ using google::protobuf::FieldDescriptor;
 using google::protobuf::Message;
 using google::protobuf::Reflection;
 
+constexpr double kMostParameters = 1e13;
 constexpr int64_t kUnlimited = std::numeric_limits<int64_t>::max();
 
 int64_t LargestMeant(const std::string& field) {
@@ -59,6 +62,20 @@ void Validate(const Message& message, const std::string& path, ConfigErrors& err
 
 void ValidateLimits(const config::Config& config, ConfigErrors& errors) {
   Validate(config, "", errors);
+}
+
+void ValidateSize(const config::Config& config, ConfigErrors& errors) {
+  const Model model(config.model(), config.parallel().tensor());
+  double parameters = 0.0;  // more of them may be than an integer can say
+  for (const ParamSpec& spec : model.params().specs()) {
+    parameters += static_cast<double>(spec.shape.size());
+  }
+  if (parameters > kMostParameters) errors.Add("model has ", parameters, " parameters");
+  const int64_t tokens = config.train().micro_batch_size() * config.train().sequence_length();
+  const int64_t most = std::numeric_limits<int32_t>::max();
+  if (tokens > most) {
+    errors.Add("train.micro_batch_size x train.sequence_length = ", tokens, " is more than ", most);
+  }
 }
 
 }  // namespace eyrie

@@ -1,5 +1,7 @@
 #include "launcher/device.h"
 
+#include <unistd.h>
+
 #include <utility>
 
 #include "core/device.h"
@@ -54,6 +56,12 @@ void ValidateDevice(const config::Config& config, ConfigErrors& errors) {
     }
   }
   ValidateOn(config, DeviceOf(config), errors);
+}
+
+double AvailableMemory(Device device, int ranks_on_node) {
+  if (device == Device::kCuda) return static_cast<double>(cuda::FreeMemory());
+  return static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE)) /
+         ranks_on_node;
 }
 
 std::unique_ptr<Communicator> UseDevice(const config::Config& config,

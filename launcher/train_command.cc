@@ -10,8 +10,10 @@
 #include "launcher/agree.h"
 #include "launcher/commands.h"
 #include "launcher/config.h"
+#include "launcher/device.h"
 #include "launcher/dry_run.h"
 #include "launcher/job.h"
+#include "launcher/measure.h"
 #include "launcher/trace_file.h"
 #include "launcher/trainer.h"
 #include "parallel/observed_mesh.h"
@@ -52,6 +54,16 @@ void StartInDirectory(const config::Config& config, int rank) {
                             (directory / "logs" / StrCat("rank-", rank, ".")).c_str());
 }
 
+// Before any of it is taken: a rank that the system ends for want of memory cannot say why.
+void RequireMemory(const config::Config& config, Communicator& world) {
+  const Device device = DeviceOf(config);
+  const int on_node = world.RanksOnNode();
+  Collectively(world, [&] {
+    RequireMemory(MeasureStep(config, PrecisionOf(config), device, world.rank()).memory,
+                  AvailableMemory(device, on_node), world.rank());
+  });
+}
+
 ExitCode Train(const TrainOptions& options, Job& job) {
   config::Config config;
   Collectively(job.world(), [&] {
@@ -67,6 +79,7 @@ ExitCode Train(const TrainOptions& options, Job& job) {
   });
   if (options.dry_run) CheckRunDirectory(config.run().directory(), job.world());
   const Mesh plain = job.MakeMesh(config);
+  RequireMemory(config, job.world());
   std::optional<TraceFile> trace;
   if (!options.dry_run && !config.run().trace().empty()) trace.emplace(config.run().trace(), plain);
   // What goes through the observed mesh is recorded, or delayed.
@@ -105,10 +118,11 @@ void AddTrainCommand(CLI::App& app, ExitCode& code) {
                    "set one field, e.g. --set train.steps=200; may be repeated")
       ->type_name("PATH=VALUE")
       ->allow_extra_args(false);
-  command->add_flag("--dry-run", options->dry_run,
-                    "check what a run checks before its first step: configuration, layout,\n"
-                    "token files, tokenizer, the checkpoint it resumes from, run directory;\n"
-                    "then say in one line what it would do. Leaves no files behind");
+  command->add_flag(
+      "--dry-run", options->dry_run,
+      "check what a run checks before its first step: configuration, layout,\n"
+      "memory, token files, tokenizer, the checkpoint it resumes from, run directory;\n"
+      "then say in one line what it would do. Leaves no files behind");
   command->callback(
       [options, &code] { code = RunJob([&](Job& job) { return Train(*options, job); }); });
 }

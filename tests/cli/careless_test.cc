@@ -66,6 +66,13 @@ TEST_F(CarelessTest, NumbersThatNobodyMeansAreRefusedByField) {
        }) {
     ExpectRefused({"train", "--config", config_, "--set", setting}, message);
   }
+  // Each of them alone may be meant.
+  ExpectRefused({"train", "--config", config_, "--set", "train.micro_batch_size=1073741824",
+                 "--set", "train.sequence_length=1073741824"},
+                "train.micro_batch_size x train.sequence_length = 1152921504606846976 is more");
+  ExpectRefused({"plan", "--config", config_, "--ranks", "1", "--set", "model.width=16777216",
+                 "--set", "model.mlp.width=16777216", "--set", "model.depth=4096"},
+                "model has ");
   EXPECT_FALSE(fs::exists(directory_ / "run"));
   // A window beyond every sequence is a way to have none.
   const ProcessResult wide =

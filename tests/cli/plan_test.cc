@@ -48,8 +48,9 @@ TEST(PlanCommand, PlansFourThousandRanksInASecond) {
                            "tensor",
                            "sequence",
                            "data, sequence",
-                           "products",
-                           "memory traffic",
+                           "gemm",
+                           "rg_lru",
+                           "other kernels",
                            "communication",
                            "tokens/s",
                            "% of the peak"}) {
@@ -86,7 +87,8 @@ TEST(PlanCommand, RefusesInOneLineThatNamesTheField) {
   refused(tiny, {"--ranks", "4", "--hardware", tiny}, {}, tiny);
   refused(kConfigs + "none.textproto", {"--ranks", "4"}, {}, "none.textproto");
   refused(tiny, {"--ranks", "3"}, {"parallel.tensor=3"}, "model.attention.heads");
-  refused(tiny, {"--ranks", "4"}, {"parallel.tensor=3"}, "parallel: ");
+  refused(tiny, {"--ranks", "4"}, {"parallel.tensor=3"},
+          "parallel: sequence 1 x tensor 3 does not divide the job's 4 ranks");
   refused(tiny, {"--ranks", "4"}, {"parallel.data=2"}, "parallel: ");
   refused(tiny, {"--ranks", "3"}, {}, "train.global_batch_size");
   refused(tiny, {}, {"parallel.data=100000", "parallel.tensor=100000"}, "parallel: ");

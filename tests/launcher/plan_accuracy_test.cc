@@ -1,0 +1,102 @@
+// Predicted steps on GPUs against the measured ones of docs/benchmarks.md, and the bounds within
+// which they must stay: one model of the hardware for every family, layout and recomputation.
+#include <gtest/gtest.h>
+
+#include "launcher/config.h"
+#include "launcher/hardware.h"
+#include "launcher/plan.h"
+
+namespace eyrie {
+namespace {
+
+struct Measured {
+  std::string config, hardware;
+  int ranks;
+  double tokens_per_second;
+  double gigabytes;  // in use on a GPU; 0: not recorded
+  std::vector<std::string> settings;
+};
+
+std::vector<std::string> Batch(int length, int micro, int global) {
+  return {"train.sequence_length=" + std::to_string(length),
+          "train.micro_batch_size=" + std::to_string(micro),
+          "train.global_batch_size=" + std::to_string(global), "train.recompute=NOTHING"};
+}
+
+std::vector<std::string> With(std::vector<std::string> settings,
+                              const std::vector<std::string>& more) {
+  settings.insert(settings.end(), more.begin(), more.end());
+  return settings;
+}
+
+// Prints a line of the table in docs/benchmarks.md.
+Plan PlanOf(const Measured& row) {
+  const std::string configs = std::string(EYRIE_SOURCE_DIR) + "/configs/";
+  const config::Hardware hardware =
+      LoadHardware(configs + "hardware/" + row.hardware + ".textproto");
+  config::Config config = LoadConfig(configs + row.config + ".textproto");
+  ApplySettings(With(row.settings, {"train.validation_interval=0"}), config);
+  Resolve(config, row.ranks, DeviceOf(hardware));
+  const Plan plan = MakePlan(config, hardware);
+  const double gigabytes = static_cast<double>(plan.memory.total()) / 1e9;
+  std::string settings;
+  for (const std::string& setting : row.settings) settings += " " + setting;
+  std::printf("%-14s %s%s: %.0f of %.0f tokens/s, %.2f; %.1f of %.1f GB\n", row.config.c_str(),
+              row.hardware.c_str(), settings.c_str(), plan.tokens_per_second,
+              row.tokens_per_second, plan.tokens_per_second / row.tokens_per_second, gigabytes,
+              row.gigabytes);
+  return plan;
+}
+
+void ExpectWithin(const Measured& row, double share) {
+  const Plan plan = PlanOf(row);
+  EXPECT_NEAR(plan.tokens_per_second, row.tokens_per_second, share * row.tokens_per_second);
+  if (row.gigabytes == 0) return;
+  EXPECT_NEAR(static_cast<double>(plan.memory.total()) / 1e9, row.gigabytes,
+              0.05 * row.gigabytes);
+}
+
+constexpr const char* kSelective = "train.recompute=SELECTIVE";
+constexpr const char* kBlocks = "train.recompute=BLOCKS";
+
+TEST(PlanAccuracy, OneGpu) {
+  const auto four = Batch(4096, 4, 4);
+  for (const Measured& row : std::vector<Measured>{
+           {"griffin/1.3b", "h100", 1, 65338, 57.0, four},
+           {"griffin/1.3b", "h100", 1, 65970, 0, Batch(4096, 4, 32)},
+           {"griffin/1.3b", "h200", 1, 67268, 0, four},
+           {"griffin/1.3b", "h200", 1, 67558, 0, Batch(32768, 1, 1)},
+           {"hawk/1.3b", "h200", 1, 65132, 0, four},
+           {"transnormer/1b", "h200", 1, 89819, 0, four},
+           {"mamba/1.4b", "h200", 1, 41807, 49.9, With(four, {kSelective})},
+           {"mamba/1.4b", "h100", 1, 38014, 49.7, With(four, {kSelective})},
+           {"mamba/1.4b", "h100", 1, 32424, 30.8, With(four, {kBlocks})},
+           {"xlstm/1.0-1.3b", "h200", 1, 40510, 0, four},
+           {"xlstm/1.0-1.3b", "h200", 1, 40834, 0, Batch(4096, 4, 32)},
+           {"xlstm/7.1-1.3b", "h200", 1, 30344, 0, four},
+           {"xlstm/1.0-1.3b", "h100", 1, 39746, 80.6, Batch(4096, 3, 48)},
+           {"xlstm/1.0-1.3b", "h100", 1, 38950, 62.6, Batch(4096, 2, 48)},
+       }) {
+    SCOPED_TRACE(row.config + " on " + row.hardware);
+    ExpectWithin(row, 0.10);
+  }
+}
+
+TEST(PlanAccuracy, TwoGpus) {
+  for (const Measured& row : std::vector<Measured>{
+           {"griffin/1.3b", "h200", 2, 125417, 0, Batch(4096, 4, 8)},
+           {"griffin/1.3b", "h200", 2, 130204, 0,
+            With(Batch(4096, 4, 8), {"parallel.zero=OPTIMIZER_STATE"})},
+           {"griffin/1.3b", "h200", 2, 108451, 0, With(Batch(4096, 4, 4), {"parallel.tensor=2"})},
+           {"griffin/1.3b", "h200", 2, 122538, 0,
+            With(Batch(32768, 1, 1), {"parallel.sequence=2"})},
+           {"griffin/14b", "h200", 2, 10500, 103.1,
+            With(Batch(2048, 2, 8), {"parallel.tensor=2", kBlocks, "optimizer.moments=BFLOAT16"})},
+       }) {
+    SCOPED_TRACE(row.config + " " + row.settings.back());
+    ExpectWithin(row, 0.10);
+  }
+}
+
+}  // namespace
+}  // namespace eyrie
