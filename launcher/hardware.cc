@@ -21,6 +21,7 @@ config::Hardware LoadHardware(const std::string& file) {
   require("reserved_bytes", hardware.reserved_bytes() >= 0, "not be negative");
   require("kernel_latency", hardware.kernel_latency() >= 0, "not be negative");
   require("fused_flops", hardware.fused_flops() > 0, "be positive");
+  require("float32_flops", hardware.float32_flops() > 0, "be positive");
   require("scan_rate", hardware.scan_rate() > 0, "be positive");
   require("turn_latency", hardware.turn_latency() >= 0, "not be negative");
   require("ranks_per_node", hardware.ranks_per_node() > 0, "be positive");

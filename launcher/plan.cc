@@ -10,12 +10,18 @@
 namespace eyrie {
 namespace {
 
-// Which of a rank's links a group uses that reaches over `extent` successive ranks.
+// What a rank's messages go through in a group of `size` ranks, `stride` of the job's ranks apart:
+// the node's links where they reach no further, otherwise the network, to which the group's ranks
+// of a node bring the connection of each of them. Collectives share their bytes out among these, as
+// NCCL's rings do; what goes from one rank to one other is little.
 struct Link {
-  Link(const config::Hardware& hardware, int64_t extent) {
-    const int64_t node = hardware.ranks_per_node();
+  Link(const config::Hardware& hardware, int64_t size, int64_t stride) {
+    const int64_t node = hardware.ranks_per_node(), extent = size * stride;
     const bool inside = extent <= node && node % extent == 0;
-    bandwidth = inside ? hardware.node_bandwidth() : hardware.network_bandwidth();
+    const int64_t in_node = std::max<int64_t>(1, node / stride);
+    bandwidth = inside ? hardware.node_bandwidth()
+                       : std::min(hardware.node_bandwidth(),
+                                  static_cast<double>(in_node) * hardware.network_bandwidth());
     latency = inside ? hardware.node_latency() : hardware.network_latency();
   }
   double Seconds(const Traffic& traffic) const {
@@ -47,30 +53,35 @@ void CountModel(const config::Config& config, Plan& plan) {
                       model.ExtraFlops(before, share));
 }
 
-double SecondsOf(const std::string& kind, const KernelWork& work,
-                 const config::Hardware& hardware) {
-  const double flops = kind == kGemmKernels ? hardware.achieved_flops() : hardware.fused_flops();
+// Where the tensor cores do not help, as with float32 on a GPU, all products run alike. An sLSTM's
+// turns are those of the whole sequence: a rank's wait for those of the chunks before its own.
+double SecondsOf(const std::string& kind, const KernelWork& work, const config::Hardware& hardware,
+                 bool full_precision, int sequence_ranks) {
+  const double flops = full_precision         ? hardware.float32_flops()
+                       : kind == kGemmKernels ? hardware.achieved_flops()
+                                              : hardware.fused_flops();
   return static_cast<double>(work.calls) * hardware.kernel_latency() +
          work.bytes / hardware.memory_bandwidth() + work.products / flops +
-         work.scans / hardware.scan_rate() + work.turns * hardware.turn_latency();
+         work.scans / hardware.scan_rate() + work.turns * sequence_ranks * hardware.turn_latency();
 }
 
-void PredictTime(const config::Hardware& hardware, Plan& plan) {
+void PredictTime(const config::Hardware& hardware, const Precision& precision, Plan& plan) {
   const MeshShape shape = plan.shape;
+  const bool full_precision = IsGpu(DeviceOf(hardware)) && precision.activations == DType::kF32;
   StepTime& time = plan.time;
   for (const auto& [kind, work] : plan.kernels) {
     plan.flops += work.products;
     plan.memory_traffic += work.bytes;
-    const double seconds = SecondsOf(kind, work, hardware);
+    const double seconds = SecondsOf(kind, work, hardware, full_precision, shape.sequence);
     time.by_kernel[kind] = seconds;
     time.kernels += seconds;
   }
-  const int64_t sequence_extent = int64_t{shape.tensor} * shape.sequence;
-  time.tensor = Link(hardware, shape.tensor).Seconds(plan.traffic.tensor);
-  time.sequence = Link(hardware, sequence_extent).Seconds(plan.traffic.sequence);
-  const Link everywhere(hardware, shape.ranks());
-  time.replicas = everywhere.Seconds(plan.traffic.replicas) + everywhere.Seconds(plan.traffic.data);
-  time.world = everywhere.Seconds(plan.traffic.world);
+  const int64_t tensor = shape.tensor, replicas = int64_t{shape.sequence} * shape.data;
+  time.tensor = Link(hardware, tensor, 1).Seconds(plan.traffic.tensor);
+  time.sequence = Link(hardware, shape.sequence, tensor).Seconds(plan.traffic.sequence);
+  time.replicas = Link(hardware, replicas, tensor).Seconds(plan.traffic.replicas) +
+                  Link(hardware, shape.data, tensor * shape.sequence).Seconds(plan.traffic.data);
+  time.world = Link(hardware, shape.ranks(), 1).Seconds(plan.traffic.world);
 
   // Forward waits for its sums over tensor ranks; backward's travel while the gradients of weights
   // are computed, a third of all products. What crosses the sequence axis travels under one product
@@ -119,7 +130,7 @@ Plan MakePlan(const config::Config& config, const config::Hardware& hardware) {
   plan.activations_selective = activations(config::TrainConfig::SELECTIVE);
   plan.activations_blocks = activations(config::TrainConfig::BLOCKS);
   CountModel(config, plan);
-  PredictTime(hardware, plan);
+  PredictTime(hardware, precision, plan);
   return plan;
 }
 

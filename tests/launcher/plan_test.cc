@@ -251,8 +251,38 @@ TEST(Plan, TimeAddsUp) {
   small_nodes.set_ranks_per_node(4);
   const Plan across = MakePlan(Load("griffin/14b", 4096, {"parallel.tensor=8"}), small_nodes);
   EXPECT_EQ(across.traffic.tensor, plan.traffic.tensor);
-  EXPECT_LT(bandwidth(across), 50e9);
+  EXPECT_LT(bandwidth(across), 4 * 50e9);
   EXPECT_GT(across.time.exposed, plan.time.exposed);
+}
+
+// Gradients of eight replicas a node leave it through eight connections, those of one through one.
+TEST(Plan, RanksOfANodeShareItsConnections) {
+  const auto bandwidth = [](const Plan& of) {
+    return of.traffic.replicas.bytes / of.time.replicas;
+  };
+  const std::string whole = "train.global_batch_size=256";
+  const Plan dense = PlanOf("hawk/1.3b", 256, {whole}, "h100");
+  const Plan sparse = PlanOf("hawk/1.3b", 256, {whole, "parallel.tensor=8"}, "h100");
+  EXPECT_GT(bandwidth(dense), 250e9);
+  EXPECT_LT(bandwidth(sparse), 50e9);
+  EXPECT_GT(bandwidth(sparse), 45e9);
+}
+
+TEST(Plan, TurnsAreNotSharedAndFloat32IsSlow) {
+  const std::string tiny = "xlstm/0.1-tiny";
+  const auto turns = [&](int ranks) {
+    const Plan plan = PlanOf(tiny, ranks, {"parallel.sequence=" + std::to_string(ranks)}, "h100");
+    return std::pair(plan.kernels.at("slstm").turns, plan.time.by_kernel.at("slstm"));
+  };
+  const auto [one, alone] = turns(1);
+  const auto [each, together] = turns(4);
+  EXPECT_DOUBLE_EQ(4 * each, one);
+  EXPECT_GT(together, one * HardwareFile("h100").turn_latency());
+  EXPECT_GT(alone, one * HardwareFile("h100").turn_latency());
+  const Plan mixed = PlanOf("griffin/1.3b", 1, {}, "h100");
+  const Plan full = PlanOf("griffin/1.3b", 1, {"train.precision=FLOAT32"}, "h100");
+  EXPECT_GT(full.time.by_kernel.at("gemm"), full.kernels.at("gemm").products / 50e12);
+  EXPECT_GT(full.time.total(), 8 * mixed.time.total());
 }
 
 TEST(HardwareFiles, H100IsTheDefault) {
@@ -267,6 +297,7 @@ TEST(HardwareFiles, H100IsTheDefault) {
   EXPECT_EQ(written.reserved_bytes(), defaults.reserved_bytes());
   EXPECT_EQ(written.kernel_latency(), defaults.kernel_latency());
   EXPECT_EQ(written.fused_flops(), defaults.fused_flops());
+  EXPECT_EQ(written.float32_flops(), defaults.float32_flops());
   EXPECT_EQ(written.scan_rate(), defaults.scan_rate());
   EXPECT_EQ(written.turn_latency(), defaults.turn_latency());
   EXPECT_EQ(written.message_share(), defaults.message_share());
