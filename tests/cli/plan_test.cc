@@ -109,6 +109,45 @@ TEST(PlanCommand, RefusesInOneLineThatNamesTheField) {
   }
 }
 
+// What memory cannot hold is refused, by the plan after it has said where the memory goes, and by
+// training before it takes any.
+TEST(PlanCommand, RefusesWhatMemoryCannotHold) {
+  const auto line = [](const ProcessResult& result, const std::string& field) {
+    EXPECT_EQ(result.code, 2) << result.out << result.err;
+    const std::string found = OnlyLine(result);
+    EXPECT_NE(found.find(field), std::string::npos) << found;
+    EXPECT_NE(found.find(" would take "), std::string::npos) << found;
+  };
+  const std::string large = kConfigs + "griffin/14b.textproto";
+  const ProcessResult whole = RunPlan(large, {"--ranks", "1"}, {"train.recompute=BLOCKS"});
+  line(whole, "eyrie: parallel: rank 0");
+  EXPECT_NE(whole.out.find("DOES NOT FIT"), std::string::npos) << whole.out;
+  EXPECT_EQ(RunPlan(large, {"--ranks", "8"}, {"parallel.tensor=8"}).code, 0);
+  const std::string long_sequence = "train.sequence_length=1048576";
+  const ProcessResult batch =
+      RunPlan(kConfigs + "griffin/1.3b.textproto", {"--ranks", "1", "--json"}, {long_sequence});
+  line(batch, "eyrie: train.micro_batch_size: rank 0");
+  EXPECT_GT(nlohmann::json::parse(batch.out)["memory"]["total"], int64_t{85} << 30);
+
+  const TestDirectory directory;
+  WriteTokenFile((directory / "data").string(), 20, 64, 1);
+  const std::string config = WriteText(directory / "config.textproto",
+                                       SmallTrainingConfig(directory / "data", directory / "run"));
+  for (const auto& [setting, field] : std::map<std::string, std::string>{
+           {"train.sequence_length=67108864", "train.micro_batch_size"},
+           {"model.mlp.width=16777216", "parallel"}}) {
+    for (const int ranks : {1, 4}) {
+      for (const std::string option : {"--dry-run", "--set=run.threads=1"}) {
+        const ProcessResult refused =
+            RunEyrie(ranks, WithSettings({"train", "--config", config, option},
+                                         {setting, "model.depth=256", "run.device=cpu"}));
+        line(refused, "eyrie: " + field + ": rank 0");
+        EXPECT_LT(refused.seconds, 20.0);
+      }
+    }
+  }
+}
+
 // A rank's own account, the last line of its log that begins with "memory: ".
 std::map<std::string, int64_t> MemoryInLog(const fs::path& log) {
   std::map<std::string, int64_t> memory;
