@@ -226,6 +226,32 @@ TEST(Plan, CountsFlops) {
   EXPECT_DOUBLE_EQ(2 * two.model_flops, one.model_flops);
 }
 
+// AdamW's 30 bytes a parameter on a GPU and four more for the norm, whatever the batch; the
+// residual stream's norms in proportion to it. The first microbatch does not read the gradients it
+// writes.
+TEST(Plan, CountsWhatKernelsMove) {
+  const auto plan = [](int microbatches) {
+    return PlanOf(
+        "griffin/tiny", 1,
+        {"train.micro_batch_size=2", "train.global_batch_size=" + std::to_string(2 * microbatches)},
+        "h100");
+  };
+  const Plan one = plan(1), three = plan(3), five = plan(5);
+  const auto elements = static_cast<double>(one.memory.masters) / 4;
+  EXPECT_NEAR(one.kernels.at("adamw").bytes, 34 * elements, 0.01 * 34 * elements);
+  EXPECT_EQ(five.kernels.at("adamw").bytes, one.kernels.at("adamw").bytes);
+  // Each block has two norms and the head one: x and y forward, dy, x, the residual and dx
+  // backward.
+  const double stream = 2.0 * 2 * 64 * 64;  // bytes, of 2 sequences of 64 tokens, 64 wide
+  EXPECT_DOUBLE_EQ(one.kernels.at("norm").bytes, stream * (6 * 6 + 5));
+  EXPECT_DOUBLE_EQ(five.kernels.at("norm").bytes, 5 * one.kernels.at("norm").bytes);
+  EXPECT_EQ(five.kernels.at("norm").calls, 5 * one.kernels.at("norm").calls);
+  EXPECT_DOUBLE_EQ(five.kernels.at("gemm").products, 5 * one.kernels.at("gemm").products);
+  EXPECT_GT(three.kernels.at("gemm").bytes, 3 * one.kernels.at("gemm").bytes);
+  EXPECT_DOUBLE_EQ(five.kernels.at("gemm").bytes - three.kernels.at("gemm").bytes,
+                   three.kernels.at("gemm").bytes - one.kernels.at("gemm").bytes);
+}
+
 TEST(Plan, TimeAddsUp) {
   const Plan plan = PlanOf("griffin/14b", 4096, {"parallel.tensor=8"}, "h100");
   EXPECT_EQ(plan.parameters, 13927781376);
