@@ -199,11 +199,13 @@ void AddBenchStep(CLI::App& bench, ExitCode& code) {
       ->allow_extra_args(false);
   command->add_option("--steps", options->steps, "timed steps (default: 10)")
       ->check(PositiveCount());
-  command->add_flag("--kernels", options->kernels,
-                    "print instead what a step of the root rank spends on each class of kernel: a\n"
-                    "folder of kernels/, gemm, copies, tensor_math (core/tensor_math.h),\n"
-                    "communication, or other, which is the host between them; each has the device\n"
-                    "to itself and is waited for, so that nothing overlaps");
+  command->add_flag(
+      "--kernels", options->kernels,
+      "print instead what a step of the root rank spends on each class of kernel: a\n"
+      "folder of kernels/, gemm, copies, tensor_math (core/tensor_math.h),\n"
+      "communication, or other, which is the host between them; each has the device\n"
+      "to itself and is waited for, so that nothing overlaps. GB/s and GFLOP/s are of\n"
+      "the bytes and products that eyrie plan counts");
   command->add_flag("--json", options->json, "print one JSON object");
   command->callback(
       [options, &code] { code = RunJob([&](Job& job) { return BenchStep(*options, job); }); });

@@ -248,9 +248,10 @@ void AddPlanCommand(CLI::App& app, ExitCode& code) {
       "Predict, without running it, what a training run takes: parameters, memory of a rank by\n"
       "kind, bytes sent in a step on each axis, seconds of a step.\n\n"
       "  eyrie plan --config configs/griffin/14b.textproto --ranks 4096 --set parallel.tensor=8\n\n"
-      "Runs alone. Memory and bytes come from a step of the real program on tensors without "
-      "memory;\n"
-      "the time from the hardware's numbers, which by default are those of H100 nodes.");
+      "Runs alone. Memory, bytes and what kernels have to do come from a step of the real program\n"
+      "on tensors without memory; the time from the hardware's numbers, which by default are "
+      "those\n"
+      "of H100 nodes. Where a rank needs more memory than there is, ends with 2 after the plan.");
   command->add_option("--config", options->config, "configuration file (text format)")
       ->required()
       ->type_name("FILE");

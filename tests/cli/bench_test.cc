@@ -184,6 +184,28 @@ TEST_F(BenchConfigTest, StepByKernel) {
     }
     EXPECT_EQ(calls.contains("communication"), ranks > 0);
     EXPECT_EQ(calls["other"], 1);
+
+    // A plan counts the same calls, bytes and products, without a step being run.
+    std::vector<std::string> plan = {
+        "plan",       "--json",
+        "--config",   config_,
+        "--ranks",    std::to_string(std::max(ranks, 1)),
+        "--hardware", std::string(EYRIE_SOURCE_DIR) + "/configs/hardware/laptop.textproto"};
+    if (ranks > 0) plan.insert(plan.end(), {"--set", "parallel.tensor=2"});
+    const json planned = json::parse(RunEyrie(0, plan).out)["kernels"];
+    for (const json& row : table["rows"]) {
+      const std::string kind = row["kernel"];
+      if (kind == "other" || kind == "communication" || kind == "copies") continue;
+      const json& counted = planned[kind];
+      EXPECT_EQ(row["calls"], counted["calls"]) << kind;
+      const double scale = row["ms"].get<double>() * 1e6;
+      const auto expect = [&](const char* rate, const char* count) {
+        const double expected = counted[count];
+        EXPECT_NEAR(row[rate].get<double>() * scale, expected, 1e-6 * expected) << kind;
+      };
+      expect("GB/s", "bytes");
+      expect("GFLOP/s", "products");
+    }
   }
 }
 
