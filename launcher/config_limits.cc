@@ -68,7 +68,11 @@ void ValidateSize(const config::Config& config, ConfigErrors& errors) {
   const Model model(config.model(), config.parallel().tensor());
   double parameters = 0.0;  // more of them may be than an integer can say
   for (const ParamSpec& spec : model.params().specs()) {
-    parameters += static_cast<double>(spec.shape.size());
+    double elements = 1.0;
+    for (int axis = 0; axis < spec.shape.rank(); ++axis) {
+      elements *= static_cast<double>(spec.shape[axis]);
+    }
+    parameters += elements;
   }
   if (parameters > kMostParameters) errors.Add("model has ", parameters, " parameters");
   const int64_t tokens = config.train().micro_batch_size() * config.train().sequence_length();

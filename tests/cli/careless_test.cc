@@ -73,6 +73,10 @@ TEST_F(CarelessTest, NumbersThatNobodyMeansAreRefusedByField) {
   ExpectRefused({"plan", "--config", config_, "--ranks", "1", "--set", "model.width=16777216",
                  "--set", "model.mlp.width=16777216", "--set", "model.depth=4096"},
                 "model has ");
+  ExpectRefused(
+      {"plan", "--config", config_, "--ranks", "1", "--set", "model.attention.heads=16777216",
+       "--set", "model.attention.head_width=16777216", "--set", "model.width=16777216"},
+      "model has ");
   EXPECT_FALSE(fs::exists(directory_ / "run"));
   // A window beyond every sequence is a way to have none.
   const ProcessResult wide =
