@@ -125,6 +125,34 @@ struct Block {
                         [&](int rank) { return rank % kRows == row || rank / kRows == column; });
   }
 
+  // The boxes of a warpgroup, whose threads all call the following. Starts to copy what lies at
+  // these coordinates of a map, after what was stored before.
+  __device__ __forceinline__ void FetchStaged(int group, const CUtensorMap& map, int c0, int c1,
+                                              int c2, int c3) const {
+    if (threadIdx.x % kWarpgroup != 0) return;
+    WaitUntilStoresRead();
+    FillBarrier::Arm(StagedFull(group), kStagedBytes);
+    for (int j = 0; j < kRightBoxes; ++j) {
+      LoadBox(Staged(group) + j * kBoxBytes, map, StagedFull(group), c0 + 64 * j, c1, c2, c3);
+    }
+  }
+  // Until they may be written again.
+  __device__ __forceinline__ void AwaitStaged(int group) const {
+    if (threadIdx.x % kWarpgroup == 0) WaitUntilStoresRead();
+    NamedBarrier(1 + group, kWarpgroup);
+  }
+  // Stores the first `boxes` of them, once all threads have written theirs.
+  __device__ __forceinline__ void StoreStaged(int group, int boxes, const CUtensorMap& map, int c0,
+                                              int c1, int c2, int c3) const {
+    FenceForBulkCopies();
+    NamedBarrier(1 + group, kWarpgroup);
+    if (threadIdx.x % kWarpgroup != 0) return;
+    for (int j = 0; j < kRightBoxes; ++j) {
+      if (j >= boxes) break;
+      StoreBox(map, Staged(group) + j * kBoxBytes, c0 + 64 * j, c1, c2, c3);
+    }
+  }
+
   uint32_t base;
   unsigned char* memory;  // what lies at `base`
   int row, column;        // in its cluster
