@@ -228,7 +228,7 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
       for (int half = 0; half < 2; ++half) factors[half] = args.factor[own_token + 8 * half];
     }
     if (multiplies) {
-      WaitForBlock(block.StagedFull(group), parity);
+      WaitForPhase(block.StagedFull(group), parity);
       parity ^= 1;
     } else {
       block.AwaitStaged(group);

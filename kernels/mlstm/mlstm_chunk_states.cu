@@ -166,7 +166,7 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
       }
       if (chunks_before == 0 && args.entering == nullptr) return;
       if (multiplies) {
-        WaitForBlock(block.StagedFull(group), parity);
+        WaitForPhase(block.StagedFull(group), parity);
         parity ^= 1;
         store(sizes.StatePlace(boundary), [&](float first, float second, uint32_t staged_pair) {
           const float2 before = Unpack(staged_pair);

@@ -90,7 +90,7 @@ struct Block {
   __device__ __forceinline__ void Fill(int i, uint32_t further, const Left& left,
                                        const Right& right) const {
     const uint32_t full = Full(i), stage = Stage(i);
-    FillBarrier::Wait(Free(i), i / kStages % 2 ^ 1);
+    WaitForPhase(Free(i), i / kStages % 2 ^ 1);
     FillBarrier::Arm(full, kStage + further);
     constexpr int kLeftShare = kLeftBoxes / kColumns, kRightShare = kRightBoxes / kRows;
     for (int j = column * kLeftShare; j < (column + 1) * kLeftShare; ++j) {
@@ -112,11 +112,11 @@ struct Block {
     }
   }
   __device__ __forceinline__ void WaitForStage(int i) const {
-    WaitForBlock(Full(i), i / kStages % 2);
+    WaitForPhase(Full(i), i / kStages % 2);
   }
   // Whether that would return at once, the same for all of a warp.
   __device__ __forceinline__ bool StageIsThere(int i) const {
-    return __all_sync(0xffffffffu, IsOverForBlock(Full(i), i / kStages % 2)) != 0;
+    return __all_sync(0xffffffffu, PhaseIsOver(Full(i), i / kStages % 2)) != 0;
   }
   // A warp has read the stage of step i.
   __device__ __forceinline__ void Release(int i) const {

@@ -67,7 +67,7 @@ __device__ __forceinline__ void Consume(const PassView& view,
                                stage + S::kValues + group * kBoxBytes + box_lane + step * 16 * 128);
       }
     };
-    WaitForBlock(block.KeysFull(index), block.Parity(index));
+    WaitForPhase(block.KeysFull(index), block.Parity(index));
 
     // Of the tokens that this block finishes: from its keys' state, from the tile.
     float sums[kGroups][4] = {}, within[kGroups][4] = {};
@@ -87,7 +87,7 @@ __device__ __forceinline__ void Consume(const PassView& view,
       };
       round_state(0);
       round_state(1);
-      WaitForBlock(block.QueriesFull(index), block.Parity(index));
+      WaitForPhase(block.QueriesFull(index), block.Parity(index));
       WgmmaFence();
 #pragma unroll
       for (int batch = 0; batch < kBatches; ++batch) {
@@ -204,7 +204,7 @@ __device__ __forceinline__ void Consume(const PassView& view,
 
     if (outputs) {
       if constexpr (kBlocks > 1) {
-        FillBarrier::Wait(block.PartsFull(index, group), index / 2 % 2);
+        WaitForPhase(block.PartsFull(index, group), index / 2 % 2);
 #pragma unroll
         for (int from = 0; from < kBlocks; ++from) {
           if (from == rank) continue;
@@ -220,7 +220,7 @@ __device__ __forceinline__ void Consume(const PassView& view,
         }
       }
       NamedBarrier(1 + group, kWarpgroup);
-      if (multiplies) WaitForBlock(block.MultipliedFull(group), index % 2);
+      if (multiplies) WaitForPhase(block.MultipliedFull(group), index % 2);
 #pragma unroll
       for (int j = 0; j < kGroups; j += 2) {
         // A lane's 8 outputs lie as those that a warp's load of four matrices gives it.
