@@ -12,7 +12,7 @@
 
 #include <cuda.h>
 
-#include "kernels/slstm/slstm_cluster.cuh"
+#include "kernels/cluster.cuh"
 
 namespace eyrie {
 

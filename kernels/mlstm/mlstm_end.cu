@@ -1,8 +1,8 @@
 // What rounding keeps from the products at the end of a sequence that a gradient enters there. The
 // passes multiply w k and dC in bfloat16; of the last tokens' forget gates the gradients are small
 // differences of such products, if the gates are nearly shut, and need them exactly.
-#include "kernels/attention/attention_mma.cuh"
 #include "kernels/mlstm/mlstm_kernels.cuh"
+#include "kernels/mma.cuh"
 
 namespace eyrie {
 namespace {

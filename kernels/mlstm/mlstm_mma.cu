@@ -5,8 +5,8 @@
 // operand B of q S needs them. Where two warps share 16 values, each adds its keys' part of half of
 // the tokens' outputs. While one of the two products of a tile is computed, what the other needs is
 // copied.
-#include "kernels/attention/attention_mma.cuh"
 #include "kernels/mlstm/mlstm_state.cuh"
+#include "kernels/mma.cuh"
 
 namespace eyrie {
 namespace {

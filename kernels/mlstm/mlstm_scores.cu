@@ -1,8 +1,8 @@
 // The scores within each tile of the mLSTM, on the tensor cores, and what the normaliser takes from
 // a tile. A block computes a tile, a warp 16 of its rows; queries and keys pass through shared
 // memory 64 columns at a time.
-#include "kernels/attention/attention_mma.cuh"
 #include "kernels/mlstm/mlstm_kernels.cuh"
+#include "kernels/mma.cuh"
 
 namespace eyrie {
 namespace {

@@ -3,8 +3,8 @@
 // further key a lane has its two values AccumulatorRow(lane, 2 i), alike in a quad.
 #pragma once
 
-#include "kernels/attention/attention_tiles.h"
 #include "kernels/mlstm/mlstm_kernels.cuh"
+#include "kernels/mma_tiles.h"
 
 namespace eyrie {
 
