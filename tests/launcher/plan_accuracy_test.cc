@@ -45,11 +45,12 @@ Plan PlanOf(const Measured& row) {
   return plan;
 }
 
-void ExpectWithin(const Measured& row, double share) {
+void ExpectWithin(const Measured& row, double share, double memory_share = 0.05) {
   const Plan plan = PlanOf(row);
   EXPECT_NEAR(plan.tokens_per_second, row.tokens_per_second, share * row.tokens_per_second);
   if (row.gigabytes == 0) return;
-  EXPECT_NEAR(static_cast<double>(plan.memory.total()) / 1e9, row.gigabytes, 0.05 * row.gigabytes);
+  EXPECT_NEAR(static_cast<double>(plan.memory.total()) / 1e9, row.gigabytes,
+              memory_share * row.gigabytes);
 }
 
 constexpr const char* kSelective = "train.recompute=SELECTIVE";
@@ -67,6 +68,8 @@ TEST(PlanAccuracy, OneGpu) {
            {"mamba/1.4b", "h200", 1, 41807, 49.9, With(four, {kSelective})},
            {"mamba/1.4b", "h100", 1, 38014, 49.7, With(four, {kSelective})},
            {"mamba/1.4b", "h100", 1, 32424, 30.8, With(four, {kBlocks})},
+           {"griffin/1.3b", "h100", 1, 46816, 0, With(four, {kBlocks})},
+           {"hawk/1.3b", "h100", 1, 46359, 0, With(four, {kBlocks})},
            {"xlstm/1.0-1.3b", "h200", 1, 40510, 0, four},
            {"xlstm/1.0-1.3b", "h200", 1, 40834, 0, Batch(4096, 4, 32)},
            {"xlstm/7.1-1.3b", "h200", 1, 30344, 0, four},
@@ -92,6 +95,26 @@ TEST(PlanAccuracy, TwoGpus) {
     SCOPED_TRACE(row.config + " " + row.settings.back());
     ExpectWithin(row, 0.10);
   }
+}
+
+// The plan is too hopeful here, by more than elsewhere; docs/benchmarks.md says what is known of
+// it. On two GPUs NCCL's buffers, which no plan counts, are what memory lacks.
+TEST(PlanAccuracy, LongSequencesByChunks) {
+  const auto chunks = [](int length, const std::string& chunk) {
+    return With(Batch(length, 1, 1), {kBlocks, "train.chunk_length=" + chunk});
+  };
+  for (const Measured& row : std::vector<Measured>{
+           {"hawk/1.3b", "h200", 1, 39584, 27.8, chunks(131072, "8192")},
+           {"hawk/1.3b", "h200", 1, 37482, 26.7, chunks(262144, "4096")},
+           {"hawk/1.3b", "h200", 1, 39430, 27.8, chunks(262144, "8192")},
+           {"hawk/1.3b", "h200", 1, 40483, 30.1, chunks(262144, "16384")},
+       }) {
+    SCOPED_TRACE(row.settings.back());
+    ExpectWithin(row, 0.17);
+  }
+  ExpectWithin(
+      {"hawk/1.3b", "h200", 2, 72819, 29.7, With(chunks(524288, "8192"), {"parallel.sequence=2"})},
+      0.22, 0.06);
 }
 
 }  // namespace
