@@ -22,9 +22,7 @@ InitFn InitUniform(double bound) {
 
 ParamId ParamTable::Add(ParamSpec spec) {
   EYRIE_CHECK(spec.init != nullptr, spec.name, " has no initialisation");
-  for (const ParamSpec& other : specs_) {
-    EYRIE_CHECK(other.name != spec.name, "parameter declared twice: ", spec.name);
-  }
+  EYRIE_CHECK(names_.insert(spec.name).second, "parameter declared twice: ", spec.name);
   specs_.push_back(std::move(spec));
   return static_cast<ParamId>(specs_.size()) - 1;
 }

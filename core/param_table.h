@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 #include "core/random.h"
@@ -38,6 +39,7 @@ using ParamId = int;
 
 class ParamTable {
  public:
+  // The name must be new.
   ParamId Add(ParamSpec spec);
   const std::vector<ParamSpec>& specs() const { return specs_; }
   const ParamSpec& spec(ParamId id) const { return specs_[static_cast<size_t>(id)]; }
@@ -46,6 +48,7 @@ class ParamTable {
 
  private:
   std::vector<ParamSpec> specs_;
+  std::unordered_set<std::string> names_;
 };
 
 }  // namespace eyrie

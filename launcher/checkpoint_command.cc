@@ -61,14 +61,6 @@ std::string Bytes(int64_t bytes) {
                 value, " ", unit);
 }
 
-std::string ShapeText(const google::protobuf::RepeatedField<int64_t>& extents) {
-  std::string text = "[";
-  for (int axis = 0; axis < extents.size(); ++axis) {
-    text += (axis == 0 ? "" : ", ") + std::to_string(extents.Get(axis));
-  }
-  return text + "]";
-}
-
 // "3 pieces along axis 1", "1 piece"; "7 pieces" if they are cut along several axes.
 std::string PiecesText(const config::StoredTensor& tensor) {
   if (tensor.piece_size() == 1) return "1 piece";
@@ -135,8 +127,9 @@ void PrintCheckpoint(const fs::path& checkpoint, std::ostream& out) {
   int64_t parameters = 0, bytes = 0;
   Table tensors, files;
   for (const auto& tensor : manifest.tensor()) {
-    if (tensor.name().find('/') == std::string::npos) parameters += WholeOf(tensor).extent.size();
-    tensors.Add({tensor.name(), ShapeText(tensor.shape()), tensor.dtype(), PiecesText(tensor)});
+    if (GroupOf(tensor).empty()) parameters += WholeOf(tensor).extent.size();
+    tensors.Add(
+        {tensor.name(), WholeOf(tensor).extent.ToString(), tensor.dtype(), PiecesText(tensor)});
   }
   for (const auto& file : manifest.file()) {
     bytes += file.size();

@@ -40,23 +40,11 @@ TEST(FaultsTest, AKilledRankEndsTheJobAndTheRunGoesOnOnAnotherLayout) {
   const auto arguments = [&](const fs::path& run, int tensor) {
     const std::string config =
         WriteText(run.string() + ".textproto", SmallTrainingConfig(directory / "data", run));
-    return std::vector<std::string>{"train",
-                                    "--config",
-                                    config,
-                                    "--set",
-                                    "train.steps=4000",
-                                    "--set",
-                                    "train.validation_interval=0",
-                                    "--set",
-                                    "checkpoint.interval=1",
-                                    "--set",
-                                    "train.global_batch_size=64",
-                                    "--set",
-                                    "train.sequence_length=128",
-                                    "--set",
-                                    "optimizer.learning_rate=5e-4",
-                                    "--set",
-                                    "parallel.tensor=" + std::to_string(tensor)};
+    return WithSettings(
+        {"train", "--config", config},
+        {"train.steps=4000", "train.validation_interval=0", "checkpoint.interval=1",
+         "train.global_batch_size=64", "train.sequence_length=128", "optimizer.learning_rate=5e-4",
+         "parallel.tensor=" + std::to_string(tensor)});
   };
   const uint32_t seed = std::random_device()();
   SCOPED_TRACE(testing::Message() << "seed " << seed);
@@ -106,17 +94,17 @@ TEST(FaultsTest, AKilledRankEndsTheJobAndTheRunGoesOnOnAnotherLayout) {
   }
   ASSERT_GT(saved, 3);
   EXPECT_GT(cut_off, 0);
-  std::vector<std::string> last = arguments(run, 2);
-  last.insert(last.end(), {"--set", "train.stop_after=5"});
-  const ProcessResult finished = RunEyrie(4, last);
+  const ProcessResult finished =
+      RunEyrie(4, WithSettings(arguments(run, 2), {"train.stop_after=5"}));
   ASSERT_EQ(finished.code, 0) << finished.err;
 
   // The same steps without any accident.
   const auto killed = ReadMetrics(run);
-  std::vector<std::string> calm = arguments(directory / "calm", 1);
-  calm.insert(calm.end(), {"--set", "train.stop_after=" + std::to_string(killed.size()), "--set",
-                           "checkpoint.interval=0"});
-  ASSERT_EQ(RunEyrie(1, calm).code, 0);
+  ASSERT_EQ(RunEyrie(1, WithSettings(arguments(directory / "calm", 1),
+                                     {"train.stop_after=" + std::to_string(killed.size()),
+                                      "checkpoint.interval=0"}))
+                .code,
+            0);
   const auto whole = ReadMetrics(directory / "calm");
   ASSERT_EQ(whole.size(), killed.size());
   for (size_t i = 0; i < whole.size(); ++i) {
