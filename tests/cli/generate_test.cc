@@ -15,8 +15,8 @@ TEST_F(GenerateTest, PrintsCharactersThatComeByteByByte) {
   const std::string text = WriteText(directory_ / "euro.txt", "€€€€€€€€€€€€");
   const std::string tokenizer =
       "sentencepiece:" + TrainSentencePiece((directory_ / "spm").string());
-  std::vector<std::string> tokenize = {"tokenize", "--tokenizer", tokenizer, "--output", data_,
-                                       "--input"};
+  std::vector<std::string> tokenize = {"tokenize", "--tokenizer", tokenizer,
+                                       "--output", data_,         "--input"};
   tokenize.insert(tokenize.end(), 20, text);
   ASSERT_EQ(RunEyrie(0, tokenize).code, 0);
   const ProcessResult trained =
@@ -26,9 +26,8 @@ TEST_F(GenerateTest, PrintsCharactersThatComeByteByByte) {
   // Three tokens a character; the last one remains a part.
   for (const auto& [tokens, printed] :
        {std::pair{"6", "€€€\n"}, {"9", "€€€€\n"}, {"7", "€€€\xef\xbf\xbd\n"}}) {
-    const ProcessResult result =
-        RunEyrie(0, {"generate", "--checkpoint", run_.string(), "--prompt", "€", "--max-tokens",
-                     tokens, "--temperature", "0"});
+    const ProcessResult result = RunEyrie(0, {"generate", "--checkpoint", run_.string(), "--prompt",
+                                              "€", "--max-tokens", tokens, "--temperature", "0"});
     EXPECT_EQ(result.code, 0) << result.err;
     EXPECT_EQ(result.out, printed);
   }
