@@ -200,12 +200,12 @@ void AddCheckpointCommand(CLI::App& app) {
       "  eyrie checkpoint reshard runs/a --output a-tensor4 --set parallel.tensor=4");
   reshard->add_option("--output", arguments->output, "the new checkpoint; must not exist")
       ->required()
-      ->option_text("DIR");
+      ->type_name("DIR");
   reshard
       ->add_option("--set", arguments->settings,
                    "the new layout; fields of parallel that are not set stay as they were")
       ->allow_extra_args(false)
-      ->option_text("parallel.FIELD=N ...");
+      ->type_name("parallel.FIELD=N");
   reshard->callback(
       [arguments] { Reshard(arguments->directory, arguments->output, arguments->settings); });
 
@@ -217,7 +217,7 @@ void AddCheckpointCommand(CLI::App& app) {
       "the folder has one. Give it as --checkpoint, or train from it with checkpoint.resume.");
   from_folder->add_option("--output", arguments->output, "the new checkpoint; must not exist")
       ->required()
-      ->option_text("DIR");
+      ->type_name("DIR");
   from_folder->callback([arguments] { Import(arguments->directory, arguments->output); });
 
   CLI::App* to_folder = add("export", "Write its model as a Hugging Face folder");
@@ -226,7 +226,7 @@ void AddCheckpointCommand(CLI::App& app) {
       "RecurrentGemma, a Mamba, or an xLSTM with the settings of xLSTM 7B.");
   to_folder->add_option("--output", arguments->output, "the new folder; must not exist")
       ->required()
-      ->option_text("HF_DIR");
+      ->type_name("HF_DIR");
   to_folder->add_option("--dtype", arguments->dtype, "f32 (default) or bf16, rounded to nearest")
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->option_text("f32|bf16");

@@ -22,9 +22,7 @@ void AddConfigOptions(CLI::App& command, ConfigOptions& options) {
 
 void AddSettings(CLI::App& command, std::vector<std::string>& settings,
                  const std::string& meaning) {
-  command.add_option("--set", settings, meaning)
-      ->type_name("PATH=VALUE")
-      ->allow_extra_args(false);
+  command.add_option("--set", settings, meaning)->type_name("PATH=VALUE")->allow_extra_args(false);
 }
 
 }  // namespace eyrie
