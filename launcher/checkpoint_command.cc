@@ -13,6 +13,7 @@
 #include "launcher/checkpoint.h"
 #include "launcher/config.h"
 #include "launcher/huggingface.h"
+#include "launcher/job.h"
 #include "launcher/manifest.h"
 #include "launcher/reshard.h"
 
@@ -90,6 +91,7 @@ void Verify(const std::string& directory) {
 
 void Reshard(const std::string& directory, const std::string& output,
              const std::vector<std::string>& settings) {
+  RequireAlone("eyrie checkpoint reshard");
   for (const std::string& setting : settings) {
     if (!setting.starts_with("parallel.")) {
       ThrowBadInput("--set ", setting, ": only fields of parallel can change here");
@@ -105,6 +107,7 @@ void Reshard(const std::string& directory, const std::string& output,
 }
 
 void Import(const std::string& folder, const std::string& output) {
+  RequireAlone("eyrie checkpoint import");
   const HuggingFaceSummary summary = ImportHuggingFace(folder, output);
   std::cout << output << ": " << summary.model_type << ", " << summary.parameters
             << " parameters, from " << folder << std::endl;
@@ -112,6 +115,7 @@ void Import(const std::string& folder, const std::string& output) {
 
 void Export(const std::string& directory, const std::string& output, const std::string& dtype,
             int64_t shard_bytes) {
+  RequireAlone("eyrie checkpoint export");
   const fs::path checkpoint = FindCheckpoint(directory);
   const HuggingFaceSummary summary = ExportHuggingFace(
       checkpoint, output, {dtype == "bf16" ? DType::kBF16 : DType::kF32, shard_bytes});

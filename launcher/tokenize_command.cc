@@ -12,6 +12,7 @@
 
 #include "core/error.h"
 #include "launcher/indexed_dataset.h"
+#include "launcher/job.h"
 #include "launcher/tokenizer.h"
 
 namespace eyrie {
@@ -142,6 +143,7 @@ void AddTokenizeCommand(CLI::App& app) {
                    "between blank lines; line, a line; jsonl, the field \"text\" of a line of JSON")
       ->type_name("MODE");
   command->callback([arguments] {
+    RequireAlone("eyrie tokenize");
     arguments->options.documents = ParseDocumentMode(arguments->documents);
     RunTokenize(arguments->options);
   });

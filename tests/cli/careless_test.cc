@@ -29,6 +29,24 @@ TEST(CommandTest, MisspeltCommandsAreNamed) {
                 "--threads: 1025 is not a number from 1 to 1024");
 }
 
+// Several processes would write the same files.
+TEST_F(CarelessTest, CommandsOfOneProcessRefuseRanks) {
+  const std::string output = (directory_ / "output").string();
+  for (const std::vector<std::string>& command :
+       {std::vector<std::string>{"tokenize", "--input", config_, "--tokenizer", "byte"},
+        {"synth", "parity", "--sequences", "3"},
+        {"checkpoint", "reshard", run_.string()},
+        {"checkpoint", "import", run_.string()},
+        {"checkpoint", "export", run_.string()}}) {
+    std::vector<std::string> arguments = command;
+    arguments.insert(arguments.end(), {"--output", output});
+    ExpectBadInput(RunEyrie(3, arguments),
+                   {"eyrie " + command[0], "as one process, without mpirun"});
+    EXPECT_FALSE(fs::exists(output + ".bin.partial"));
+  }
+  EXPECT_EQ(RunEyrie(1, {"synth", "parity", "--sequences", "3", "--output", output}).code, 0);
+}
+
 TEST_F(CarelessTest, NumbersThatNobodyMeansAreRefusedByField) {
   for (const auto& [setting, message] : std::vector<std::pair<std::string, std::string>>{
            {"model.width=9223372036854775807", "model.width = 9223372036854775807 is more than"},
