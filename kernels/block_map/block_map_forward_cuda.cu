@@ -9,8 +9,13 @@ namespace eyrie {
 namespace {
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
-constexpr int kRowsPerThread = 16;  // so many pay for the loading of the maps
+constexpr int kRowsPerThread = 16;  // of a tile
 constexpr int kTileRows = 8 * kRowsPerThread;
+constexpr int kUnroll = 2;  // pairs of rows that a thread has under way
+constexpr int kGroupRows = 8 * 2 * kUnroll;
+// Blocks that a multiprocessor holds.
+template <class T>
+constexpr int kResident = sizeof(T) == 2 ? 3 : 2;
 
 __device__ __forceinline__ int Lane() { return static_cast<int>(threadIdx.x) % 32; }
 
@@ -188,11 +193,10 @@ struct ForwardTensors {
   float* gates;  // [gridDim.y, rows, gates]: of each block's channels
 };
 
-// A block's warps lie side by side, over kTileRows rows.
+// A block's warps lie side by side, over `chunk` rows, a tile after another.
 template <class T, int kWidth, int kMaps>
-__global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 3 : 2)
-    ForwardKernel(const ForwardTensors<T, kMaps> tensors, int64_t rows) {
-  constexpr int kUnroll = 2;  // pairs of rows that a thread has under way
+__global__ void __launch_bounds__(kThreads, kResident<T>)
+    ForwardKernel(const ForwardTensors<T, kMaps> tensors, int64_t rows, int64_t chunk) {
   __shared__ float shared[kWarps][kTileRows][kGateTile];
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
   const int width = tensors.weights.width, gates = tensors.weights.gates;
@@ -200,18 +204,16 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 3 : 2)
   // Lanes past the end have zeros, the weights of the last ones, and store nothing.
   const bool active = own < width;
   const int64_t column = active ? own : width - kWidth;
-  const int64_t tile = int64_t{blockIdx.x} * kTileRows;
+  const int64_t begin = int64_t{blockIdx.x} * chunk, end = min(rows, begin + chunk);
   const LaneMaps<T, kWidth, kMaps> maps(tensors.weights.w, column);
 
-  int first = 0;
-  // Once for every eight gates, and the first time also for the outputs.
-#pragma unroll 1
-  do {
-    const LaneGates<T, kWidth> of_gates(tensors.weights, first, column);
+  // The outputs of a tile, and its products with eight gates if there are any.
+  const auto take = [&](int64_t tile, const LaneGates<T, kWidth>& of_gates, bool outputs) {
 #pragma unroll 1
     for (int k = 0; k < kRowsPerThread; k += 2 * kUnroll) {
+      if (tile + k * 8 >= end) return;
       const int64_t row = tile + k * 8 + Lane() / 4, start = row * width + column;
-      const auto is_row = [&](int u) { return active && row + u * 8 < rows; };
+      const auto is_row = [&](int u) { return active && row + u * 8 < end; };
       const auto load = [&](int u) {
         Vector<T, kWidth> x = {};
         if (is_row(u)) x = LoadVector<kWidth>(tensors.x + start + u * 8 * width);
@@ -233,7 +235,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 3 : 2)
           }
         }
       }
-      if (first > 0) continue;
+      if (!outputs) continue;
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) {
 #pragma unroll
@@ -245,18 +247,28 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 2 ? 3 : 2)
         }
       }
     }
-    if (gates == 0) return;
-    __syncthreads();
-    float* to = tensors.gates + (int64_t{blockIdx.y} * rows + tile) * gates + first;
-    for (int s = thread; s < kTileRows * kGateTile; s += kThreads) {
-      const int row = s / kGateTile, gate = s % kGateTile;
-      if (tile + row >= rows || first + gate >= gates) continue;
-      float total = 0;
+  };
+  int first = 0;
+  // Once for every eight gates, and the first time also for the outputs.
+#pragma unroll 1
+  do {
+    const LaneGates<T, kWidth> of_gates(tensors.weights, first, column);
+#pragma unroll 1
+    for (int64_t tile = begin; tile < end; tile += kTileRows) {
+      take(tile, of_gates, first == 0);
+      if (gates == 0) continue;
+      __syncthreads();
+      float* to = tensors.gates + (int64_t{blockIdx.y} * rows + tile) * gates + first;
+      for (int s = thread; s < kTileRows * kGateTile; s += kThreads) {
+        const int row = s / kGateTile, gate = s % kGateTile;
+        if (tile + row >= end || first + gate >= gates) continue;
+        float total = 0;
 #pragma unroll
-      for (int other = 0; other < kWarps; ++other) total += shared[other][row][gate];
-      to[int64_t{row} * gates + gate] = total;
+        for (int other = 0; other < kWarps; ++other) total += shared[other][row][gate];
+        to[int64_t{row} * gates + gate] = total;
+      }
+      __syncthreads();
     }
-    __syncthreads();
     first += kGateTile;
   } while (first < gates);
 }
@@ -314,8 +326,11 @@ void BlockMapForwardCuda(const BlockMapForwardArgs& args) {
       }
       static_assert(32 * kBlock == kBlockMapGateColumns);
       const unsigned parts = Pieces(width, 32 * (vectors ? kWidth : kBlock));
+      // As many chunks of rows as the GPU takes at once.
+      const int64_t wanted = std::max<int64_t>(1, kResident<T> * kPlannedMultiprocessors / parts);
+      const int64_t chunk = CeilDiv(CeilDiv(rows, wanted), kGroupRows) * kGroupRows;
       Launch(kernel, vectors ? ForwardKernel<T, kWidth, kMaps> : ForwardKernel<T, kBlock, kMaps>,
-             dim3(Pieces(rows, kTileRows), parts), kThreads, 0, tensors, rows);
+             dim3(Pieces(rows, chunk), parts), kThreads, 0, tensors, rows, chunk);
       if (!gated) return;
       LaunchEarly(kernel, AddPartsKernel, Pieces(rows * gates, kThreads), kThreads, 0,
                   tensors.gates, static_cast<int>(parts), rows * gates, args.accumulate_gates,

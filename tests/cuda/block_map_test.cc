@@ -6,7 +6,9 @@
 namespace eyrie {
 namespace {
 
-constexpr int64_t kShapes[][2] = {{1, 4}, {3, 12}, {130, 64}, {701, 20}, {65, 516}, {1500, 2048}};
+// The last ones have several tiles of rows a block.
+constexpr int64_t kShapes[][2] = {{1, 4},    {3, 12},      {130, 64},   {701, 20},
+                                  {65, 516}, {1500, 2048}, {70001, 20}, {60003, 24}};
 constexpr int64_t kGates[] = {0, 3, 6, 8, 33};
 
 struct Case {
