@@ -296,7 +296,7 @@ ExitCode Trainer::Run() {
   try {
     return RunSteps();
   } catch (const AgreedError&) {
-    FinishSave();  // of a step that was well
+    FinishSave();  // of a step before
     throw;
   }
 }

@@ -34,7 +34,8 @@ class Trainer {
   std::string Summary() const;
 
  private:
-  // Run, which also completes a save under way where all ranks leave with an error.
+  // What Run does, which in the end completes a save under way even where ranks leave with an
+  // error.
   ExitCode RunSteps();
   // All that a checkpoint holds.
   std::vector<NamedFlat> Groups() const;

@@ -68,7 +68,7 @@ TEST_F(CarelessTest, NumbersThatNobodyMeansAreRefusedByField) {
        }) {
     ExpectRefused({"train", "--config", config_, "--set", setting}, message);
   }
-  EXPECT_FALSE(fs::exists(run_));
+  EXPECT_FALSE(fs::exists(directory_ / "run"));
   // A window beyond every sequence is a way to have none.
   const ProcessResult wide =
       Train(0, {"model.attention.window=9223372036854775807", "train.stop_after=1"});
