@@ -2,6 +2,7 @@
 #include <cuda.h>
 #include <nvtx3/nvToolsExt.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "core/cuda.h"
@@ -146,8 +147,8 @@ namespace {
 
 // A thread copies a word; rows hold `words` of them.
 template <class Word>
-__global__ void CopyNarrowRows(char* to, size_t to_pitch, const char* from, size_t from_pitch,
-                               unsigned words, size_t count) {
+__global__ void CopyRowsKernel(char* to, size_t to_pitch, const char* from, size_t from_pitch,
+                               size_t words, size_t count) {
   const size_t i = size_t{blockIdx.x} * blockDim.x + threadIdx.x;
   if (i >= count) return;
   const size_t row = i / words, column = i % words * sizeof(Word);
@@ -159,18 +160,19 @@ __global__ void CopyNarrowRows(char* to, size_t to_pitch, const char* from, size
 
 void CopyPitched(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t bytes,
                  size_t rows) {
-  // The driver's copy takes its time for each row: of many narrow ones, a kernel is faster.
-  constexpr size_t kNarrow = 1024;
-  if (bytes <= kNarrow) {
+  // The driver's copy takes its time for each row: of many narrow ones, a kernel is faster. And it
+  // refuses rows that start further apart than cudaDevAttrMaxPitch, as those of long sequences do.
+  constexpr size_t kNarrow = 1024, kMaxPitch = (size_t{1} << 31) - 1;
+  if (bytes <= kNarrow || std::max(to_pitch, from_pitch) > kMaxPitch) {
     const size_t common = to_pitch | from_pitch | bytes | reinterpret_cast<uintptr_t>(to) |
                           reinterpret_cast<uintptr_t>(from);
     const auto copy = [&]<class Word>(Word) {
       const size_t words = bytes / sizeof(Word), count = words * rows;
       constexpr unsigned kThreads = 256;
-      Launch("CopyPitched", CopyNarrowRows<Word>,
+      Launch("CopyPitched", CopyRowsKernel<Word>,
              static_cast<unsigned>((count + kThreads - 1) / kThreads), kThreads, 0,
-             static_cast<char*>(to), to_pitch, static_cast<const char*>(from), from_pitch,
-             static_cast<unsigned>(words), count);
+             static_cast<char*>(to), to_pitch, static_cast<const char*>(from), from_pitch, words,
+             count);
     };
     if (common % 16 == 0) return copy(uint4{});
     if (common % 4 == 0) return copy(uint32_t{});

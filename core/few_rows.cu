@@ -269,6 +269,7 @@ void FewRowsCuda(std::span<const GemmArgs> products) {
     all.tiles += batch_tiles * static_cast<int>(args.batch);
     settled = settled && args.b_is_settled;
   }
+  if (all.m == 0 || all.tiles == 0) return;
   // As few blocks as take no more rounds than the most that fit: all of them work equally long.
   const int most = kBlocks * Multiprocessors();
   const int rounds = (all.tiles + most - 1) / most;

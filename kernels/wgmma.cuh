@@ -12,7 +12,7 @@
 
 #include <cuda.h>
 
-#include "kernels/slstm/slstm_cluster.cuh"
+#include "kernels/cluster.cuh"
 
 namespace eyrie {
 
@@ -60,7 +60,7 @@ struct FreeBarrier {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(address) : "memory");
   }
   // At the barriers that lie at this address in those of `blocks` blocks of the cluster that
-  // wanted(rank) chooses: their buffers are waited for by FillBarrier::Wait.
+  // wanted(rank) chooses.
   template <class Wanted>
   static __device__ __forceinline__ void Arrive(uint32_t address, int blocks,
                                                 const Wanted& wanted) {
@@ -82,22 +82,13 @@ struct FreeBarrier {
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];\n" ::"r"(remote) : "memory");
   }
 };
-// Until a phase of either kind of barrier is over, by arrivals and copies of this block alone; a
-// phase before the first one, of parity 1, is over from the start.
-__device__ __forceinline__ void WaitForBlock(uint32_t address, int parity) {
-  uint32_t done = 0;
-  while (done == 0) {
-    asm volatile(
-        "{\n.reg .pred p;\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, p;\n}\n"
-        : "=r"(done)
-        : "r"(address), "r"(parity)
-        : "memory");
-  }
+// Until a phase of either kind of barrier is over; one before the first, of parity 1, is over from
+// the start.
+__device__ __forceinline__ void WaitForPhase(uint32_t address, int parity) {
+  FillBarrier::Wait(address, parity);
 }
 // Whether it is, without waiting.
-__device__ __forceinline__ bool IsOverForBlock(uint32_t address, int parity) {
+__device__ __forceinline__ bool PhaseIsOver(uint32_t address, int parity) {
   uint32_t done;
   asm volatile(
       "{\n.reg .pred p;\n"

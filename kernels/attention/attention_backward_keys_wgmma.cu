@@ -321,7 +321,7 @@ __device__ __forceinline__ void ConsumeOne(const AttentionView<Bf16>& view, cons
       WeighRows(scale_log2, block.Records(i), masked, first_key, weights);
     } else {
       float p[S::kRows / 8][4];
-      WaitForBlock(block.shared.Full(i), i / 2 % 2);
+      WaitForPhase(block.shared.Full(i), i / 2 % 2);
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
         const uint4 words = block.SharedWeights(i, step);

@@ -7,7 +7,7 @@
 // query rows, all heads in turn: products are computed transposed, [keys, rows], so that P^T and
 // dS^T lie in registers as the next product needs them.
 #include "kernels/attention/attention_kernels.cuh"
-#include "kernels/attention/attention_mma.cuh"
+#include "kernels/mma.cuh"
 
 namespace eyrie {
 namespace {

@@ -1,7 +1,7 @@
 // The running softmax of two rows of scores, in the accumulators of a product [16, columns].
 #pragma once
 
-#include "kernels/attention/attention_mma.cuh"
+#include "kernels/mma.cuh"
 
 namespace eyrie {
 

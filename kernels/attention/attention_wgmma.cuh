@@ -69,8 +69,8 @@ struct Ring {
       FreeBarrier::Init(Free(i), readers);
     }
   }
-  __device__ void WaitUntilFree(int i) const { WaitForBlock(Free(i), i / kStages % 2 ^ 1); }
-  __device__ void WaitUntilFull(int i) const { WaitForBlock(Full(i), i / kStages % 2); }
+  __device__ void WaitUntilFree(int i) const { WaitForPhase(Free(i), i / kStages % 2 ^ 1); }
+  __device__ void WaitUntilFull(int i) const { WaitForPhase(Full(i), i / kStages % 2); }
   // Of a warp that has read what it needs.
   __device__ void Release(int i) const { FreeBarrier::Arrive(Free(i)); }
 };

@@ -2,8 +2,8 @@
 // the maps' outputs they make of x by folded weights (block_map_cuda.cuh): each block sums its
 // channels, and a second kernel the blocks' sums.
 #include "core/early_launch.cuh"
-#include "kernels/attention/attention_mma.cuh"
 #include "kernels/block_map/block_map_cuda.cuh"
+#include "kernels/mma.cuh"
 
 namespace eyrie {
 namespace {

@@ -5,8 +5,8 @@
 // with no exchange of what lanes have loaded.
 #pragma once
 
-#include "kernels/attention/attention_mma.cuh"
 #include "kernels/block_map/block_map_cuda.cuh"
+#include "kernels/mma.cuh"
 
 namespace eyrie {
 

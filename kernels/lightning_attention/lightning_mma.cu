@@ -2,8 +2,8 @@
 // tile of 64 tokens, for up to 128 of its values; a warp has 16 of these. The state stays in
 // registers, in float32 and transposed: accumulators of S^T [16 values, keys] lie as operand B of
 // q S needs them. The scores of a tile are computed by all warps together and shared.
-#include "kernels/attention/attention_mma.cuh"
 #include "kernels/lightning_attention/lightning_kernels.cuh"
+#include "kernels/mma.cuh"
 
 namespace eyrie {
 namespace {

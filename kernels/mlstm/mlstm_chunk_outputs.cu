@@ -125,8 +125,7 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, lane = thread % 32;
   const int warp = thread / 32, own_row = 16 * warp + lane / 4;  // in the tile; and 8 further
   const int units = static_cast<int>(Units(view));
-  const uint32_t staged_at = block.Staged(group);
-  unsigned char* staged = block.memory + (staged_at - block.base);
+  unsigned char* staged = block.memory + (block.Staged(group) - block.base);
   int step = 0, parity = 0;
   for (int u = block.cluster; u < units; u += block.clusters) {
     const Unit<kReverse> unit(view, u, block.column);
@@ -139,13 +138,8 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
     const int begin = (tiles.first + own_tile) * kTile;
     const int in_sequence = unit.head % sizes.heads, sequence = unit.head / sizes.heads;
     const int64_t own_token = unit.head * sizes.padded() + begin + own_row;
-    if (multiplies && exists && thread == 0) {
-      WaitUntilStoresRead();
-      FillBarrier::Arm(block.StagedFull(group), kStagedBytes);
-      for (int j = 0; j < kRightBoxes; ++j) {
-        LoadBox(staged_at + j * kBoxBytes, pass.multiplied, block.StagedFull(group),
-                unit.first_column + 64 * j, in_sequence, begin, sequence);
-      }
+    if (multiplies && exists) {
+      block.FetchStaged(group, pass.multiplied, unit.first_column, in_sequence, begin, sequence);
     }
 
     float sums[kMlstmChunkColumns / 8][4];
@@ -234,11 +228,10 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
       for (int half = 0; half < 2; ++half) factors[half] = args.factor[own_token + 8 * half];
     }
     if (multiplies) {
-      WaitForBlock(block.StagedFull(group), parity);
+      WaitForPhase(block.StagedFull(group), parity);
       parity ^= 1;
     } else {
-      if (thread == 0) WaitUntilStoresRead();
-      NamedBarrier(1 + group, kWarpgroup);
+      block.AwaitStaged(group);
     }
 #pragma unroll
     for (int n = 0; n < kMlstmChunkColumns / 8; ++n) {
@@ -265,14 +258,8 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
         if (lane % 4 == 0 && unit.first_column < pass.width) to[8 * half] = sum;
       }
     }
-    FenceForBulkCopies();
-    NamedBarrier(1 + group, kWarpgroup);
-    if (thread != 0) continue;
-    for (int j = 0; j < kRightBoxes; ++j) {
-      const int column = unit.first_column + 64 * j;
-      if (column >= pass.width) break;
-      StoreBox(pass.o, staged_at + j * kBoxBytes, column, in_sequence, begin, sequence);
-    }
+    block.StoreStaged(group, (pass.width - unit.first_column + 63) / 64, pass.o, unit.first_column,
+                      in_sequence, begin, sequence);
   }
   if (thread == 0) WaitUntilStoresRead();
 }

@@ -81,8 +81,7 @@ __host__ __device__ int64_t Units(const View& view) {
   const MlstmVectors& vectors = view.vectors;
   const bool backward = view.args.dh != nullptr;
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, lane = thread % 32;
-  const uint32_t staged_at = block.Staged(group);
-  unsigned char* staged = block.memory + (staged_at - block.base);
+  unsigned char* staged = block.memory + (block.Staged(group) - block.base);
   const int own_row = 16 * (thread / 32) + lane / 4;  // in the tile; and 8 further
   const int units = static_cast<int>(Units(view));
   const float scale = rsqrtf(static_cast<float>(sizes.keys));
@@ -138,8 +137,7 @@ __host__ __device__ int64_t Units(const View& view) {
     block.Release(step - 1);
     if (!exists) continue;
 
-    if (thread == 0) WaitUntilStoresRead();
-    NamedBarrier(1 + group, kWarpgroup);
+    block.AwaitStaged(group);
     float row_sums[2] = {};
 #pragma unroll
     for (int box = 0; box < kRightBoxes; ++box) {
@@ -201,13 +199,8 @@ __host__ __device__ int64_t Units(const View& view) {
         view.args.earlier_sums[vector_at + in_chunk] = unit.row_tile == 0 ? 0.0f : sum;
       }
     }
-    FenceForBulkCopies();
-    NamedBarrier(1 + group, kWarpgroup);
-    if (thread != 0) continue;
-    for (int box = 0; box < min(kRightBoxes, own_tile - unit.column_tile + 1); ++box) {
-      StoreBox(unit.of_p ? view.p : view.w, staged_at + box * kBoxBytes,
-               (unit.column_tile + box) * kTile, own_tile * kTile, unit.chunk, unit.head);
-    }
+    block.StoreStaged(group, own_tile - unit.column_tile + 1, unit.of_p ? view.p : view.w,
+                      unit.column_tile * kTile, own_tile * kTile, unit.chunk, unit.head);
   }
   if (thread == 0) WaitUntilStoresRead();
 }

@@ -75,8 +75,7 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
   const MlstmChunkStates& args = view.args;
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, lane = thread % 32;
   const int warp = thread / 32, units = static_cast<int>(Units(sizes));
-  const uint32_t staged_at = block.Staged(group);
-  unsigned char* staged = block.memory + (staged_at - block.base);
+  unsigned char* staged = block.memory + (block.Staged(group) - block.base);
   const LaneChunk in_b = LaneOfB(lane);
   const uint32_t box_lane = ChunkOffset<64>(in_b.row, 2 * warp + in_b.chunk);
   int step = 0, parity = 0;
@@ -126,15 +125,6 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
       }
     }
 
-    // Starts to copy what lies at a boundary, after what was staged before is stored.
-    const auto fetch = [&](int boundary) {
-      WaitUntilStoresRead();
-      FillBarrier::Arm(block.StagedFull(group), kStagedBytes);
-      for (int j = 0; j < kRightBoxes; ++j) {
-        LoadBox(staged_at + j * kBoxBytes, view.states, block.StagedFull(group),
-                unit.first_column + 64 * j, first_row, sizes.StatePlace(boundary), unit.head);
-      }
-    };
     // Whether a product is due between the ends.
     const auto multiplies_at = [&](int boundary) {
       return kReverse && args.products != nullptr && boundary > 0 && boundary < sizes.chunks &&
@@ -148,10 +138,6 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
         args.products[entry * MlstmStateParts(sizes) + part + warp] = product;
       }
     };
-    const auto wait_for_staged = [&] {
-      if (thread == 0) WaitUntilStoresRead();
-      NamedBarrier(1 + group, kWarpgroup);
-    };
     // Stores pair(first, second, what is staged there) of the state's elements in a place.
     const auto store = [&](int place, const auto& pair) {
 #pragma unroll
@@ -162,14 +148,8 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
           *place = pair(state[n][2 * half], state[n][2 * half + 1], *place);
         }
       }
-      FenceForBulkCopies();
-      NamedBarrier(1 + group, kWarpgroup);
-      if (thread != 0 || first_row >= sizes.keys) return;
-      for (int j = 0; j < kRightBoxes; ++j) {
-        const int column = unit.first_column + 64 * j;
-        if (column >= sizes.values) break;
-        StoreBox(view.states, staged_at + j * kBoxBytes, column, first_row, place, unit.head);
-      }
+      const int boxes = first_row < sizes.keys ? (sizes.values - unit.first_column + 63) / 64 : 0;
+      block.StoreStaged(group, boxes, view.states, unit.first_column, first_row, place, unit.head);
     };
     const auto keep = [&](int boundary, int chunks_before) {
       const bool multiplies = multiplies_at(boundary);
@@ -186,7 +166,7 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
       }
       if (chunks_before == 0 && args.entering == nullptr) return;
       if (multiplies) {
-        WaitForBlock(block.StagedFull(group), parity);
+        WaitForPhase(block.StagedFull(group), parity);
         parity ^= 1;
         store(sizes.StatePlace(boundary), [&](float first, float second, uint32_t staged_pair) {
           const float2 before = Unpack(staged_pair);
@@ -196,12 +176,12 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
         });
         write_product(product, sizes.Restart(boundary * sizes.chunk_tiles));
       } else {
-        wait_for_staged();
+        block.AwaitStaged(group);
         store(sizes.StatePlace(boundary),
               [](float first, float second, uint32_t) { return Pack(first, second); });
       }
       if (args.entering == nullptr || chunks_before >= kMlstmRests) return;
-      wait_for_staged();
+      block.AwaitStaged(group);
       store(sizes.RestPlace(chunks_before, kReverse),
             [](float first, float second, uint32_t rounded) {
               const float2 pair = Unpack(rounded);
@@ -287,7 +267,11 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
           for (int j = 0; j < 4; ++j) rows[s][j] = next[s][j];
         }
         start_products();
-        if (fetches && tile == 0 && thread == 0) fetch(chunk);
+        if (fetches && tile == 0) {
+          // What lies at the boundary that comes next, backward in time.
+          block.FetchStaged(group, view.states, unit.first_column, first_row,
+                            sizes.StatePlace(chunk), unit.head);
+        }
         weighed = tile + 1 < tiles.count && block.StageIsThere(step + 1);
         if (weighed) weigh(tile + 1, step + 1, std::false_type{}, next);
         finish_products();

@@ -90,7 +90,7 @@ struct Block {
   __device__ __forceinline__ void Fill(int i, uint32_t further, const Left& left,
                                        const Right& right) const {
     const uint32_t full = Full(i), stage = Stage(i);
-    FillBarrier::Wait(Free(i), i / kStages % 2 ^ 1);
+    WaitForPhase(Free(i), i / kStages % 2 ^ 1);
     FillBarrier::Arm(full, kStage + further);
     constexpr int kLeftShare = kLeftBoxes / kColumns, kRightShare = kRightBoxes / kRows;
     for (int j = column * kLeftShare; j < (column + 1) * kLeftShare; ++j) {
@@ -112,17 +112,45 @@ struct Block {
     }
   }
   __device__ __forceinline__ void WaitForStage(int i) const {
-    WaitForBlock(Full(i), i / kStages % 2);
+    WaitForPhase(Full(i), i / kStages % 2);
   }
   // Whether that would return at once, the same for all of a warp.
   __device__ __forceinline__ bool StageIsThere(int i) const {
-    return __all_sync(0xffffffffu, IsOverForBlock(Full(i), i / kStages % 2)) != 0;
+    return __all_sync(0xffffffffu, PhaseIsOver(Full(i), i / kStages % 2)) != 0;
   }
   // A warp has read the stage of step i.
   __device__ __forceinline__ void Release(int i) const {
     // Those that copy into it.
     FreeBarrier::Arrive(Free(i), kCluster,
                         [&](int rank) { return rank % kRows == row || rank / kRows == column; });
+  }
+
+  // The boxes of a warpgroup, whose threads all call the following. Starts to copy what lies at
+  // these coordinates of a map, after what was stored before.
+  __device__ __forceinline__ void FetchStaged(int group, const CUtensorMap& map, int c0, int c1,
+                                              int c2, int c3) const {
+    if (threadIdx.x % kWarpgroup != 0) return;
+    WaitUntilStoresRead();
+    FillBarrier::Arm(StagedFull(group), kStagedBytes);
+    for (int j = 0; j < kRightBoxes; ++j) {
+      LoadBox(Staged(group) + j * kBoxBytes, map, StagedFull(group), c0 + 64 * j, c1, c2, c3);
+    }
+  }
+  // Until they may be written again.
+  __device__ __forceinline__ void AwaitStaged(int group) const {
+    if (threadIdx.x % kWarpgroup == 0) WaitUntilStoresRead();
+    NamedBarrier(1 + group, kWarpgroup);
+  }
+  // Stores the first `boxes` of them, once all threads have written theirs.
+  __device__ __forceinline__ void StoreStaged(int group, int boxes, const CUtensorMap& map, int c0,
+                                              int c1, int c2, int c3) const {
+    FenceForBulkCopies();
+    NamedBarrier(1 + group, kWarpgroup);
+    if (threadIdx.x % kWarpgroup != 0) return;
+    for (int j = 0; j < kRightBoxes; ++j) {
+      if (j >= boxes) break;
+      StoreBox(map, Staged(group) + j * kBoxBytes, c0 + 64 * j, c1, c2, c3);
+    }
   }
 
   uint32_t base;

@@ -1,8 +1,8 @@
 // What rounding keeps from the products at the end of a sequence that a gradient enters there. The
 // passes multiply w k and dC in bfloat16; of the last tokens' forget gates the gradients are small
 // differences of such products, if the gates are nearly shut, and need them exactly.
-#include "kernels/attention/attention_mma.cuh"
 #include "kernels/mlstm/mlstm_kernels.cuh"
+#include "kernels/mma.cuh"
 
 namespace eyrie {
 namespace {
@@ -19,7 +19,9 @@ __global__ void __launch_bounds__(kThreads) EndKernel(const MlstmLayout sizes, c
   __shared__ float gradients[kMlstmEndKeys][kColumns], rests[kMlstmEndKeys][kColumns];
   __shared__ float values[kMlstmTile][kColumns + 1];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kLanes;
-  const int head = static_cast<int>(blockIdx.y), part = static_cast<int>(blockIdx.x);
+  const int parts = MlstmEndParts(sizes);
+  const int head = static_cast<int>(blockIdx.x) / parts,
+            part = static_cast<int>(blockIdx.x) % parts;
   const int first_key = part * kMlstmEndKeys, begin = (sizes.tiles - 1) * kMlstmTile;
   const float* dc = in.dc + static_cast<int64_t>(head) * sizes.keys * sizes.values;
 
@@ -69,8 +71,7 @@ __global__ void __launch_bounds__(kThreads) EndKernel(const MlstmLayout sizes, c
   of_state = QuadSum(of_state);
   static_assert(kLanes == 4);
   if (lane != 0) return;
-  float* to =
-      in.products + (static_cast<int64_t>(head) * MlstmEndParts(sizes) + part) * 2 * kMlstmTile;
+  float* to = in.products + (static_cast<int64_t>(head) * parts + part) * 2 * kMlstmTile;
   to[in_tile] = of_key;
   to[kMlstmTile + in_tile] = of_state;
 }
@@ -78,8 +79,7 @@ __global__ void __launch_bounds__(kThreads) EndKernel(const MlstmLayout sizes, c
 }  // namespace
 
 void MultiplyEnd(const MlstmLayout& sizes, const MlstmEnd& in) {
-  const dim3 grid(static_cast<unsigned>(MlstmEndParts(sizes)),
-                  static_cast<unsigned>(sizes.all_heads()));
+  const dim3 grid(static_cast<unsigned>(sizes.all_heads() * MlstmEndParts(sizes)));
   Launch("mlstm end", EndKernel, grid, dim3(kThreads), 0, sizes, in);
 }
 

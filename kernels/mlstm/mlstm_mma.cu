@@ -5,8 +5,8 @@
 // operand B of q S needs them. Where two warps share 16 values, each adds its keys' part of half of
 // the tokens' outputs. While one of the two products of a tile is computed, what the other needs is
 // copied.
-#include "kernels/attention/attention_mma.cuh"
-#include "kernels/mlstm/mlstm_kernels.cuh"
+#include "kernels/mlstm/mlstm_state.cuh"
+#include "kernels/mma.cuh"
 
 namespace eyrie {
 namespace {
@@ -108,43 +108,12 @@ __global__ void __launch_bounds__(kThreads, 1)
 
   copy_others(0);
   copy_keys(0);
-  // Calls body(element of the state, where it lies in memory) for those that exist.
-  float state[kWarpKeys / 8][4];
-  const auto for_state = [&](const auto& body) {
-#pragma unroll
-    for (int n = 0; n < kWarpKeys / 8; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int key = key_begin + key_warp * kWarpKeys + 8 * n + AccumulatorColumn(lane, i);
-        const int value = 16 * value_warp + AccumulatorRow(lane, i);
-        if (key >= pass.keys || value >= values) continue;
-        body(state[n][i], key * pass.key_stride + (value_begin + value) * pass.value_stride);
-      }
-    }
-  };
-  const int64_t states = static_cast<int64_t>(head) * sizes.chunks + chunk;
-#pragma unroll
-  for (int n = 0; n < kWarpKeys / 8; ++n) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) state[n][i] = 0.0f;
-  }
-  if (pass.entering != nullptr) {
-    const float* from = pass.entering + states * pass.keys * pass.values;
-    for_state([&](float& element, int at) { element = from[at]; });
-  }
-  // Of the further key, for the warp's values AccumulatorRow(lane, 2 i); alike in a quad.
-  float extra_state[2] = {};
-  const int extra_value = value_begin + 16 * value_warp + lane / 4;
-  if (extra && pass.entering_extra != nullptr) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if (extra_value + 8 * i >= value_begin + values) continue;
-      extra_state[i] = pass.entering_extra[states * pass.values + extra_value + 8 * i];
-    }
-  }
-
+  const MlstmStatePart part{key_begin + key_warp * kWarpKeys, value_begin, 16 * value_warp, values,
+                            static_cast<int64_t>(head) * sizes.chunks + chunk};
   const MlstmShare share{head, static_cast<int>(blockIdx.z), static_cast<int>(gridDim.z),
                          key_warp == 0 && lane % 4 == 0};
+  float state[kWarpKeys / 8][4], extra_state[2];
+  EnterChunk(pass, part, extra, state, extra_state);
 
   const LaneChunk in_a = LaneOfA(lane);
   const uint32_t key_lane = ChunkOffset<kKeys>(in_a.row, in_a.chunk) + key_warp * kWarpKeys * 2;
@@ -210,8 +179,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       // The products of 16 tokens' outputs of the warp with the rows that these are multiplied
       // with.
       const auto multiply = [&](int m, const Outputs& sums) {
-        const int part = value_begin / 16 + value_warp;
-        const int64_t parts = pass.values / 16;
+        const int slot = value_begin / 16 + value_warp;
+        const int64_t slots = pass.values / 16;
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int token = 16 * m + AccumulatorRow(lane, 2 * half);
@@ -225,8 +194,8 @@ __global__ void __launch_bounds__(kThreads, 1)
             product = fmaf(sums[j][2 * half + 1], factors.y, product);
           }
           product = QuadSum(product);
-          if (lane % 4 == 0 && part < parts) {
-            pass.products[(head * parts + part) * sizes.padded() + begin + token] = product;
+          if (lane % 4 == 0 && slot < slots) {
+            pass.products[(head * slots + slot) * sizes.padded() + begin + token] = product;
           }
         }
       };
@@ -360,17 +329,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (leaves) {
     AtRestart(sizes, pass, kReverse ? first_tile : first_tile + tiles, share, state, extra_state);
   }
-  if (pass.leaving != nullptr) {
-    float* to = pass.leaving + states * pass.keys * pass.values;
-    for_state([&](float element, int at) { to[at] = element; });
-  }
-  if (extra && pass.leaving_extra != nullptr && key_warp == 0 && lane % 4 == 0) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if (extra_value + 8 * i >= value_begin + values) continue;
-      pass.leaving_extra[states * pass.values + extra_value + 8 * i] = extra_state[i];
-    }
-  }
+  LeaveChunk(pass, part, extra && share.extra_counts, state, extra_state);
 }
 
 template <class S>

@@ -1,8 +1,8 @@
 // The scores within each tile of the mLSTM, on the tensor cores, and what the normaliser takes from
 // a tile. A block computes a tile, a warp 16 of its rows; queries and keys pass through shared
 // memory 64 columns at a time.
-#include "kernels/attention/attention_mma.cuh"
 #include "kernels/mlstm/mlstm_kernels.cuh"
+#include "kernels/mma.cuh"
 
 namespace eyrie {
 namespace {
@@ -21,7 +21,8 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ float row[kTile], column[kTile], after[kTile], inverse_b[kTile], dnormaliser[kTile];
   __shared__ int documents[kTile];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
-  const int tile = static_cast<int>(blockIdx.x), head = static_cast<int>(blockIdx.y);
+  const int tile = static_cast<int>(blockIdx.x) % sizes.tiles;
+  const int head = static_cast<int>(blockIdx.x) / sizes.tiles;
   const int begin = tile * kTile;
   const uint32_t base = SharedAddress(pieces);
 
@@ -121,7 +122,7 @@ __global__ void __launch_bounds__(kThreads)
 
 void MlstmTileScores(const MlstmLayout& sizes, const MlstmVectors& vectors,
                      const MlstmScores& scores) {
-  const dim3 grid(static_cast<unsigned>(sizes.tiles), static_cast<unsigned>(sizes.all_heads()));
+  const dim3 grid(static_cast<unsigned>(sizes.all_heads() * sizes.tiles));
   const auto kernel = scores.dh != nullptr ? ScoresKernel<true> : ScoresKernel<false>;
   Launch("mlstm scores", kernel, grid, dim3(kThreads), 0, sizes, vectors, scores);
 }

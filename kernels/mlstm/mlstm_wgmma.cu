@@ -9,6 +9,7 @@
 // shared memory. Of O^T the blocks of a cluster give each other their keys' parts: each finishes
 // 64 / blocks of the tokens while its state's product runs. A third warpgroup copies tiles into two
 // stages. This way of sharing work among warpgroups is that of FlashAttention-3 (arXiv:2407.08608).
+#include "kernels/mlstm/mlstm_state.cuh"
 #include "kernels/mlstm/mlstm_wgmma_block.cuh"
 
 namespace eyrie {
@@ -31,42 +32,12 @@ __device__ __forceinline__ void Consume(const PassView& view,
   const bool multiplies = outputs && pass.multiplied != nullptr;
   const MlstmShare share{head, static_cast<int>(blockIdx.z) * kBlocks + rank,
                          static_cast<int>(gridDim.z) * kBlocks, rank == 0 && lane % 4 == 0};
-  const int64_t states = static_cast<int64_t>(head) * sizes.chunks + block.chunk;
   const int group_value = block.first_value + 64 * group;
-  const int lane_value = group_value + 16 * warp + lane / 4;  // and the one 8 further
-
-  // Calls body(element of the state, where it lies in memory) for those that exist.
-  float state[kBlockKeys / 8][4];
-  const auto for_state = [&](const auto& body) {
-#pragma unroll
-    for (int n = 0; n < kBlockKeys / 8; ++n) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int key = block.first_key + 8 * n + AccumulatorColumn(lane, i);
-        const int value = lane_value + i / 2 * 8;
-        if (key >= pass.keys || value >= pass.values) continue;
-        body(state[n][i], key * pass.key_stride + value * pass.value_stride);
-      }
-    }
-  };
-#pragma unroll
-  for (int n = 0; n < kBlockKeys / 8; ++n) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) state[n][i] = 0.0f;
-  }
-  if (pass.entering != nullptr) {
-    const float* from = pass.entering + states * pass.keys * pass.values;
-    for_state([&](float& element, int at) { element = from[at]; });
-  }
-  // Of the further key, for the lane's two values; alike in a quad, and in all blocks.
-  float extra_state[2] = {};
-  if (extra && pass.entering_extra != nullptr) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if (lane_value + 8 * i >= pass.values) continue;
-      extra_state[i] = pass.entering_extra[states * pass.values + lane_value + 8 * i];
-    }
-  }
+  const MlstmStatePart part{block.first_key, 0, group_value + 16 * warp, pass.values,
+                            static_cast<int64_t>(head) * sizes.chunks + block.chunk};
+  // Of the further key all blocks have the same.
+  float state[kBlockKeys / 8][4], extra_state[2];
+  EnterChunk(pass, part, extra, state, extra_state);
 
   const LaneChunk in_b = LaneOfB(lane);
   const uint32_t box_lane = ChunkOffset<64>(in_b.row, 2 * warp + in_b.chunk);
@@ -96,7 +67,7 @@ __device__ __forceinline__ void Consume(const PassView& view,
                                stage + S::kValues + group * kBoxBytes + box_lane + step * 16 * 128);
       }
     };
-    WaitForBlock(block.KeysFull(index), block.Parity(index));
+    WaitForPhase(block.KeysFull(index), block.Parity(index));
 
     // Of the tokens that this block finishes: from its keys' state, from the tile.
     float sums[kGroups][4] = {}, within[kGroups][4] = {};
@@ -116,7 +87,7 @@ __device__ __forceinline__ void Consume(const PassView& view,
       };
       round_state(0);
       round_state(1);
-      WaitForBlock(block.QueriesFull(index), block.Parity(index));
+      WaitForPhase(block.QueriesFull(index), block.Parity(index));
       WgmmaFence();
 #pragma unroll
       for (int batch = 0; batch < kBatches; ++batch) {
@@ -233,7 +204,7 @@ __device__ __forceinline__ void Consume(const PassView& view,
 
     if (outputs) {
       if constexpr (kBlocks > 1) {
-        FillBarrier::Wait(block.PartsFull(index, group), index / 2 % 2);
+        WaitForPhase(block.PartsFull(index, group), index / 2 % 2);
 #pragma unroll
         for (int from = 0; from < kBlocks; ++from) {
           if (from == rank) continue;
@@ -249,7 +220,7 @@ __device__ __forceinline__ void Consume(const PassView& view,
         }
       }
       NamedBarrier(1 + group, kWarpgroup);
-      if (multiplies) WaitForBlock(block.MultipliedFull(group), index % 2);
+      if (multiplies) WaitForPhase(block.MultipliedFull(group), index % 2);
 #pragma unroll
       for (int j = 0; j < kGroups; j += 2) {
         // A lane's 8 outputs lie as those that a warp's load of four matrices gives it.
@@ -286,13 +257,13 @@ __device__ __forceinline__ void Consume(const PassView& view,
         }
         StoreMatricesTransposed(place, packed);
         if (multiplies) {
-          const int part = group_value / 16 + warp;
-          const int64_t parts = pass.values / 16;
+          const int slot = group_value / 16 + warp;
+          const int64_t slots = pass.values / 16;
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
             const float2 sum = {ColumnSum(products[i].x), ColumnSum(products[i].y)};
-            if (lane >= 4 || part >= parts) continue;
-            *reinterpret_cast<float2*>(pass.products + (head * parts + part) * sizes.padded() +
+            if (lane >= 4 || slot >= slots) continue;
+            *reinterpret_cast<float2*>(pass.products + (head * slots + slot) * sizes.padded() +
                                        own_token + (j + i) * 8 + 2 * lane) = sum;
           }
         }
@@ -320,17 +291,7 @@ __device__ __forceinline__ void Consume(const PassView& view,
 
   const int end = block.TileAt(block.tiles - 1) + (kReverse ? 0 : 1);
   if (StateLeaves(sizes, pass, end)) AtRestart(sizes, pass, end, share, state, extra_state);
-  if (pass.leaving != nullptr) {
-    float* to = pass.leaving + states * pass.keys * pass.values;
-    for_state([&](float element, int at) { to[at] = element; });
-  }
-  if (extra && pass.leaving_extra != nullptr && rank == 0 && lane % 4 == 0) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if (lane_value + 8 * i >= pass.values) continue;
-      pass.leaving_extra[states * pass.values + lane_value + 8 * i] = extra_state[i];
-    }
-  }
+  LeaveChunk(pass, part, extra && share.extra_counts, state, extra_state);
   if (thread == 0) WaitUntilStoresRead();
 }
 

@@ -126,7 +126,7 @@ __device__ __forceinline__ void Produce(const PassView& view,
     const int before = block.Parity(i) ^ 1;
     if (view.pass.o != nullptr) {
       const uint32_t full = block.QueriesFull(i);
-      WaitForBlock(block.QueriesFree(i), before);
+      WaitForPhase(block.QueriesFree(i), before);
       FillBarrier::Arm(full, S::kKeyBytes + S::kScoreBytes);
       for (int j = 0; j < kKeyBoxes; ++j) {
         LoadBox(stage + j * kBoxBytes, view.q, full, block.first_key + 64 * j, in_sequence, begin,
@@ -140,7 +140,7 @@ __device__ __forceinline__ void Produce(const PassView& view,
     const uint32_t full = block.KeysFull(i);
     uint32_t bytes = S::kKeyBytes + S::kValueBytes;
     for (int j = 0; j < kVectors; ++j) bytes += block.vectors[j] == nullptr ? 0 : kVectorBytes;
-    WaitForBlock(block.KeysFree(i), before);
+    WaitForPhase(block.KeysFree(i), before);
     FillBarrier::Arm(full, bytes);
     for (int j = 0; j < kConsumers; ++j) {
       LoadBox(stage + S::kValues + j * kBoxBytes, view.v, full, block.first_value + 64 * j,

@@ -2,8 +2,8 @@
 // block 32 of them.
 #pragma once
 
+#include "kernels/cluster.cuh"
 #include "kernels/cuda_math.cuh"
-#include "kernels/slstm/slstm_cluster.cuh"
 
 namespace eyrie {
 

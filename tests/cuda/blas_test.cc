@@ -167,6 +167,41 @@ TEST(CudaGemm, FewRowsAgreeWithTheCpu) {
   }
 }
 
+// Neither of few rows nor of many, and next to products that are something.
+TEST(CudaGemm, ProductsWithoutRowsOrColumnsAreNothing) {
+  TestRandom random;
+  for (const DType dtype : kCudaTypes) {
+    const OwnedTensor a = ToCuda(RandomTensor(DType::kF32, {5, 64}, random).tensor, dtype);
+    const OwnedTensor b = ToCuda(RandomTensor(DType::kF32, {7, 64}, random).tensor, dtype);
+    const OwnedTensor c = ToCuda(RandomTensor(DType::kF32, {5, 7}, random).tensor, dtype);
+    const OwnedTensor before = ToHost(c.tensor);
+    GemmArgs no_rows{.trans_b = Trans::kYes,
+                     .n = 7,
+                     .k = 64,
+                     .a = a.tensor,
+                     .lda = 64,
+                     .b = b.tensor,
+                     .ldb = 64,
+                     .c = c.tensor,
+                     .ldc = 7};
+    GemmArgs no_columns = no_rows;
+    no_columns.m = 5;
+    no_columns.n = 0;
+    for (const GemmArgs& args : {no_rows, no_columns}) {
+      Gemm(args);
+      EXPECT_TRUE(BitwiseEqual(ToHost(c.tensor).tensor, before.tensor));
+    }
+    const OwnedTensor expected = PoisonedCuda(dtype, {5, 7});
+    GemmArgs whole = no_columns;
+    whole.n = 7;
+    whole.c = expected.tensor;
+    Gemm(whole);
+    whole.c = c.tensor;
+    Gemm(std::vector{no_columns, whole});
+    EXPECT_TRUE(BitwiseEqual(ToHost(c.tensor).tensor, ToHost(expected.tensor).tensor));
+  }
+}
+
 TEST(CudaGemm, FewRowsRepeatBitByBit) {
   TestRandom random;
   const OwnedTensor a = ToCuda(RandomTensor(DType::kF32, {3, 2560}, random).tensor, DType::kBF16);

@@ -48,6 +48,22 @@ TEST(CudaMemory, CopiesRowsOfAnyWidth) {
   }
 }
 
+// Of long sequences, whose rows start further apart than the driver copies.
+TEST(CudaMemory, CopiesRowsFarApart) {
+  TestRandom random;
+  constexpr int64_t kTokens = (int64_t{1} << 20) + 1, kWidth = 1024;
+  const OwnedTensor x = RandomTensor(DType::kF32, {2, 3, kWidth}, random);
+  const OwnedTensor there = ToCuda(x.tensor, DType::kBF16);
+  const OwnedTensor sequences = ZeroCuda(DType::kBF16, {2, kTokens, kWidth});
+  CopyRows(there.tensor, 0, sequences.tensor, kTokens - 3, 3);
+  const OwnedTensor last = PoisonedCuda(DType::kBF16, {2, 2, kWidth});
+  CopyRows(sequences.tensor, kTokens - 2, last.tensor, 0, 2);
+  const OwnedTensor expected(DType::kF32, {2, 2, kWidth});
+  CopyRows(x.tensor, 1, expected.tensor, 0, 2);
+  EXPECT_TRUE(
+      BitwiseEqual(ToHost(last.tensor).tensor, Rounded(expected.tensor, DType::kBF16).tensor));
+}
+
 TEST(CudaMemory, ArenaGrowsWithoutMovingWhatItGave) {
   TestRandom random;
   Arena arena(Device::kCuda);

@@ -294,6 +294,77 @@ TEST(CudaMlstm, SequencesAreCutIntoChunks) {
   }
 }
 
+// More heads in all than a grid of blocks may be high: the last sequences as they are alone.
+TEST(CudaMlstm, ManyShortSequences) {
+  constexpr int64_t kBatch = 8200, kTokens = 3, kHeads = 8, kWidth = 16, kLast = 5;
+  TestRandom random;
+  const auto draw = [&](Shape shape, DType dtype) {
+    return ToCuda(RandomTensor(DType::kF32, shape, random).tensor, dtype);
+  };
+  const Shape rows{kBatch, kTokens, kHeads, kWidth}, gates{kBatch, kTokens, kHeads};
+  const OwnedTensor q = draw(rows, DType::kBF16), k = draw(rows, DType::kBF16);
+  const OwnedTensor v = draw(rows, DType::kBF16), dh = draw(rows, DType::kBF16);
+  const OwnedTensor log_i = draw(gates, DType::kF32), log_f = draw(gates, DType::kF32);
+  const OwnedTensor dc = draw({kBatch, kHeads, kWidth, kWidth}, DType::kF32);
+  const OwnedTensor dn = draw({kBatch, kHeads, kWidth}, DType::kF32);
+  const OwnedTensor positions = ToCuda(RandomPositions(kBatch, kTokens, random, true).tensor);
+  // What a call with the last `batch` sequences gives for the last kLast.
+  const auto run = [&](int64_t batch) {
+    const auto last = [&](const OwnedTensor& all) {
+      return all.tensor.Rows(kBatch - batch, kBatch);
+    };
+    const auto out = [&](DType dtype, Shape shape) { return PoisonedCuda(dtype, shape); };
+    const Shape own{batch, kTokens, kHeads, kWidth}, own_gates{batch, kTokens, kHeads};
+    std::vector<OwnedTensor> results;
+    for (int i = 0; i < 4; ++i) results.push_back(out(DType::kBF16, own));
+    for (int i = 0; i < 4; ++i) results.push_back(out(DType::kF32, own_gates));
+    const auto result = [&](int i) { return results[static_cast<size_t>(i)].tensor; };
+    const OwnedTensor c = out(DType::kF32, {batch, kHeads, kWidth, kWidth});
+    const OwnedTensor n = out(DType::kF32, {batch, kHeads, kWidth});
+    const OwnedTensor m = out(DType::kF32, {batch, kHeads});
+    const OwnedTensor workspace =
+        out(DType::kF32, {MlstmWorkspace(last(q), last(v), MlstmOptions())});
+    MlstmForward({.q = last(q),
+                  .k = last(k),
+                  .v = last(v),
+                  .log_i = last(log_i),
+                  .log_f = last(log_f),
+                  .positions = last(positions),
+                  .h = result(0),
+                  .maximum = result(4),
+                  .normaliser = result(5),
+                  .after = {.c = c.tensor, .n = n.tensor, .m = m.tensor},
+                  .workspace = workspace.tensor});
+    MlstmBackward({.q = last(q),
+                   .k = last(k),
+                   .v = last(v),
+                   .log_i = last(log_i),
+                   .log_f = last(log_f),
+                   .positions = last(positions),
+                   .h = result(0),
+                   .maximum = result(4),
+                   .normaliser = result(5),
+                   .dh = last(dh),
+                   .dafter = {.c = last(dc), .n = last(dn)},
+                   .after_m = m.tensor,
+                   .dq = result(1),
+                   .dk = result(2),
+                   .dv = result(3),
+                   .dlog_i = result(6),
+                   .dlog_f = result(7),
+                   .workspace = workspace.tensor});
+    std::vector<OwnedTensor> on_host;
+    for (const OwnedTensor& one : results) {
+      on_host.push_back(ToHost(one.tensor.Rows(batch - kLast, batch)));
+    }
+    return on_host;
+  };
+  const std::vector<OwnedTensor> together = run(kBatch), alone = run(kLast);
+  for (size_t i = 0; i < alone.size(); ++i) {
+    EXPECT_TRUE(BitwiseEqual(together[i].tensor, alone[i].tensor)) << i;
+  }
+}
+
 TEST(CudaMlstm, GatesWideOpenAndShut) {
   TestRandom random;
   for (const DType dtype : kCudaTypes) {

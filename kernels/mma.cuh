@@ -1,10 +1,10 @@
 // Tensor core products of a warp on bfloat16 tiles in shared memory: mma.sync.m16n8k16 with
-// operands from ldmatrix. attention_tiles.h says where elements lie; tiles start at multiples of
+// operands from ldmatrix. mma_tiles.h says where elements lie; tiles start at multiples of
 // 128 bytes.
 #pragma once
 
 #include "kernels/async_copy.cuh"
-#include "kernels/attention/attention_tiles.h"
+#include "kernels/mma_tiles.h"
 
 namespace eyrie {
 

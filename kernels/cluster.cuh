@@ -2,7 +2,7 @@
 // other's shared memory. Device code for older ones must not get here.
 #pragma once
 
-#include "kernels/attention/attention_mma.cuh"
+#include "kernels/mma.cuh"
 
 namespace eyrie {
 
