@@ -1,5 +1,5 @@
-// Where the tensor cores' operands lie, on the CPU: chunks in different banks, and operands where the
-// lanes' maps say.
+// Where the tensor cores' operands lie, on the CPU: chunks in different banks, and operands where
+// the lanes' maps say.
 #include "kernels/mma_tiles.h"
 
 #include <array>
