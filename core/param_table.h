@@ -39,6 +39,7 @@ using ParamId = int;
 
 class ParamTable {
  public:
+  // The name must be new.
   ParamId Add(ParamSpec spec);
   const std::vector<ParamSpec>& specs() const { return specs_; }
   const ParamSpec& spec(ParamId id) const { return specs_[static_cast<size_t>(id)]; }

@@ -75,7 +75,7 @@ void BatchReader::CheckPart(int part, int parts) const {
   const int64_t first = std::min(part * share, dataset_.total_tokens());
   const int64_t count = std::min({share, dataset_.total_tokens() - first, kCheckedTokens});
   dataset_.CheckTokens(options_.vocab_size - 1, first, count);
-  if (given_labels_) given_labels_->CheckTokens(options_.vocab_size, first, count);
+  if (given_labels_) given_labels_->CheckLabels(options_.vocab_size, first, count);
 }
 
 void BatchReader::CopyPart(const int32_t* sequence, int32_t* part) const {
@@ -91,7 +91,7 @@ const int32_t* BatchReader::LabelsOf(int64_t sample) {
   if (!given_labels_) return window_.tensor.data<int32_t>() + 1;
   int32_t* labels = window_labels_.tensor.data<int32_t>();
   const int64_t first = sampler_.FirstToken(sample);
-  given_labels_->CheckTokens(options_.vocab_size, first, options_.length);
+  given_labels_->CheckLabels(options_.vocab_size, first, options_.length);
   given_labels_->Read(first, options_.length, labels);
   std::for_each_n(labels, options_.length, [](int32_t& label) { --label; });
   return labels;

@@ -117,10 +117,10 @@ double BenchDevice::SecondsOf(const std::function<void()>& body) const {
 
 double BenchDevice::MedianSeconds(const std::function<void()>& body) {
   std::vector<double> seconds;
-  for (int repeat = 0; repeat <= repeats_; ++repeat) {
+  SecondsOf(body);  // not counted
+  for (int repeat = 0; repeat < repeats_; ++repeat) {
     EvictCaches();
-    const double taken = SecondsOf(body);
-    if (repeat > 0) seconds.push_back(taken);
+    seconds.push_back(SecondsOf(body));
   }
   return Median(std::move(seconds));
 }

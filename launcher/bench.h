@@ -43,8 +43,9 @@ class BenchDevice {
   Mark mark() const { return owned_.size(); }
   void Release(Mark mark) { owned_.resize(mark); }
 
-  // The median time of `body`, in seconds. Before each call the caches are filled with other data,
-  // so that the body meets its own in main memory, as a step that has passed over all others does.
+  // The median time of `body`, in seconds. Before each call that counts the caches are filled with
+  // other data, so that the body meets its own in main memory, as a step that has passed over all
+  // others does.
   double MedianSeconds(const std::function<void()>& body);
   // The time of one call, as it is, until the device is done with it.
   double SecondsOf(const std::function<void()>& body) const;

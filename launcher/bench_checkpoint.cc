@@ -14,6 +14,7 @@
 #include "launcher/bucket_options.h"
 #include "launcher/checkpoint_writer.h"
 #include "launcher/config.h"
+#include "launcher/config_options.h"
 #include "launcher/job.h"
 #include "launcher/number_options.h"
 #include "launcher/staged_directory.h"
@@ -25,8 +26,7 @@ namespace {
 namespace fs = std::filesystem;
 
 struct CheckpointOptions {
-  std::string config;
-  std::vector<std::string> settings;
+  ConfigOptions config;
   std::string directory;
   int repeats = 3;
   bool json = false;
@@ -196,8 +196,7 @@ ExitCode BenchCheckpoint(const CheckpointOptions& options, Job& job) {
       AllReduceValue(job.world(), job.world().rank() == 0 ? getpid() : 0, ReduceOp::kMax));
   const fs::path directory = TemporaryName(fs::path(options.directory) / "bench-checkpoint", id);
   Collectively(job.world(), [&] {
-    config = LoadConfig(options.config);
-    ApplySettings(options.settings, config);
+    config = options.config.Load();
     Resolve(config, job.world().size());
     config.mutable_data()->clear_tokenizer();  // need not exist for this
     if (!fs::is_directory(options.directory)) {
@@ -223,12 +222,7 @@ void AddBenchCheckpoint(CLI::App& bench, ExitCode& code) {
       "page cache. `begin` is how long an asynchronous save keeps training waiting. Under mpirun\n"
       "the ranks share the work. Takes twice the checkpoint's size of memory, and its size on\n"
       "disk.");
-  command->add_option("--config", options->config, "the model and layout to save")
-      ->required()
-      ->type_name("FILE");
-  command->add_option("--set", options->settings, "change a field of the configuration")
-      ->type_name("FIELD=VALUE")
-      ->allow_extra_args(false);
+  AddConfigOptions(*command, options->config);
   command
       ->add_option("--directory", options->directory, "an existing folder on the disk to measure")
       ->required()

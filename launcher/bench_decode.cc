@@ -8,7 +8,7 @@
 #include "core/device.h"
 #include "launcher/agree.h"
 #include "launcher/bench.h"
-#include "launcher/config.h"
+#include "launcher/config_options.h"
 #include "launcher/inference.h"
 #include "launcher/number_options.h"
 
@@ -30,8 +30,7 @@ std::unique_ptr<Inference> Open(const DecodeOptions& options, Job& job) {
   }
   config::Config config;
   Collectively(job.world(), [&] {
-    config = LoadConfig(options.config);
-    ApplySettings(options.inference.settings, config);
+    config = ConfigOptions{options.config, options.inference.settings}.Load();
   });
   return std::make_unique<Inference>(config, job);
 }
@@ -118,9 +117,7 @@ void AddBenchDecode(CLI::App& bench, ExitCode& code) {
   auto* source = command->add_option_group("model");
   source->add_options(file, checkpoint);
   source->require_option(1);
-  command->add_option("--set", options->inference.settings, "set one field; may be repeated")
-      ->type_name("PATH=VALUE")
-      ->allow_extra_args(false);
+  AddSettings(*command, options->inference.settings, "set one field; may be repeated");
   command->add_option("--batch", options->batch, "sequences (default: 1)")->check(PositiveCount());
   command->add_option("--position", options->position, "tokens before (default: 0)")
       ->check(NonNegativeCount());

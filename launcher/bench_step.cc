@@ -10,6 +10,7 @@
 #include "launcher/bench.h"
 #include "launcher/bucket_options.h"
 #include "launcher/config.h"
+#include "launcher/config_options.h"
 #include "launcher/device.h"
 #include "launcher/job.h"
 #include "launcher/number_options.h"
@@ -21,8 +22,7 @@ namespace eyrie {
 namespace {
 
 struct StepOptions {
-  std::string config;
-  std::vector<std::string> settings;
+  ConfigOptions config;
   int steps = 10;
   bool kernels = false;
   bool json = false;
@@ -76,8 +76,7 @@ double FlopsPerToken(const config::ModelConfig& model, int64_t parameters, int64
 ExitCode BenchStep(const StepOptions& options, Job& job) {
   config::Config config;
   Collectively(job.world(), [&] {
-    config = LoadConfig(options.config);
-    ApplySettings(options.settings, config);
+    config = options.config.Load();
     Resolve(config, job.world().size());
     // What only files need.
     config.mutable_data()->set_train("random tokens");
@@ -191,12 +190,7 @@ void AddBenchStep(CLI::App& bench, ExitCode& code) {
       "token\n"
       "and element of a matrix memory (mlstm, lightning_attention); what recomputation adds does\n"
       "not count. The first step is not timed.");
-  command->add_option("--config", options->config, "configuration file (text format)")
-      ->required()
-      ->type_name("FILE");
-  command->add_option("--set", options->settings, "set one field; may be repeated")
-      ->type_name("PATH=VALUE")
-      ->allow_extra_args(false);
+  AddConfigOptions(*command, options->config);
   command->add_option("--steps", options->steps, "timed steps (default: 10)")
       ->check(PositiveCount());
   command->add_flag(

@@ -11,14 +11,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// The group that a tensor belongs to: what comes before its parameter's name.
-std::string PrefixOf(const config::StoredTensor& tensor) {
-  return tensor.name().substr(0, tensor.name().rfind('/') + 1);
-}
-
 bool HasGroup(const config::Manifest& manifest, const std::string& prefix) {
   return std::any_of(manifest.tensor().begin(), manifest.tensor().end(),
-                     [&](const auto& tensor) { return PrefixOf(tensor) == prefix; });
+                     [&](const auto& tensor) { return GroupOf(tensor) == prefix; });
 }
 
 // The tensors of a checkpoint that belong to a store's parameters.
@@ -35,7 +30,7 @@ class Source {
     std::set<std::string> expected;
     for (const ParamSpec& spec : table_.specs()) expected.insert(prefix + spec.name);
     for (const auto& stored : manifest_.tensor()) {
-      if (PrefixOf(stored) == prefix && !expected.contains(stored.name())) {
+      if (GroupOf(stored) == prefix && !expected.contains(stored.name())) {
         ThrowBadInput((checkpoint_ / kManifestName).string(), ": tensor ", stored.name(),
                       " is not part of the model");
       }

@@ -13,6 +13,7 @@
 #include "launcher/checkpoint.h"
 #include "launcher/config.h"
 #include "launcher/huggingface.h"
+#include "launcher/job.h"
 #include "launcher/manifest.h"
 #include "launcher/reshard.h"
 
@@ -61,14 +62,6 @@ std::string Bytes(int64_t bytes) {
                 value, " ", unit);
 }
 
-std::string ShapeText(const google::protobuf::RepeatedField<int64_t>& extents) {
-  std::string text = "[";
-  for (int axis = 0; axis < extents.size(); ++axis) {
-    text += (axis == 0 ? "" : ", ") + std::to_string(extents.Get(axis));
-  }
-  return text + "]";
-}
-
 // "3 pieces along axis 1", "1 piece"; "7 pieces" if they are cut along several axes.
 std::string PiecesText(const config::StoredTensor& tensor) {
   if (tensor.piece_size() == 1) return "1 piece";
@@ -98,6 +91,7 @@ void Verify(const std::string& directory) {
 
 void Reshard(const std::string& directory, const std::string& output,
              const std::vector<std::string>& settings) {
+  RequireAlone("eyrie checkpoint reshard");
   for (const std::string& setting : settings) {
     if (!setting.starts_with("parallel.")) {
       ThrowBadInput("--set ", setting, ": only fields of parallel can change here");
@@ -113,6 +107,7 @@ void Reshard(const std::string& directory, const std::string& output,
 }
 
 void Import(const std::string& folder, const std::string& output) {
+  RequireAlone("eyrie checkpoint import");
   const HuggingFaceSummary summary = ImportHuggingFace(folder, output);
   std::cout << output << ": " << summary.model_type << ", " << summary.parameters
             << " parameters, from " << folder << std::endl;
@@ -120,6 +115,7 @@ void Import(const std::string& folder, const std::string& output) {
 
 void Export(const std::string& directory, const std::string& output, const std::string& dtype,
             int64_t shard_bytes) {
+  RequireAlone("eyrie checkpoint export");
   const fs::path checkpoint = FindCheckpoint(directory);
   const HuggingFaceSummary summary = ExportHuggingFace(
       checkpoint, output, {dtype == "bf16" ? DType::kBF16 : DType::kF32, shard_bytes});
@@ -135,8 +131,9 @@ void PrintCheckpoint(const fs::path& checkpoint, std::ostream& out) {
   int64_t parameters = 0, bytes = 0;
   Table tensors, files;
   for (const auto& tensor : manifest.tensor()) {
-    if (tensor.name().find('/') == std::string::npos) parameters += WholeOf(tensor).extent.size();
-    tensors.Add({tensor.name(), ShapeText(tensor.shape()), tensor.dtype(), PiecesText(tensor)});
+    if (GroupOf(tensor).empty()) parameters += WholeOf(tensor).extent.size();
+    tensors.Add(
+        {tensor.name(), WholeOf(tensor).extent.ToString(), tensor.dtype(), PiecesText(tensor)});
   }
   for (const auto& file : manifest.file()) {
     bytes += file.size();
@@ -207,12 +204,12 @@ void AddCheckpointCommand(CLI::App& app) {
       "  eyrie checkpoint reshard runs/a --output a-tensor4 --set parallel.tensor=4");
   reshard->add_option("--output", arguments->output, "the new checkpoint; must not exist")
       ->required()
-      ->option_text("DIR");
+      ->type_name("DIR");
   reshard
       ->add_option("--set", arguments->settings,
                    "the new layout; fields of parallel that are not set stay as they were")
       ->allow_extra_args(false)
-      ->option_text("parallel.FIELD=N ...");
+      ->type_name("parallel.FIELD=N");
   reshard->callback(
       [arguments] { Reshard(arguments->directory, arguments->output, arguments->settings); });
 
@@ -224,7 +221,7 @@ void AddCheckpointCommand(CLI::App& app) {
       "the folder has one. Give it as --checkpoint, or train from it with checkpoint.resume.");
   from_folder->add_option("--output", arguments->output, "the new checkpoint; must not exist")
       ->required()
-      ->option_text("DIR");
+      ->type_name("DIR");
   from_folder->callback([arguments] { Import(arguments->directory, arguments->output); });
 
   CLI::App* to_folder = add("export", "Write its model as a Hugging Face folder");
@@ -233,7 +230,7 @@ void AddCheckpointCommand(CLI::App& app) {
       "RecurrentGemma, a Mamba, or an xLSTM with the settings of xLSTM 7B.");
   to_folder->add_option("--output", arguments->output, "the new folder; must not exist")
       ->required()
-      ->option_text("HF_DIR");
+      ->type_name("HF_DIR");
   to_folder->add_option("--dtype", arguments->dtype, "f32 (default) or bf16, rounded to nearest")
       ->check(CLI::IsMember({"f32", "bf16"}))
       ->option_text("f32|bf16");

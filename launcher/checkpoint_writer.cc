@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstring>
 #include <optional>
-#include <string_view>
 #include <thread>
 #include <utility>
 
@@ -13,13 +12,12 @@
 #include "core/threads.h"
 #include "launcher/agree.h"
 #include "launcher/staged_directory.h"
+#include "launcher/tokenizer.h"
 
 namespace eyrie {
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr std::string_view kSentencePiece = "sentencepiece:";
 
 // Completes every rank's manifest: each has filled in what it wrote itself, and zero is the start
 // of everything else.
@@ -178,21 +176,11 @@ void CheckpointWriter::Finish() {
   Collectively(mesh_.world(), [&] {
     if (!mesh_.is_root()) return;
     config::Manifest& manifest = save->plan.manifest;
-    const std::string& tokenizer = config_.data().tokenizer();
-    if (tokenizer.starts_with(kSentencePiece)) {
-      AddFile(save->temporary, kTokenizerName, tokenizer.substr(kSentencePiece.size()), manifest);
-    }
+    const std::string tokenizer = ModelFileOf(config_.data().tokenizer());
+    if (!tokenizer.empty()) AddFile(save->temporary, kTokenizerName, tokenizer, manifest);
     WriteManifest(save->temporary, manifest);
     save->staged->Replace(save->target);
   });
-}
-
-void SaveCheckpoint(const fs::path& directory, const config::Config& config, const Mesh& mesh,
-                    const ParamStore& store, const std::vector<NamedFlat>& groups,
-                    const Position& position) {
-  CheckpointWriter writer(directory, config, mesh, store);
-  writer.Begin(groups, position, /*asynchronous=*/false);
-  writer.Finish();
 }
 
 }  // namespace eyrie

@@ -66,9 +66,4 @@ class CheckpointWriter {
   std::unique_ptr<Save> save_;
 };
 
-// Begins a save and finishes it, likewise collectively.
-void SaveCheckpoint(const std::filesystem::path& directory, const config::Config& config,
-                    const Mesh& mesh, const ParamStore& store, const std::vector<NamedFlat>& groups,
-                    const Position& position);
-
 }  // namespace eyrie

@@ -156,6 +156,13 @@ std::string FirstDifference(const Message& a, const Message& b) {
 
 }  // namespace
 
+void ParseText(const std::string& text, const std::string& file, Message& message) {
+  TextFormat::Parser parser;
+  FirstError error;
+  parser.RecordErrorsTo(&error);
+  if (!parser.ParseFromString(text, &message)) ThrowBadInput(file, ":", error.message);
+}
+
 void ParseTextFile(const std::string& file, const char* what, Message& message) {
   std::error_code unknown;
   if (std::filesystem::is_directory(file, unknown)) {
@@ -165,10 +172,7 @@ void ParseTextFile(const std::string& file, const char* what, Message& message) 
   if (!in) ThrowBadInput(file, ": cannot open the ", what);
   const std::string text{std::istreambuf_iterator<char>(in), {}};
   if (in.bad()) ThrowBadInput(file, ": cannot read the ", what);
-  TextFormat::Parser parser;
-  FirstError error;
-  parser.RecordErrorsTo(&error);
-  if (!parser.ParseFromString(text, &message)) ThrowBadInput(file, ":", error.message);
+  ParseText(text, file, message);
 }
 
 config::Config LoadConfig(const std::string& file) {
@@ -304,7 +308,7 @@ void ValidateForTraining(const config::Config& config) {
   if (optimizer.warmup_steps() < 0) errors.Add("optimizer.warmup_steps must not be negative");
   if (optimizer.decay_steps() < 0) errors.Add("optimizer.decay_steps must not be negative");
   if (optimizer.schedule() == config::OptimizerConfig::WARMUP_STABLE_DECAY &&
-      optimizer.warmup_steps() + optimizer.decay_steps() > train.steps()) {
+      optimizer.decay_steps() > train.steps() - optimizer.warmup_steps()) {
     errors.Add("optimizer.decay_steps and optimizer.warmup_steps exceed train.steps");
   }
   const auto fraction = [&](const char* field, double value) {

@@ -11,8 +11,11 @@
 
 namespace eyrie {
 
-// Reads a text-format message. Throws kBadInput naming FILE:LINE and the field; `what` names the
-// kind of file.
+// Reads the text of a file as a text-format message. Throws kBadInput naming FILE:LINE and the
+// field.
+void ParseText(const std::string& text, const std::string& file,
+               google::protobuf::Message& message);
+// Reads such a file; `what` names the kind of file.
 void ParseTextFile(const std::string& file, const char* what, google::protobuf::Message& message);
 // Reads a text-format Config, likewise.
 config::Config LoadConfig(const std::string& file);

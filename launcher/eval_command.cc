@@ -53,7 +53,14 @@ ExitCode Eval(const EvalOptions& options, Job& job) {
   if (options.sequences > 0) sequences = std::min(sequences, options.sequences);
   const Evaluation result =
       Evaluate(inference.run(), inference.model(), *reader, sequences, micro, chunk);
-  if (inference.mesh().is_root()) {
+  const bool speaks = inference.mesh().is_root();
+  if (!std::isfinite(result.loss)) {
+    throw AgreedError(ExitCode::kFailed,
+                      speaks ? StrCat(options.inference.checkpoint, ": the loss on ", options.data,
+                                      " is not finite")
+                             : "");
+  }
+  if (speaks) {
     const nlohmann::ordered_json object = {
         {"loss", result.loss},         {"perplexity", std::exp(result.loss)},
         {"accuracy", result.accuracy}, {"exact_sequences", result.exact_sequences},

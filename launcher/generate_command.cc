@@ -66,26 +66,22 @@ ExitCode Generate(const GenerateOptions& options, Job& job) {
   const bool prints = inference.mesh().is_root();
   const Random random(options.seed, "generate");
   Decoder decoder(inference, static_cast<int64_t>(tokens.size()) + options.max_tokens);
-  std::string shown = tokenizer->Decode(tokens);
-  if (prints) std::fwrite(shown.data(), 1, shown.size(), stdout);
+  TextStream text(*tokenizer);
+  const auto print = [&](const std::string& part) {
+    if (!prints) return;
+    std::fwrite(part.data(), 1, part.size(), stdout);
+    std::fflush(stdout);
+  };
+  print(text.Add(tokens));
   Tensor logits = decoder.Feed(tokens);
   for (int64_t i = 0; i < options.max_tokens; ++i) {
     const int32_t token = Sample(logits, options.temperature, options.top_k,
                                  random.Uniform(static_cast<uint64_t>(i)));
     if (token == tokenizer->end_of_document()) break;
-    tokens.push_back(token);
-    if (prints) {
-      // Pieces join without a rule of their own, so the text is decoded as a whole each time.
-      const std::string text = tokenizer->Decode(tokens);
-      if (text.compare(0, shown.size(), shown) == 0) {
-        std::fwrite(text.data() + shown.size(), 1, text.size() - shown.size(), stdout);
-        std::fflush(stdout);
-        shown = text;
-      }
-    }
+    print(text.Add({token}));
     if (i + 1 < options.max_tokens) logits = decoder.Feed({token});
   }
-  if (prints) std::printf("\n");
+  print(text.Rest() + "\n");
   return ExitCode::kOk;
 }
 

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <string_view>
 #include <type_traits>
 
@@ -216,7 +217,9 @@ void IndexedDataset::Read(int64_t first_token, int64_t count, int32_t* out) cons
   });
 }
 
-void IndexedDataset::CheckTokens(int64_t max_allowed, int64_t first, int64_t count) const {
+std::optional<IndexedDataset::Element> IndexedDataset::FirstOutside(int64_t largest, int64_t first,
+                                                                    int64_t count) const {
+  std::optional<Element> found;
   ForEachPiece(first, count, [&](const std::byte* bytes, int64_t tokens, int64_t position) {
     WithType(type_, [&]<class T>(T) {
       T least = std::numeric_limits<T>::max();
@@ -225,15 +228,28 @@ void IndexedDataset::CheckTokens(int64_t max_allowed, int64_t first, int64_t cou
         least = std::min(least, LoadAt<T>(bytes, i));
         most = std::max(most, LoadAt<T>(bytes, i));
       }
-      if (int64_t{least} >= 0 && int64_t{most} <= max_allowed) return;
-      for (int64_t i = 0; i < tokens; ++i) {
-        const int64_t id = LoadAt<T>(bytes, i);
-        if (id >= 0 && id <= max_allowed) continue;
-        ThrowBadInput(data_.path(), ": token ", position + i, " has id ", id,
-                      ", but model.vocab_size is ", max_allowed + 1);
+      if (int64_t{least} >= 0 && int64_t{most} <= largest) return;
+      for (int64_t i = 0; i < tokens && !found; ++i) {
+        const int64_t value = LoadAt<T>(bytes, i);
+        if (value < 0 || value > largest) found = {position + i, value};
       }
     });
   });
+  return found;
+}
+
+void IndexedDataset::CheckTokens(int64_t max_allowed, int64_t first, int64_t count) const {
+  if (const auto token = FirstOutside(max_allowed, first, count)) {
+    ThrowBadInput(data_.path(), ": token ", token->position, " has id ", token->value,
+                  ", but model.vocab_size is ", max_allowed + 1);
+  }
+}
+
+void IndexedDataset::CheckLabels(int64_t vocab_size, int64_t first, int64_t count) const {
+  if (const auto label = FirstOutside(vocab_size, first, count)) {
+    ThrowBadInput(data_.path(), ": label ", label->position, " is ", label->value,
+                  ", not from 0 to model.vocab_size = ", vocab_size);
+  }
 }
 
 }  // namespace eyrie

@@ -3,16 +3,19 @@
 //
 //   9 bytes   "MMIDIDX\0\0"
 //   uint64    version, 1
-//   uint8     dtype code: 1 uint8, 2 int8, 3 int16, 4 int32, 5 int64, 6 float64, 7 float32, 8
-//   uint16 uint64    items uint64    entries of the document index: documents + 1 int32     tokens
-//   of each item int64     byte offset of each item in PREFIX.bin int64     document index: the
-//   first item of each document, then the number of items int8      mode of each item; only in
-//   multimodal files, and not read
+//   uint8     dtype code, see TokenType
+//   uint64    items
+//   uint64    entries of the document index: documents + 1
+//   int32     tokens of each item
+//   int64     byte offset of each item in PREFIX.bin
+//   int64     document index: the first item of each document, then the number of items
+//   int8      mode of each item; only in multimodal files, and not read
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <fstream>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -48,7 +51,6 @@ class IndexedDataset {
   explicit IndexedDataset(const std::string& prefix);
 
   const std::string& prefix() const { return prefix_; }
-  TokenType token_type() const { return type_; }
   int64_t total_tokens() const { return total_tokens_; }
   int64_t items() const { return items_; }
   int64_t documents() const { return documents_; }
@@ -68,8 +70,15 @@ class IndexedDataset {
   // Throws kBadInput if a token of [first, first + count) is negative or above `max_allowed`, which
   // is model.vocab_size - 1.
   void CheckTokens(int64_t max_allowed, int64_t first, int64_t count) const;
+  // Likewise for a file of labels, each 0 or one more than an id (data.labels: GIVEN).
+  void CheckLabels(int64_t vocab_size, int64_t first, int64_t count) const;
 
  private:
+  struct Element {
+    int64_t position, value;
+  };
+  // The first of [first, first + count) that is negative or above `largest`, if any is.
+  std::optional<Element> FirstOutside(int64_t largest, int64_t first, int64_t count) const;
   int64_t ItemTokens(int64_t item) const;
   int64_t ItemOffset(int64_t item) const;  // in bytes
   int64_t DocumentIndex(int64_t entry) const;

@@ -9,6 +9,7 @@
 #include "launcher/agree.h"
 #include "launcher/checkpoint.h"
 #include "launcher/config.h"
+#include "launcher/config_options.h"
 #include "launcher/device.h"
 #include "launcher/manifest.h"
 
@@ -26,11 +27,8 @@ void AddInferenceOptions(CLI::App& command, InferenceOptions& options) {
                   "a checkpoint, or a run directory for its newest one")
       ->required()
       ->type_name("DIR");
-  command
-      .add_option("--set", options.settings,
-                  "set a field of the checkpoint's configuration, e.g. --set run.threads=4")
-      ->type_name("PATH=VALUE")
-      ->allow_extra_args(false);
+  AddSettings(command, options.settings,
+              "set a field of the checkpoint's configuration, e.g. --set run.threads=4");
 }
 
 Inference::Inference(const InferenceOptions& options, Layout layout, Job& job) {

@@ -57,6 +57,16 @@ ExitCode RunJob(const std::function<ExitCode(Job&)>& body) {
   return code;
 }
 
+void RequireAlone(const char* command) {
+  if (!LaunchedByMpi()) return;
+  MpiSession mpi;
+  const std::unique_ptr<Communicator> world = mpi.World();
+  if (world->size() == 1) return;
+  // Said before the session ends: then the ranks go, and mpirun kills those that are left.
+  if (world->rank() == 0) PrintError(StrCat(command, " runs as one process, without mpirun"));
+  throw Error(ExitCode::kBadInput, "");
+}
+
 void PrintError(const std::string& message) {
   if (message.empty()) return;
   // One line, whatever names from files it repeats.

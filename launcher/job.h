@@ -26,6 +26,10 @@ class Job {
 // one that a rank met alone ends the other ranks too.
 ExitCode RunJob(const std::function<ExitCode(Job&)>& body);
 
+// For a command that writes files as one process, and uses no ranks: throws kBadInput where several
+// were started, which would write the same ones. One of them says so.
+void RequireAlone(const char* command);
+
 // Prints "eyrie: message" on one line, with control characters as \xNN, if there is a message.
 void PrintError(const std::string& message);
 

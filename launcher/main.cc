@@ -3,6 +3,7 @@
 #include <csignal>
 #include <iostream>
 
+#include "launcher/agree.h"
 #include "launcher/checkpoint_command.h"
 #include "launcher/commands.h"
 #include "launcher/job.h"
@@ -57,8 +58,12 @@ int main(int argc, char** argv) {
   } catch (const CLI::Success& success) {  // --help, --version
     return eyrie::SpeaksForJob() ? app.exit(success) : 0;
   } catch (const CLI::ParseError& error) {
-    if (eyrie::SpeaksForJob()) eyrie::PrintError(Message(app, error));
-    return static_cast<int>(ExitCode::kBadInput);
+    // As a job, whose ranks end together: mpirun kills the others when one is gone, and the one
+    // that speaks must have spoken.
+    return static_cast<int>(eyrie::RunJob([&](eyrie::Job& job) -> ExitCode {
+      throw eyrie::AgreedError(ExitCode::kBadInput,
+                               job.world().rank() == 0 ? Message(app, error) : "");
+    }));
   } catch (const eyrie::Error& error) {
     eyrie::PrintError(error.what());
     return static_cast<int>(error.code());

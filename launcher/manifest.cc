@@ -1,8 +1,5 @@
 #include "launcher/manifest.h"
 
-#include <google/protobuf/io/tokenizer.h>
-#include <google/protobuf/text_format.h>
-
 #include <algorithm>
 #include <array>
 #include <cstdio>
@@ -29,14 +26,6 @@ std::string ChecksumLine(std::string_view text) {
                 static_cast<unsigned long long>(Checksum(text.data(), text.size())));
   return std::string(kChecksumLine) + digits.data() + "\n";
 }
-
-class FirstError : public google::protobuf::io::ErrorCollector {
- public:
-  void AddError(int line, google::protobuf::io::ColumnNumber, const std::string& text) override {
-    if (message.empty()) message = StrCat(line + 1, ": ", text);
-  }
-  std::string message;  // "LINE: text"
-};
 
 std::optional<DType> ParseDType(const std::string& name) {
   for (const DType dtype : {DType::kF32, DType::kF64, DType::kBF16, DType::kI32}) {
@@ -165,10 +154,7 @@ config::Manifest ReadManifest(const std::filesystem::path& checkpoint) {
                   ", but this program reads ", kCheckpointFormat);
   }
   config::Manifest manifest;
-  google::protobuf::TextFormat::Parser parser;
-  FirstError error;
-  parser.RecordErrorsTo(&error);
-  if (!parser.ParseFromString(text, &manifest)) ThrowBadInput(file.path(), ":", error.message);
+  ParseText(text, file.path(), manifest);
   const std::string problem = Checker(manifest).Problem();
   if (!problem.empty()) ThrowBadInput(file.path(), ": ", problem);
   return manifest;
@@ -189,6 +175,10 @@ std::string TokenizerOf(const std::filesystem::path& checkpoint, const config::M
     }
   }
   return manifest.config().data().tokenizer();
+}
+
+std::string GroupOf(const config::StoredTensor& tensor) {
+  return tensor.name().substr(0, tensor.name().rfind('/') + 1);
 }
 
 DType DTypeOfStored(const config::StoredTensor& tensor) {

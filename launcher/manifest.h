@@ -26,6 +26,10 @@ void WriteManifest(const std::filesystem::path& checkpoint, const config::Manife
 // carries one, so that it can be moved to other machines.
 std::string TokenizerOf(const std::filesystem::path& checkpoint, const config::Manifest& manifest);
 
+// The group that a tensor belongs to, "" or such as "adamw.m/": what comes before the name of its
+// parameter.
+std::string GroupOf(const config::StoredTensor& tensor);
+
 // Parts of a checked manifest: a stored tensor's type, its box from the origin, that of one of its
 // pieces, and the key of this in its file.
 DType DTypeOfStored(const config::StoredTensor& tensor);

@@ -24,7 +24,7 @@ namespace fs = std::filesystem;
 std::vector<StoredGroup> GroupsOf(const config::Manifest& manifest) {
   std::vector<StoredGroup> groups;
   for (const auto& tensor : manifest.tensor()) {
-    const std::string prefix = tensor.name().substr(0, tensor.name().rfind('/') + 1);
+    const std::string prefix = GroupOf(tensor);
     const auto same = [&](const StoredGroup& group) { return group.prefix == prefix; };
     if (std::none_of(groups.begin(), groups.end(), same)) {
       groups.push_back({prefix, DTypeOfStored(tensor), /*owned=*/!prefix.empty()});

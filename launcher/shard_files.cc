@@ -11,14 +11,6 @@ namespace {
 
 namespace fs = std::filesystem;
 
-std::string ShapeText(const google::protobuf::RepeatedField<int64_t>& extents) {
-  std::string text = "[";
-  for (int axis = 0; axis < extents.size(); ++axis) {
-    text += (axis == 0 ? "" : ", ") + std::to_string(extents.Get(axis));
-  }
-  return text + "]";
-}
-
 void CheckSize(const std::string& path, int64_t expected) {
   std::error_code error;  // a missing file is reported when it is opened
   const auto size = fs::file_size(path, error);
@@ -92,7 +84,7 @@ int ShardReader::Find(const std::string& name, DType dtype, const Shape& shape) 
   const auto& stored = manifest_.tensor(found->second);
   if (DTypeOfStored(stored) != dtype) fail("is ", stored.dtype(), ", not ", Name(dtype));
   if (!(WholeOf(stored).extent == shape)) {
-    fail("is ", ShapeText(stored.shape()), ", not ", shape.ToString());
+    fail("is ", WholeOf(stored).extent.ToString(), ", not ", shape.ToString());
   }
   return found->second;
 }
@@ -154,7 +146,7 @@ const SafetensorsFile::Entry& ShardReader::EntryOf(int tensor, int piece) {
   if (entry->type != stored.dtype() || !std::equal(entry->shape.begin(), entry->shape.end(),
                                                    part.shape().begin(), part.shape().end())) {
     ThrowBadInput(shard.path(), ": tensor ", key, " is not the ", stored.dtype(), " ",
-                  ShapeText(part.shape()), " of the manifest");
+                  SliceOf(part).extent.ToString(), " of the manifest");
   }
   return *entry;
 }

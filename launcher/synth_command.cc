@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "launcher/commands.h"
+#include "launcher/job.h"
 #include "launcher/number_options.h"
 #include "launcher/synthetic.h"
 
@@ -16,6 +17,7 @@ struct Arguments {
 };
 
 void Write(const SyntheticTask& task, const Arguments& arguments) {
+  RequireAlone("eyrie synth");
   const std::string& output = arguments.output;
   if (output.empty() || output.ends_with('/')) {
     ThrowBadInput("--output: \"", output, "\" is not the prefix of a file name");

@@ -12,6 +12,7 @@
 
 #include "core/error.h"
 #include "launcher/indexed_dataset.h"
+#include "launcher/job.h"
 #include "launcher/tokenizer.h"
 
 namespace eyrie {
@@ -125,23 +126,24 @@ void AddTokenizeCommand(CLI::App& app) {
       "      --tokenizer sentencepiece:spm.model --output data/train");
   command->add_option("--input", arguments->options.inputs, "text files, read in this order")
       ->required()
-      ->option_text("FILE...");
+      ->type_name("FILE");
   command
       ->add_option("--tokenizer", arguments->options.tokenizer,
                    "byte: every byte is a token; sentencepiece: a SentencePiece model file")
       ->required()
-      ->option_text("byte|sentencepiece:MODEL");
+      ->type_name("byte|sentencepiece:MODEL");
   command
       ->add_option("--output", arguments->options.output,
                    "where PREFIX.bin and PREFIX.idx go; both are replaced when all is done")
       ->required()
-      ->option_text("PREFIX");
+      ->type_name("PREFIX");
   command
       ->add_option("--documents", arguments->documents,
-                   "what a document is: a whole file (the default), a paragraph between blank "
-                   "lines, a line, or the field \"text\" of a line of JSON")
-      ->option_text("file|blank-line|line|jsonl");
+                   "what a document is: file, a whole file (the default); blank-line, a paragraph\n"
+                   "between blank lines; line, a line; jsonl, the field \"text\" of a line of JSON")
+      ->type_name("MODE");
   command->callback([arguments] {
+    RequireAlone("eyrie tokenize");
     arguments->options.documents = ParseDocumentMode(arguments->documents);
     RunTokenize(arguments->options);
   });

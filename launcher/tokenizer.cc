@@ -77,10 +77,14 @@ class SentencePieceTokenizer : public Tokenizer {
 
 }  // namespace
 
+std::string ModelFileOf(const std::string& spec) {
+  return spec.starts_with(kSentencePiece) ? spec.substr(kSentencePiece.size()) : "";
+}
+
 std::unique_ptr<Tokenizer> MakeTokenizer(const std::string& spec) {
   if (spec == "byte") return std::make_unique<ByteTokenizer>();
-  if (spec.starts_with(kSentencePiece) && spec.size() > kSentencePiece.size()) {
-    return std::make_unique<SentencePieceTokenizer>(spec.substr(kSentencePiece.size()));
+  if (const std::string model = ModelFileOf(spec); !model.empty()) {
+    return std::make_unique<SentencePieceTokenizer>(model);
   }
   ThrowBadInput("data.tokenizer / --tokenizer: \"", spec,
                 "\" is neither \"byte\" nor \"sentencepiece:MODEL\"");
@@ -93,6 +97,31 @@ std::unique_ptr<Tokenizer> MakeTokenizer(const std::string& spec, int64_t model_
                   " ids, more than model.vocab_size = ", model_vocab_size);
   }
   return tokenizer;
+}
+
+std::string TextStream::Add(const std::vector<int32_t>& ids) {
+  constexpr std::string_view kReplacement = "\xef\xbf\xbd";
+  ids_.insert(ids_.end(), ids.begin(), ids.end());
+  // Pieces join without a rule of their own, so the text is decoded as a whole each time.
+  const std::string text = tokenizer_.Decode(ids_);
+  // The bytes of a character that is not whole yet decode as a replacement each.
+  size_t whole = text.size();
+  while (std::string_view(text).substr(0, whole).ends_with(kReplacement)) {
+    whole -= kReplacement.size();
+  }
+  return TellUpTo(text, whole);
+}
+
+std::string TextStream::Rest() {
+  const std::string text = tokenizer_.Decode(ids_);
+  return TellUpTo(text, text.size());
+}
+
+std::string TextStream::TellUpTo(const std::string& text, size_t end) {
+  if (end <= told_) return "";
+  std::string part = text.substr(told_, end - told_);
+  told_ = end;
+  return part;
 }
 
 }  // namespace eyrie

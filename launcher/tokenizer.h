@@ -33,7 +33,29 @@ class Tokenizer {
 // as U+FFFD, the replacement character.
 // Throws kBadInput with one line naming the setting, or the model file and what is wrong with it.
 std::unique_ptr<Tokenizer> MakeTokenizer(const std::string& spec);
+// The model file that a `spec` names; "" of the byte tokenizer.
+std::string ModelFileOf(const std::string& spec);
 // Also refuses a tokenizer with more ids than the model's embedding has rows.
 std::unique_ptr<Tokenizer> MakeTokenizer(const std::string& spec, int64_t model_vocab_size);
+
+// The text of ids that come one after another, told part by part.
+class TextStream {
+ public:
+  // Keeps a reference.
+  explicit TextStream(const Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
+
+  // What the text so far has beyond the parts told before. A character may come as several ids, a
+  // byte each, and is told when it is whole.
+  std::string Add(const std::vector<int32_t>& ids);
+  // What is left of a text that ends here: of a character without its last bytes, U+FFFD for each.
+  std::string Rest();
+
+ private:
+  std::string TellUpTo(const std::string& text, size_t end);
+
+  const Tokenizer& tokenizer_;
+  std::vector<int32_t> ids_;
+  size_t told_ = 0;  // bytes
+};
 
 }  // namespace eyrie

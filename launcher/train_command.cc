@@ -10,6 +10,7 @@
 #include "launcher/agree.h"
 #include "launcher/commands.h"
 #include "launcher/config.h"
+#include "launcher/config_options.h"
 #include "launcher/device.h"
 #include "launcher/dry_run.h"
 #include "launcher/job.h"
@@ -22,8 +23,7 @@ namespace eyrie {
 namespace {
 
 struct TrainOptions {
-  std::string config;
-  std::vector<std::string> settings;
+  ConfigOptions config;
   bool dry_run = false;
 };
 
@@ -67,8 +67,7 @@ void RequireMemory(const config::Config& config, Communicator& world) {
 ExitCode Train(const TrainOptions& options, Job& job) {
   config::Config config;
   Collectively(job.world(), [&] {
-    config = LoadConfig(options.config);
-    ApplySettings(options.settings, config);
+    config = options.config.Load();
     Resolve(config, job.world().size());
     ValidateForTraining(config);
     if (options.dry_run) {
@@ -110,14 +109,7 @@ void AddTrainCommand(CLI::App& app, ExitCode& code) {
       "so does\n"
       "SIGUSR1, with 143, which mpirun passes on at once. Every field of the configuration is\n"
       "described in configs/schema/config.proto.");
-  command->add_option("--config", options->config, "configuration file (text format)")
-      ->required()
-      ->type_name("FILE");
-  command
-      ->add_option("--set", options->settings,
-                   "set one field, e.g. --set train.steps=200; may be repeated")
-      ->type_name("PATH=VALUE")
-      ->allow_extra_args(false);
+  AddConfigOptions(*command, options->config);
   command->add_flag(
       "--dry-run", options->dry_run,
       "check what a run checks before its first step: configuration, layout,\n"

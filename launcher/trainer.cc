@@ -150,7 +150,7 @@ MemoryUse Trainer::memory() const {
 int64_t Trainer::LastStep() const {
   const auto& train = config_.train();
   if (train.stop_after() == 0) return train.steps();
-  return std::min(train.steps(), position_.step + train.stop_after());
+  return position_.step + std::min(train.stop_after(), train.steps() - position_.step);
 }
 
 void Trainer::WriteConfig() const {
@@ -177,7 +177,6 @@ double Trainer::CountLabels() {
   }
   const double all = AllReduceValue(mesh_.replicas(), static_cast<double>(own), ReduceOp::kSum);
   if (all > 0) return all;
-  FinishSave();  // of a step before this one
   throw AgreedError(ExitCode::kBadInput,
                     mesh_.is_root() ? StrCat(train_->prefix(), ".labels.bin: step ",
                                              position_.step + 1, " has no label that counts")
@@ -248,7 +247,6 @@ void Trainer::StopDiverged(const StepMetrics& metrics, double scale) {
     found = StrCat("step ", metrics.step, ": loss ", text(metrics.loss), ", gradient norm ",
                    text(metrics.grad_norm), ": training has diverged; first not finite: ", found);
   }
-  FinishSave();  // of a step before this one
   throw AgreedError(ExitCode::kFailed, found);
 }
 
@@ -258,6 +256,13 @@ void Trainer::Validate(StepMetrics& metrics) {
       std::min(train.validation_sequences(), validation_->sampler().windows());
   const Evaluation result = Evaluate(run_, model_, *validation_, sequences,
                                      train.micro_batch_size(), train.chunk_length());
+  if (!std::isfinite(result.loss)) {
+    throw AgreedError(ExitCode::kFailed,
+                      mesh_.is_root() ? StrCat("step ", metrics.step,
+                                               ": the validation loss is not finite: training has "
+                                               "diverged")
+                                      : "");
+  }
   metrics.validation_loss = result.loss;
   metrics.validation_accuracy = result.accuracy;
 }
@@ -288,9 +293,19 @@ int Trainer::Agree() {
 }
 
 ExitCode Trainer::Run() {
+  try {
+    return RunSteps();
+  } catch (const AgreedError&) {
+    FinishSave();  // of a step before
+    throw;
+  }
+}
+
+ExitCode Trainer::RunSteps() {
   const auto& train = config_.train();
   const int64_t last = LastStep();
-  const int64_t last_traced = std::min(last, position_.step + config_.run().trace_steps());
+  const int64_t last_traced =
+      position_.step + std::min(config_.run().trace_steps(), last - position_.step);
   LOG(INFO) << Summary();
   std::optional<MetricsWriter> writer;
   std::optional<TensorboardWriter> events;

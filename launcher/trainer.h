@@ -34,6 +34,9 @@ class Trainer {
   std::string Summary() const;
 
  private:
+  // What Run does, which in the end completes a save under way even where ranks leave with an
+  // error.
+  ExitCode RunSteps();
   // All that a checkpoint holds.
   std::vector<NamedFlat> Groups() const;
   // Picks what to start from and loads it.

@@ -24,17 +24,6 @@ json JsonOf(const ProcessResult& result) {
   return json::parse(result.out, nullptr, /*allow_exceptions=*/false);
 }
 
-// Exit code 2 and one line from eyrie, which holds every part.
-void ExpectRefused(const ProcessResult& result, const std::vector<std::string>& parts) {
-  EXPECT_EQ(result.code, 2) << result.err;
-  EXPECT_EQ(result.out, "");
-  EXPECT_EQ(result.err.rfind("eyrie: ", 0), 0u) << result.err;
-  EXPECT_EQ(result.err.find('\n'), result.err.size() - 1) << result.err;
-  for (const std::string& part : parts) {
-    EXPECT_NE(result.err.find(part), std::string::npos) << part << " in: " << result.err;
-  }
-}
-
 TEST(Bench, KernelsTableHoldsEveryKernel) {
   const json table = JsonOf(
       Bench(0, {"kernels", "--shape", "2,9,64", "--threads", "2", "--repeats", "1", "--json"}));

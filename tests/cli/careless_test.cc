@@ -2,9 +2,7 @@
 // input, at once.
 #include <gtest/gtest.h>
 
-#include <algorithm>
-
-#include "tests/support/eyrie_process.h"
+#include "tests/support/training_test.h"
 
 namespace eyrie {
 namespace {
@@ -12,24 +10,10 @@ namespace {
 namespace fs = std::filesystem;
 
 void ExpectRefused(const std::vector<std::string>& arguments, const std::string& message) {
-  const ProcessResult result = RunEyrie(0, arguments);
-  EXPECT_EQ(result.code, 2) << message << "\n" << result.err;
-  EXPECT_LT(result.seconds, 20.0) << message;
-  EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
-  EXPECT_NE(OnlyLine(result).find(message), std::string::npos) << message << " in: " << result.err;
+  eyrie::ExpectRefused(RunEyrie(0, arguments), {message});
 }
 
-class CarelessTest : public testing::Test {
- protected:
-  CarelessTest() {
-    WriteTokenFile((directory_ / "data").string(), 100, 64, 3);
-    config_ = WriteText(directory_ / "config.textproto",
-                        SmallTrainingConfig(directory_ / "data", directory_ / "run"));
-  }
-
-  TestDirectory directory_;
-  std::string config_;
-};
+class CarelessTest : public TrainingTest {};
 
 TEST(CommandTest, MisspeltCommandsAreNamed) {
   ExpectRefused({}, "eyrie takes a subcommand; see eyrie --help");
@@ -43,6 +27,24 @@ TEST(CommandTest, MisspeltCommandsAreNamed) {
   ExpectRefused({"bench", "kernels", "--device", "gpu"}, "--device: gpu not in {auto,cpu,cuda}");
   ExpectRefused({"bench", "kernels", "--threads", "1025"},
                 "--threads: 1025 is not a number from 1 to 1024");
+}
+
+// Several processes would write the same files.
+TEST_F(CarelessTest, CommandsOfOneProcessRefuseRanks) {
+  const std::string output = (directory_ / "output").string();
+  for (const std::vector<std::string>& command :
+       {std::vector<std::string>{"tokenize", "--input", config_, "--tokenizer", "byte"},
+        {"synth", "parity", "--sequences", "3"},
+        {"checkpoint", "reshard", run_.string()},
+        {"checkpoint", "import", run_.string()},
+        {"checkpoint", "export", run_.string()}}) {
+    std::vector<std::string> arguments = command;
+    arguments.insert(arguments.end(), {"--output", output});
+    ExpectBadInput(RunEyrie(3, arguments),
+                   {"eyrie " + command[0], "as one process, without mpirun"});
+    EXPECT_FALSE(fs::exists(output + ".bin.partial"));
+  }
+  EXPECT_EQ(RunEyrie(1, {"synth", "parity", "--sequences", "3", "--output", output}).code, 0);
 }
 
 TEST_F(CarelessTest, NumbersThatNobodyMeansAreRefusedByField) {
@@ -80,11 +82,16 @@ TEST_F(CarelessTest, NumbersThatNobodyMeansAreRefusedByField) {
   EXPECT_FALSE(fs::exists(directory_ / "run"));
   // A window beyond every sequence is a way to have none.
   const ProcessResult wide =
-      RunEyrie(0, {"train", "--config", config_, "--set",
-                   "model.attention.window=9223372036854775807", "--set", "train.stop_after=1"});
+      Train(0, {"model.attention.window=9223372036854775807", "train.stop_after=1"});
   EXPECT_EQ(wide.code, 0) << wide.err;
+  // So is a number of steps, after some were done.
+  const ProcessResult rest =
+      Train(0, {"model.attention.window=9223372036854775807",
+                "train.stop_after=9223372036854775807", "run.trace_steps=9223372036854775807"});
+  EXPECT_EQ(rest.code, 0) << rest.err;
+  EXPECT_EQ(ReadMetrics(run_).back()["step"], 20);
 
-  const std::string run = (directory_ / "run").string(), data = (directory_ / "data").string();
+  const std::string run = run_.string();
   const std::vector<std::string> generate = {"generate", "--checkpoint", run,    "--prompt",
                                              "a",        "--tokenizer",  "byte", "--max-tokens"};
   const auto with = [](std::vector<std::string> command, const std::vector<std::string>& more) {
@@ -98,7 +105,7 @@ TEST_F(CarelessTest, NumbersThatNobodyMeansAreRefusedByField) {
   ExpectRefused(with(generate, {"3", "--temperature", "nan"}),
                 "--temperature: nan is not a number");
   ExpectRefused(
-      {"eval", "--checkpoint", run, "--data", data, "--sequence-length", "9223372036854775807"},
+      {"eval", "--checkpoint", run, "--data", data_, "--sequence-length", "9223372036854775807"},
       "--sequence-length: 9223372036854775807 is not a number");
   for (const char* option : {"--pairs", "--vocab", "--length"}) {
     ExpectRefused({"synth", "associative-recall", "--sequences", "3", option, "9223372036854775807",
@@ -117,19 +124,18 @@ TEST_F(CarelessTest, PathsThatCannotBeAreNamed) {
   ExpectRefused({"checkpoint", "verify", ""}, "the path of a checkpoint is empty");
 
   // Found before the first step, not with the first checkpoint.
-  const fs::path file = directory_ / "run" / "checkpoints";
-  fs::create_directory(directory_ / "run");
+  const fs::path file = run_ / "checkpoints";
+  fs::create_directory(run_);
   WriteText(file, "");
   ExpectRefused({"train", "--config", config_},
                 "run.directory: cannot create " + file.string() + ": Not a directory");
-  EXPECT_FALSE(fs::exists(directory_ / "run" / "metrics.jsonl"));
+  EXPECT_FALSE(fs::exists(run_ / "metrics.jsonl"));
   fs::remove(file);
 
   ASSERT_EQ(RunEyrie(0, {"train", "--config", config_, "--set", "train.stop_after=1"}).code, 0);
   const auto logits = [&](const std::string& output) {
-    return std::vector<std::string>{"logits",   "--checkpoint", (directory_ / "run").string(),
-                                    "--tokens", "1 2 3 4 5 6",  "--output",
-                                    output};
+    return std::vector<std::string>{"logits",      "--checkpoint", run_.string(), "--tokens",
+                                    "1 2 3 4 5 6", "--output",     output};
   };
   ExpectRefused(logits(folder), "--output: " + folder + " is a folder");
   ExpectRefused(logits(folder + "/"), "--output: " + folder + "/ does not name a file");

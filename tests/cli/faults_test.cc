@@ -43,27 +43,16 @@ void ExpectToSurvive(int all_kills, const std::string& pattern) {
   const auto arguments = [&](const fs::path& run, int tensor, int sequence = 1) {
     const std::string config =
         WriteText(run.string() + ".textproto", SmallTrainingConfig(directory / "data", run));
-    std::vector<std::string> words{"train",
-                                   "--config",
-                                   config,
-                                   "--set",
-                                   "train.steps=4000",
-                                   "--set",
-                                   "train.validation_interval=0",
-                                   "--set",
-                                   "checkpoint.interval=1",
-                                   "--set",
-                                   "train.global_batch_size=64",
-                                   "--set",
-                                   "train.sequence_length=128",
-                                   "--set",
-                                   "optimizer.learning_rate=5e-4",
-                                   "--set",
-                                   "parallel.tensor=" + std::to_string(tensor),
-                                   "--set",
-                                   "parallel.sequence=" + std::to_string(sequence)};
-    if (!pattern.empty()) words.insert(words.end(), {"--set", "model.pattern=" + pattern});
-    return words;
+    std::vector<std::string> settings{"train.steps=4000",
+                                      "train.validation_interval=0",
+                                      "checkpoint.interval=1",
+                                      "train.global_batch_size=64",
+                                      "train.sequence_length=128",
+                                      "optimizer.learning_rate=5e-4",
+                                      "parallel.tensor=" + std::to_string(tensor),
+                                      "parallel.sequence=" + std::to_string(sequence)};
+    if (!pattern.empty()) settings.push_back("model.pattern=" + pattern);
+    return WithSettings({"train", "--config", config}, settings);
   };
   const uint32_t seed = std::random_device()();
   SCOPED_TRACE(testing::Message() << "seed " << seed);
@@ -123,17 +112,17 @@ void ExpectToSurvive(int all_kills, const std::string& pattern) {
   }
   ASSERT_GT(saved, all_kills / 6);
   EXPECT_GT(cut_off, 0);
-  std::vector<std::string> last = arguments(run, 2);
-  last.insert(last.end(), {"--set", "train.stop_after=5"});
-  const ProcessResult finished = RunEyrie(4, last);
+  const ProcessResult finished =
+      RunEyrie(4, WithSettings(arguments(run, 2), {"train.stop_after=5"}));
   ASSERT_EQ(finished.code, 0) << finished.err;
 
   // The same steps without any accident.
   const auto killed = ReadMetrics(run);
-  std::vector<std::string> calm = arguments(directory / "calm", 1);
-  calm.insert(calm.end(), {"--set", "train.stop_after=" + std::to_string(killed.size()), "--set",
-                           "checkpoint.interval=0"});
-  ASSERT_EQ(RunEyrie(1, calm).code, 0);
+  ASSERT_EQ(RunEyrie(1, WithSettings(arguments(directory / "calm", 1),
+                                     {"train.stop_after=" + std::to_string(killed.size()),
+                                      "checkpoint.interval=0"}))
+                .code,
+            0);
   const auto whole = ReadMetrics(directory / "calm");
   ASSERT_EQ(whole.size(), killed.size());
   for (size_t i = 0; i < whole.size(); ++i) {

@@ -4,28 +4,19 @@
 
 #include <thread>
 
-#include "tests/support/eyrie_process.h"
+#include "tests/support/training_test.h"
 
 namespace eyrie {
 namespace {
 
 namespace fs = std::filesystem;
 
-class FullDiskTest : public testing::Test {
+class FullDiskTest : public TrainingTest {
  protected:
-  FullDiskTest() { WriteTokenFile((directory_ / "data").string(), 100, 64, 5); }
-
-  // A training run of two ranks, in the directory `name`.
-  std::vector<std::string> Arguments(const std::string& name,
-                                     const std::vector<std::string>& settings) const {
-    const std::string config =
-        WriteText(directory_ / (name + ".textproto"),
-                  SmallTrainingConfig(directory_ / "data", directory_ / name));
-    std::vector<std::string> arguments = {"train", "--config", config};
-    for (const std::string& setting : settings) {
-      arguments.insert(arguments.end(), {"--set", setting});
-    }
-    return arguments;
+  // A training run in the directory `name`.
+  std::vector<std::string> RunIn(const std::string& name, std::vector<std::string> settings) const {
+    settings.push_back("run.directory=" + (directory_ / name).string());
+    return Arguments(settings);
   }
   // The names in a run's checkpoints/, hidden ones too.
   std::vector<std::string> Checkpoints(const std::string& name) const {
@@ -46,8 +37,6 @@ class FullDiskTest : public testing::Test {
       EXPECT_EQ(actual[i]["loss"], expected[i]["loss"]) << "step " << i + 1;
     }
   }
-
-  TestDirectory directory_;
 };
 
 TEST_F(FullDiskTest, AFileThatMayNotGrowEndsTheRunAndItResumes) {
@@ -57,7 +46,7 @@ TEST_F(FullDiskTest, AFileThatMayNotGrowEndsTheRunAndItResumes) {
         "train.steps=100000", "checkpoint.interval=5", "train.validation_interval=0",
         std::string("checkpoint.asynchronous=") + (asynchronous ? "true" : "false")};
     const std::string log = (directory_ / (name + "-log")).string();
-    std::vector<std::string> command = EyrieCommand(2, Arguments(name, settings));
+    std::vector<std::string> command = EyrieCommand(2, RunIn(name, settings));
     command.insert(command.begin(), {"timeout", "--kill-after=5", "300"});
     const pid_t job = Start(command, log);
     const fs::path first = directory_ / name / "checkpoints" / "step-00000005";
@@ -88,13 +77,13 @@ TEST_F(FullDiskTest, AFileThatMayNotGrowEndsTheRunAndItResumes) {
     // Where files may grow, the run goes on.
     std::vector<std::string> more = settings;
     more.push_back("train.stop_after=7");
-    const ProcessResult resumed = RunEyrie(2, Arguments(name, more));
+    const ProcessResult resumed = RunEyrie(2, RunIn(name, more));
     ASSERT_EQ(resumed.code, 0) << resumed.err;
     std::vector<std::string> calm = settings;
     calm.push_back("checkpoint.interval=0");
     calm.push_back("train.stop_after=" +
                    std::to_string(ReadMetrics(directory_ / name).back()["step"].get<int64_t>()));
-    ASSERT_EQ(RunEyrie(2, Arguments("calm-" + name, calm)).code, 0);
+    ASSERT_EQ(RunEyrie(2, RunIn("calm-" + name, calm)).code, 0);
     ExpectSameLosses(name, "calm-" + name);
   }
 }
@@ -102,7 +91,7 @@ TEST_F(FullDiskTest, AFileThatMayNotGrowEndsTheRunAndItResumes) {
 // Needs a file system of its own to fill: root, or user namespaces.
 TEST_F(FullDiskTest, NoSpaceLeftEndsTheRunAndItResumes) {
   const std::vector<std::string> settings = {"checkpoint.interval=10"};
-  ASSERT_EQ(RunEyrie(2, Arguments("calm", settings)).code, 0);
+  ASSERT_EQ(RunEyrie(2, RunIn("calm", settings)).code, 0);
   int64_t bytes = 0;
   for (const auto& entry : fs::directory_iterator(directory_ / "calm/checkpoints/step-00000010")) {
     bytes += static_cast<int64_t>(entry.file_size());
@@ -118,7 +107,7 @@ TEST_F(FullDiskTest, NoSpaceLeftEndsTheRunAndItResumes) {
   }
   // All of it in one script: the tmpfs goes with the script's namespace.
   std::string train = "timeout --kill-after=5 300";
-  for (const std::string& word : EyrieCommand(2, Arguments("full", settings))) {
+  for (const std::string& word : EyrieCommand(2, RunIn("full", settings))) {
     train += " '" + word + "'";
   }
   const std::string log = (directory_ / "log").string();

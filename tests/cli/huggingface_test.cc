@@ -112,15 +112,6 @@ TEST_F(HuggingFaceCommandTest, TrainingStartsFromAnImportedModel) {
   EXPECT_EQ(Import(Path("hf"), Path("again")).code, 0);
 }
 
-void ExpectRefused(const ProcessResult& result, const std::vector<std::string>& parts) {
-  EXPECT_EQ(result.code, 2);
-  EXPECT_EQ(result.err.rfind("eyrie: ", 0), 0u) << result.err;
-  EXPECT_EQ(std::count(result.err.begin(), result.err.end(), '\n'), 1) << result.err;
-  for (const std::string& part : parts) {
-    EXPECT_NE(result.err.find(part), std::string::npos) << part << " in: " << result.err;
-  }
-}
-
 TEST_F(HuggingFaceCommandTest, BadInputEndsWithOneLine) {
   ExpectRefused(Import(Path("nowhere"), Path("out")), {Path("nowhere"), "no such directory"});
   fs::copy(Golden("wide"), directory_ / "hf");

@@ -12,14 +12,6 @@ namespace fs = std::filesystem;
 const std::string kConfigs = std::string(EYRIE_SOURCE_DIR) + "/configs/";
 const std::string kLaptop = kConfigs + "hardware/laptop.textproto";
 
-std::vector<std::string> WithSettings(std::vector<std::string> arguments,
-                                      const std::vector<std::string>& settings) {
-  for (const std::string& setting : settings) {
-    arguments.insert(arguments.end(), {"--set", setting});
-  }
-  return arguments;
-}
-
 ProcessResult RunPlan(const std::string& config, const std::vector<std::string>& options,
                       const std::vector<std::string>& settings = {}) {
   std::vector<std::string> arguments = {"plan", "--config", config};

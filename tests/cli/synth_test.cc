@@ -1,43 +1,28 @@
 // Synthetic data and given labels as a user meets them: good input, and bad input with its message.
 #include <gtest/gtest.h>
 
-#include "tests/support/eyrie_process.h"
+#include "tests/support/training_test.h"
 
 namespace eyrie {
 namespace {
 
-class SynthTest : public testing::Test {
+class SynthTest : public TrainingTest {
  protected:
-  SynthTest() {
-    WriteText(directory_ / "config.textproto",
-              SmallTrainingConfig(directory_ / "data", directory_ / "run"));
-  }
   std::string Path(const std::string& name) const { return (directory_ / name).string(); }
-  ProcessResult Train(int ranks, std::vector<std::string> settings) {
-    std::vector<std::string> arguments = {"train", "--config", Path("config.textproto")};
+  ProcessResult TrainOnLabels(std::vector<std::string> settings) {
     settings.push_back("data.labels=GIVEN");
-    for (const std::string& setting : settings) {
-      arguments.insert(arguments.end(), {"--set", setting});
-    }
-    return RunEyrie(ranks, arguments);
+    return Train(2, settings);
   }
-  static void ExpectBadInput(const ProcessResult& result, const std::string& message) {
-    EXPECT_EQ(result.code, 2) << result.err;
-    EXPECT_NE(OnlyLine(result).find(message), std::string::npos) << result.err;
-  }
-
-  TestDirectory directory_;
 };
 
 TEST_F(SynthTest, WritesWhatItSaysAndTrainsOnIt) {
-  const std::string data = Path("data");
   ProcessResult result =
       RunEyrie(0, {"synth", "associative-recall", "--pairs", "4", "--vocab", "64", "--length", "32",
-                   "--sequences", "500", "--output", data});
+                   "--sequences", "500", "--output", data_});
   ASSERT_EQ(result.code, 0) << result.err;
-  EXPECT_EQ(result.out, data + ": 500 sequences of 32 tokens, 2000 labels\n");
+  EXPECT_EQ(result.out, data_ + ": 500 sequences of 32 tokens, 2000 labels\n");
   // The same again is the same file; another seed is not.
-  const std::string bytes = ReadFile(data + ".bin"), labels = ReadFile(data + ".labels.bin");
+  const std::string bytes = ReadFile(data_ + ".bin"), labels = ReadFile(data_ + ".labels.bin");
   for (const auto& [seed, same] : {std::pair{"0", true}, {"1", false}}) {
     ASSERT_EQ(
         RunEyrie(0, {"synth", "associative-recall", "--pairs", "4", "--vocab", "64", "--length",
@@ -57,12 +42,12 @@ TEST_F(SynthTest, WritesWhatItSaysAndTrainsOnIt) {
     EXPECT_EQ(result.out, Path("default") + ": 3 sequences of " + says + "\n");
   }
 
-  result = Train(2, {"parallel.tensor=2"});
+  result = TrainOnLabels({"parallel.tensor=2"});
   ASSERT_EQ(result.code, 0) << result.err;
   const auto last = ReadMetrics(directory_ / "run").back();
   EXPECT_EQ(last["tokens"], 20 * 8 * 32);
   // The run validates on the first ten sequences of the same file.
-  result = RunEyrie(0, {"eval", "--checkpoint", Path("run"), "--data", data, "--sequences", "10"});
+  result = RunEyrie(0, {"eval", "--checkpoint", Path("run"), "--data", data_, "--sequences", "10"});
   ASSERT_EQ(result.code, 0) << result.err;
   const auto object = nlohmann::json::parse(result.out);
   EXPECT_EQ(object["tokens"], 40);
@@ -77,22 +62,22 @@ TEST_F(SynthTest, RefusesWhatDoesNotFit) {
     arguments.insert(arguments.begin(), "synth");
     return RunEyrie(0, arguments);
   };
-  ExpectBadInput(synth({}), "subcommand");
-  ExpectBadInput(synth({"sorting"}), "subcommand");
-  ExpectBadInput(synth({"parity", "--sequences", "3"}), "--output");
-  ExpectBadInput(synth({"parity", "--output", Path("x")}), "--sequences");
-  ExpectBadInput(synth({"parity", "--output", Path("x"), "--sequences", "0"}), "--sequences");
-  ExpectBadInput(synth({"parity", "--output", Path("x/"), "--sequences", "3"}), "--output");
+  ExpectBadInput(synth({}), {"subcommand"});
+  ExpectBadInput(synth({"sorting"}), {"subcommand"});
+  ExpectBadInput(synth({"parity", "--sequences", "3"}), {"--output"});
+  ExpectBadInput(synth({"parity", "--output", Path("x")}), {"--sequences"});
+  ExpectBadInput(synth({"parity", "--output", Path("x"), "--sequences", "0"}), {"--sequences"});
+  ExpectBadInput(synth({"parity", "--output", Path("x/"), "--sequences", "3"}), {"--output"});
   ExpectBadInput(synth({"parity", "--output", Path("x"), "--sequences", "3", "--pairs", "3"}),
-                 "--pairs");
+                 {"--pairs"});
   ExpectBadInput(synth({"parity", "--output", Path("config.textproto/x"), "--sequences", "3"}),
-                 "config.textproto");
+                 {"config.textproto"});
   ExpectBadInput(
       synth({"selective-copying", "--length", "16", "--output", Path("x"), "--sequences", "3"}),
-      "--length: 16 is less than 32");
+      {"--length: 16 is less than 32"});
   ExpectBadInput(
       synth({"associative-recall", "--vocab", "many", "--output", Path("x"), "--sequences", "3"}),
-      "--vocab");
+      {"--vocab"});
   EXPECT_FALSE(std::filesystem::exists(Path("x.bin")));
   const ProcessResult help = synth({"parity", "--help"});
   EXPECT_EQ(help.code, 0);
@@ -100,27 +85,26 @@ TEST_F(SynthTest, RefusesWhatDoesNotFit) {
 }
 
 TEST_F(SynthTest, LabelsThatDoNotFitStopTheRun) {
-  const std::string data = Path("data");
-  WriteTokenFile(data, 100, 64, 3);
-  ExpectBadInput(Train(2, {}), data + ".labels.idx");
+  ExpectBadInput(TrainOnLabels({}), {data_ + ".labels.idx"});
   // Labels of another file.
-  WriteTokenFile(data + ".labels", 90, 64, 3);
-  ExpectBadInput(Train(2, {}), data + ".labels.bin");
+  WriteTokenFile(data_ + ".labels", 90, 64, 3);
+  ExpectBadInput(TrainOnLabels({}), {data_ + ".labels.bin"});
   // No label counts.
-  const int64_t tokens = IndexedDataset(data).total_tokens();
+  const int64_t tokens = IndexedDataset(data_).total_tokens();
   {
-    IndexedDatasetWriter writer(data + ".labels", 65);
+    IndexedDatasetWriter writer(data_ + ".labels", 65);
     writer.AddDocument(std::vector<int32_t>(static_cast<size_t>(tokens), 0));
     writer.Finish();
   }
-  ExpectBadInput(Train(2, {}), data + ".labels.bin: step 1 has no label that counts");
+  ExpectBadInput(TrainOnLabels({}), {data_ + ".labels.bin: step 1 has no label that counts"});
   // A label that is no id of the model.
   {
-    IndexedDatasetWriter writer(data + ".labels", 100);
+    IndexedDatasetWriter writer(data_ + ".labels", 100);
     writer.AddDocument(std::vector<int32_t>(static_cast<size_t>(tokens), 65));
     writer.Finish();
   }
-  ExpectBadInput(Train(2, {}), data + ".labels.bin");
+  ExpectBadInput(TrainOnLabels({}),
+                 {data_ + ".labels.bin: label 0 is 65, not from 0 to model.vocab_size = 64"});
 }
 
 }  // namespace

@@ -6,7 +6,7 @@
 #include <map>
 #include <set>
 
-#include "tests/support/eyrie_process.h"
+#include "tests/support/training_test.h"
 
 namespace eyrie {
 namespace {
@@ -33,31 +33,21 @@ double OtherSlicesComputed(const Timeline& timeline, const Span& operation) {
   return sum;
 }
 
-class TraceTest : public testing::Test {
+class TraceTest : public TrainingTest {
  protected:
-  TraceTest() {
-    WriteTokenFile((directory_ / "data").string(), 100, 64, 3);
-    config_ = WriteText(directory_ / "config.textproto",
-                        SmallTrainingConfig(directory_ / "data", directory_ / "run"));
-  }
-
-  ProcessResult Train(std::vector<std::string> settings) {
+  ProcessResult TrainBriefly(std::vector<std::string> settings) {
     settings.insert(settings.end(), {"train.steps=4", "train.validation_interval=0",
                                      "checkpoint.resume=never", "train.micro_batch_size=4"});
-    std::vector<std::string> arguments = {"train", "--config", config_};
-    for (const std::string& setting : settings) {
-      arguments.insert(arguments.end(), {"--set", setting});
-    }
-    std::filesystem::remove_all(directory_ / "run");
-    return RunEyrie(2, arguments);
+    std::filesystem::remove_all(run_);
+    return Train(2, settings);
   }
 
   // Trains on two ranks with 5 ms from one to the other, and reads the trace of each.
   std::map<int, Timeline> Record(const std::string& axis, int slices) {
     const std::string file = (directory_ / (axis + std::to_string(slices) + ".json")).string();
     const ProcessResult result =
-        Train({"parallel." + axis + "=2", "train.batch_slices=" + std::to_string(slices),
-               "run.network_delay_us=5000", "run.trace=" + file, "run.trace_steps=2"});
+        TrainBriefly({"parallel." + axis + "=2", "train.batch_slices=" + std::to_string(slices),
+                      "run.network_delay_us=5000", "run.trace=" + file, "run.trace_steps=2"});
     EXPECT_EQ(result.code, 0) << result.err;
     const json trace = json::parse(ReadFile(file));
     std::map<int, Timeline> ranks;
@@ -107,9 +97,6 @@ class TraceTest : public testing::Test {
     EXPECT_EQ(optimizer.size(), 4u);  // two ranks, two steps
     return ranks;
   }
-
-  TestDirectory directory_;
-  std::string config_;
 };
 
 TEST_F(TraceTest, SlicesComputeWhileMessagesTravel) {
@@ -148,12 +135,7 @@ TEST_F(TraceTest, BadInputNamesTheField) {
         {"run.trace_steps=0", "run.trace_steps"},
         {"run.network_delay_us=-1", "run.network_delay_us"},
         {"run.trace=" + (directory_ / "none" / "trace.json").string(), "run.trace"}}) {
-    const ProcessResult result = Train({setting});
-    EXPECT_EQ(result.code, 2) << setting << result.err;
-    const size_t message = result.err.find("eyrie: ");
-    ASSERT_NE(message, std::string::npos) << result.err;
-    EXPECT_EQ(result.err.find("eyrie: ", message + 1), std::string::npos) << result.err;
-    EXPECT_NE(result.err.find(culprit), std::string::npos) << result.err;
+    ExpectBadInput(TrainBriefly({setting}), {culprit});
   }
 }
 

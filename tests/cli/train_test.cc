@@ -5,52 +5,18 @@
 #include <algorithm>
 #include <thread>
 
-#include "tests/support/eyrie_process.h"
+#include "launcher/checkpoint.h"
+#include "tests/support/training_test.h"
 
 namespace eyrie {
 namespace {
 
 namespace fs = std::filesystem;
-using testing::Test;
 
-class TrainTest : public Test {
+class TrainTest : public TrainingTest {
  protected:
-  TrainTest() {
-    WriteTokenFile((directory_ / "data").string(), 100, 64, 3);
-    config_ = WriteText(directory_ / "config.textproto",
-                        SmallTrainingConfig(directory_ / "data", directory_ / "run"));
-  }
-
-  ProcessResult Train(int ranks, std::vector<std::string> settings) {
-    std::vector<std::string> arguments = {"train", "--config", config_};
-    for (const std::string& setting : settings) {
-      arguments.insert(arguments.end(), {"--set", setting});
-    }
-    return RunEyrie(ranks, arguments);
-  }
-  fs::path Checkpoint(int step) const {
-    return directory_ / "run" / "checkpoints" /
-           ("step-" + std::string(8 - std::to_string(step).size(), '0') + std::to_string(step));
-  }
-
-  TestDirectory directory_;
-  std::string config_;
+  fs::path Checkpoint(int step) const { return run_ / "checkpoints" / CheckpointName(step); }
 };
-
-// Exit code 2 within 20 s, and one line from eyrie, which names every culprit.
-void ExpectBadInput(const ProcessResult& result, const std::vector<std::string>& culprits) {
-  EXPECT_EQ(result.code, 2) << result.err;
-  EXPECT_LT(result.seconds, 20.0);
-  std::vector<std::string> lines;
-  std::istringstream in(result.err);
-  for (std::string line; std::getline(in, line);) {
-    if (line.rfind("eyrie: ", 0) == 0) lines.push_back(line);
-  }
-  ASSERT_EQ(lines.size(), 1u) << result.err;
-  for (const std::string& culprit : culprits) {
-    EXPECT_NE(lines[0].find(culprit), std::string::npos) << culprit << " in: " << lines[0];
-  }
-}
 
 void FlipByte(const fs::path& file, int64_t from_end) {
   std::fstream stream(file, std::ios::in | std::ios::out | std::ios::binary);
@@ -83,7 +49,7 @@ TEST_F(TrainTest, ConfigurationErrorsNameTheField) {
                  {"train.steps", "data.train", "optimizer.beta1"});
 
   const auto replace = [&](const std::string& from, const std::string& to) {
-    std::string text = SmallTrainingConfig(directory_ / "data", directory_ / "run");
+    std::string text = SmallTrainingConfig(data_, run_);
     text.replace(text.find(from), from.size(), to);
     WriteText(config_, text);
   };
@@ -115,20 +81,19 @@ TEST_F(TrainTest, LayoutErrorsNameTheWidths) {
 }
 
 TEST_F(TrainTest, TokenFileErrorsNameTheFile) {
-  const std::string data = (directory_ / "data").string();
-  ExpectBadInput(Train(4, {"data.train=" + data + "-missing"}), {data + "-missing"});
-  fs::resize_file(data + ".bin", fs::file_size(data + ".bin") / 2);
-  ExpectBadInput(Train(4, {}), {data + ".bin"});
-  fs::resize_file(data + ".idx", 20);
-  ExpectBadInput(Train(4, {}), {data + ".idx"});
+  ExpectBadInput(Train(4, {"data.train=" + data_ + "-missing"}), {data_ + "-missing"});
+  fs::resize_file(data_ + ".bin", fs::file_size(data_ + ".bin") / 2);
+  ExpectBadInput(Train(4, {}), {data_ + ".bin"});
+  fs::resize_file(data_ + ".idx", 20);
+  ExpectBadInput(Train(4, {}), {data_ + ".idx"});
 
-  WriteTokenFile(data, 100, 64, 3);
-  ExpectBadInput(Train(2, {"data.tokenizer=sentencepiece:" + data}), {data});
+  WriteTokenFile(data_, 100, 64, 3);
+  ExpectBadInput(Train(2, {"data.tokenizer=sentencepiece:" + data_}), {data_});
   ExpectBadInput(Train(2, {"data.tokenizer=byte"}), {"data.tokenizer", "257", "model.vocab_size"});
-  WriteTokenFile(data, 100, 65, 3);
-  ExpectBadInput(Train(4, {"parallel.tensor=2"}), {data + ".bin", "64", "model.vocab_size"});
-  WriteTokenFile(data, 1, 64, 3);
-  ExpectBadInput(Train(2, {"train.sequence_length=4000"}), {data});
+  WriteTokenFile(data_, 100, 65, 3);
+  ExpectBadInput(Train(4, {"parallel.tensor=2"}), {data_ + ".bin", "64", "model.vocab_size"});
+  WriteTokenFile(data_, 1, 64, 3);
+  ExpectBadInput(Train(2, {"train.sequence_length=4000"}), {data_});
 }
 
 TEST_F(TrainTest, DamagedCheckpointsNameTheFile) {
@@ -209,7 +174,7 @@ TEST_F(TrainTest, SignalsSaveAndEnd) {
 TEST_F(TrainTest, KeepsTheNewestCheckpoints) {
   ASSERT_EQ(Train(2, {"checkpoint.interval=4", "checkpoint.keep=2"}).code, 0);
   std::vector<std::string> names;
-  for (const auto& entry : fs::directory_iterator(directory_ / "run" / "checkpoints")) {
+  for (const auto& entry : fs::directory_iterator(run_ / "checkpoints")) {
     names.push_back(entry.path().filename());
   }
   std::sort(names.begin(), names.end());
@@ -220,7 +185,7 @@ TEST_F(TrainTest, WritesWhatTheContractSays) {
   const ProcessResult result =
       Train(2, {"parallel.tensor=2", "run.log_interval=5", "train.validation_interval=10"});
   ASSERT_EQ(result.code, 0) << result.err;
-  const auto metrics = ReadMetrics(directory_ / "run");
+  const auto metrics = ReadMetrics(run_);
   ASSERT_EQ(metrics.size(), 4u);
   for (const auto& line : metrics) {
     for (const char* key : {"step", "loss", "grad_norm", "learning_rate", "tokens", "step_seconds",
@@ -230,25 +195,25 @@ TEST_F(TrainTest, WritesWhatTheContractSays) {
     EXPECT_EQ(line["tokens"].get<int64_t>(), line["step"].get<int64_t>() * 8 * 32);
     EXPECT_EQ(line.contains("validation_loss"), line["step"].get<int64_t>() % 10 == 0);
   }
-  const std::string resolved = ReadFile(directory_ / "run" / "config.textproto");
+  const std::string resolved = ReadFile(run_ / "config.textproto");
   EXPECT_NE(resolved.find("tensor: 2"), std::string::npos);
   EXPECT_NE(resolved.find("beta2: 0.95"), std::string::npos);
   EXPECT_NE(result.out.find("step 20/20"), std::string::npos) << result.out;
   // The resolved configuration is a configuration.
   const ProcessResult again =
-      RunEyrie(2, {"train", "--config", (directory_ / "run" / "config.textproto").string(), "--set",
+      RunEyrie(2, {"train", "--config", (run_ / "config.textproto").string(), "--set",
                    "run.directory=" + (directory_ / "again").string()});
   EXPECT_EQ(again.code, 0) << again.err;
 }
 
 TEST_F(TrainTest, OtherCommandsRefuseBadArguments) {
   ASSERT_EQ(Train(0, {"train.stop_after=1"}).code, 0);
-  const std::string run = (directory_ / "run").string(), data = (directory_ / "data").string();
+  const std::string run = run_.string();
   const std::string output = (directory_ / "out.safetensors").string();
-  ExpectBadInput(RunEyrie(0, {"eval", "--checkpoint", data, "--data", data}), {data});
+  ExpectBadInput(RunEyrie(0, {"eval", "--checkpoint", data_, "--data", data_}), {data_});
   ExpectBadInput(RunEyrie(2, {"eval", "--checkpoint", run, "--data", run}), {run});
   ExpectBadInput(
-      RunEyrie(2, {"eval", "--checkpoint", run, "--data", data, "--set", "parallel.tensor=3"}),
+      RunEyrie(2, {"eval", "--checkpoint", run, "--data", data_, "--set", "parallel.tensor=3"}),
       {"parallel"});
   ExpectBadInput(
       RunEyrie(2, {"logits", "--checkpoint", run, "--tokens", "1 2 64", "--output", output}),

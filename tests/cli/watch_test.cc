@@ -6,32 +6,17 @@
 #include <limits>
 #include <map>
 
-#include "launcher/checkpoint_writer.h"
 #include "layers/model.h"
-#include "tests/support/eyrie_process.h"
+#include "tests/support/save_checkpoint.h"
+#include "tests/support/training_test.h"
 
 namespace eyrie {
 namespace {
 
 namespace fs = std::filesystem;
 
-class WatchTest : public testing::Test {
+class WatchTest : public TrainingTest {
  protected:
-  WatchTest() : run_(directory_ / "run") {
-    WriteTokenFile((directory_ / "data").string(), 100, 64, 3);
-    config_ =
-        WriteText(directory_ / "config.textproto", SmallTrainingConfig(directory_ / "data", run_));
-  }
-  std::vector<std::string> Arguments(const std::vector<std::string>& settings) const {
-    std::vector<std::string> arguments = {"train", "--config", config_};
-    for (const std::string& setting : settings) {
-      arguments.insert(arguments.end(), {"--set", setting});
-    }
-    return arguments;
-  }
-  ProcessResult Train(int ranks, const std::vector<std::string>& settings) const {
-    return RunEyrie(ranks, Arguments(settings));
-  }
   ProcessResult DryRun(int ranks, const std::vector<std::string>& settings) const {
     std::vector<std::string> arguments = Arguments(settings);
     arguments.push_back("--dry-run");
@@ -45,17 +30,7 @@ class WatchTest : public testing::Test {
     }
     return tree;
   }
-
-  TestDirectory directory_;
-  fs::path run_;
-  std::string config_;
 };
-
-void ExpectParts(const std::string& text, const std::vector<std::string>& parts) {
-  for (const std::string& part : parts) {
-    EXPECT_NE(text.find(part), std::string::npos) << part << " in: " << text;
-  }
-}
 
 TEST_F(WatchTest, DryRunSaysWhatWouldHappenAndLeavesNothing) {
   const auto before = Tree();
@@ -66,9 +41,8 @@ TEST_F(WatchTest, DryRunSaysWhatWouldHappenAndLeavesNothing) {
     EXPECT_EQ(result.code, 0) << result.err;
     EXPECT_EQ(result.err, "");
     EXPECT_EQ(std::count(result.out.begin(), result.out.end(), '\n'), 1) << result.out;
-    ExpectParts(result.out,
-                {"valid: ", " parameters on ", "256 tokens a step", "steps 1 to 20 of 20",
-                 "from fresh parameters", (directory_ / "data").string() + ": "});
+    ExpectParts(result.out, {"valid: ", " parameters on ", "256 tokens a step",
+                             "steps 1 to 20 of 20", "from fresh parameters", data_ + ": "});
     ExpectParts(result.out, {ranks == 4 ? "4 ranks (data 2 x sequence 1 x tensor 2)"
                                         : "1 rank (data 1 x sequence 1 x tensor 1)"});
     EXPECT_EQ(Tree(), before);
@@ -87,20 +61,17 @@ TEST_F(WatchTest, DryRunRefusesWhatARunWould) {
   const auto refused = [&](int ranks, const std::vector<std::string>& settings,
                            const std::vector<std::string>& culprits) {
     const auto before = Tree();
-    const ProcessResult result = DryRun(ranks, settings);
-    EXPECT_EQ(result.code, 2) << result.err;
-    ExpectParts(OnlyLine(result), culprits);
+    ExpectBadInput(DryRun(ranks, settings), culprits);
     EXPECT_EQ(Tree(), before);
   };
-  const std::string data = (directory_ / "data").string();
   for (const int ranks : {0, 2}) {
     refused(ranks, {"train.steps=0"}, {"train.steps"});
     refused(ranks, {"parallel.tensor=3"}, {"model.attention.heads"});
-    refused(ranks, {"data.train=" + data + "-missing"}, {data + "-missing"});
-    refused(ranks, {"data.validation=" + data + "-missing"}, {data + "-missing"});
-    refused(ranks, {"model.vocab_size=60"}, {data + ".bin", "model.vocab_size"});
+    refused(ranks, {"data.train=" + data_ + "-missing"}, {data_ + "-missing"});
+    refused(ranks, {"data.validation=" + data_ + "-missing"}, {data_ + "-missing"});
+    refused(ranks, {"model.vocab_size=60"}, {data_ + ".bin", "model.vocab_size"});
     refused(ranks, {"data.tokenizer=byte"}, {"data.tokenizer", "257"});
-    refused(ranks, {"checkpoint.resume=" + data + "-missing"}, {data + "-missing"});
+    refused(ranks, {"checkpoint.resume=" + data_ + "-missing"}, {data_ + "-missing"});
     refused(ranks, {"run.directory=" + config_ + "/below"}, {"run.directory", config_});
   }
   ASSERT_EQ(Train(0, {"train.stop_after=1"}).code, 0);
@@ -155,9 +126,42 @@ TEST_F(WatchTest, NanStopsWithStepLayerAndSamples) {
       // Two steps of eight samples came before; the first microbatch has two.
       ExpectParts(OnlyLine(result),
                   {"step 3: loss nan, ", layer, "samples 16 to 17", "data rank 0"});
+      const ProcessResult measured = RunEyrie(
+          parallel ? 2 : 0, {"eval", "--checkpoint", checkpoint.string(), "--data", data_});
+      EXPECT_EQ(measured.code, 3) << measured.out;
+      ExpectParts(OnlyLine(measured), {"the loss on " + data_ + " is not finite"});
       EXPECT_EQ(RunEyrie(0, {"checkpoint", "verify", checkpoint.string()}).code, 0);
       EXPECT_FALSE(fs::exists(run_ / "checkpoints" / "step-00000003"));
     }
+  }
+}
+
+// A parameter that validation alone meets: the embedding of a token that training does not draw.
+TEST_F(WatchTest, NanInValidationStopsToo) {
+  {
+    IndexedDatasetWriter writer((directory_ / "train").string(), 64);
+    std::vector<int32_t> tokens(2000);
+    for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(1 + i * i % 63);
+    writer.AddDocument(tokens);
+    writer.Finish();
+  }
+  const std::vector<std::string> settings = {"data.train=" + (directory_ / "train").string(),
+                                             "model.tied_embedding=false",
+                                             "optimizer.warmup_steps=0"};
+  ASSERT_EQ(RunEyrie(0, WithSettings(Arguments(settings), {"train.stop_after=2"})).code, 0);
+  Poison(run_ / "checkpoints" / "step-00000002", "tok.w");
+  for (const int ranks : {0, 2}) {
+    const ProcessResult result =
+        RunEyrie(ranks, WithSettings(Arguments(settings), {"checkpoint.interval=9"}));
+    EXPECT_EQ(result.code, 3) << result.err;
+    EXPECT_EQ(OnlyLine(result),
+              "eyrie: step 10: the validation loss is not finite: training has diverged");
+    // The save that was under way is whole, and no measure is lost.
+    EXPECT_EQ(RunEyrie(0, {"checkpoint", "verify", run_.string()})
+                  .out.rfind((run_ / "checkpoints" / "step-00000009").string(), 0),
+              0u);
+    EXPECT_EQ(ReadMetrics(run_).back()["step"], 9);
+    fs::remove_all(run_ / "checkpoints" / "step-00000009");
   }
 }
 

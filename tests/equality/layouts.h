@@ -30,17 +30,10 @@ class LayoutsTest : public testing::Test {
     const std::filesystem::path run = directory_ / name;
     const std::string config = WriteText(directory_ / (name + ".textproto"),
                                          SmallTrainingConfig(directory_ / "data", run));
-    std::vector<std::string> arguments = {"train",
-                                          "--config",
-                                          config,
-                                          "--set",
-                                          "parallel.tensor=" + std::to_string(layout.tensor),
-                                          "--set",
-                                          "parallel.sequence=" + std::to_string(layout.sequence)};
-    for (const std::string& setting : settings) {
-      arguments.insert(arguments.end(), {"--set", setting});
-    }
-    const ProcessResult result = RunEyrie(layout.ranks, arguments);
+    const std::vector<std::string> train = WithSettings(
+        {"train", "--config", config}, {"parallel.tensor=" + std::to_string(layout.tensor),
+                                        "parallel.sequence=" + std::to_string(layout.sequence)});
+    const ProcessResult result = RunEyrie(layout.ranks, WithSettings(train, settings));
     EXPECT_EQ(result.code, 0) << name << ": " << result.err << result.out;
     return ReadMetrics(run);
   }

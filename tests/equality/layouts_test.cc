@@ -112,12 +112,9 @@ TEST_F(LayoutsTest, GivenLabelsTrainAsOneRankDoes) {
              one, 1e-5, "slices chunks t2s2");
 
   const auto eval = [&](int ranks, const std::vector<std::string>& settings) {
-    std::vector<std::string> arguments = {"eval", "--checkpoint", (directory_ / "one").string(),
-                                          "--data", data};
-    for (const std::string& setting : settings) {
-      arguments.insert(arguments.end(), {"--set", setting});
-    }
-    const ProcessResult result = RunEyrie(ranks, arguments);
+    const ProcessResult result = RunEyrie(
+        ranks, WithSettings({"eval", "--checkpoint", (directory_ / "one").string(), "--data", data},
+                            settings));
     EXPECT_EQ(result.code, 0) << result.err;
     return nlohmann::json::parse(result.out);
   };

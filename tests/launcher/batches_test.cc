@@ -171,8 +171,8 @@ TEST_F(GivenLabelsTest, RefusesLabelsThatDoNotFit) {
   BatchReader::Options options = Options();
   options.vocab_size = 140;
   BatchReader narrow(options);
-  EXPECT_NE(BadInput([&] { narrow.CheckPart(0, 1); }).find(prefix_ + ".labels.bin"),
-            std::string::npos);
+  EXPECT_EQ(BadInput([&] { narrow.CheckPart(0, 1); }),
+            prefix_ + ".labels.bin: label 70 is 141, not from 0 to model.vocab_size = 140");
   EXPECT_NO_THROW(narrow.Read(0, 1));
   EXPECT_NE(BadInput([&] { narrow.CountLabels(5, 2); }).find(prefix_ + ".labels.bin"),
             std::string::npos);

@@ -9,9 +9,9 @@
 #include <string>
 #include <vector>
 
-#include "launcher/checkpoint_writer.h"
 #include "tests/launcher/temp_folder.h"
 #include "tests/support/fake_communicator.h"
+#include "tests/support/save_checkpoint.h"
 
 namespace eyrie {
 

@@ -50,6 +50,42 @@ TEST_F(TokenizerTest, SentencePieceReplacesInvalidUtf8) {
   EXPECT_EQ(tokenizer->Decode(tokenizer->Encode("a\xff z")), "a\xef\xbf\xbd z");
 }
 
+TEST_F(TokenizerTest, TextIsToldInWholeCharacters) {
+  const auto tokenizer = MakeTokenizer("sentencepiece:" + TrainSentencePiece(Path("spm")));
+  const std::string text = "the \u20ac dog\U0001f600\u00e9 \xef\xbf\xbd\xef\xbf\xbd cat";
+  TextStream stream(*tokenizer);
+  std::string told;
+  size_t parts = 0;
+  for (const int32_t id : tokenizer->Encode(text)) {
+    const std::string part = stream.Add({id});
+    parts += !part.empty();
+    told += part;
+    EXPECT_EQ(text.substr(0, told.size()), told);
+    // No part ends inside a character.
+    if (told.size() < text.size()) {
+      EXPECT_NE(static_cast<unsigned char>(text[told.size()]) & 0xc0, 0x80);
+    }
+  }
+  EXPECT_EQ(told, text);
+  EXPECT_GT(parts, 6u);
+  EXPECT_EQ(stream.Rest(), "");
+
+  // One that ends inside a character: two of the bytes of U+20AC.
+  const auto euro = tokenizer->Encode("cat \u20ac");
+  TextStream cut(*tokenizer);
+  EXPECT_EQ(cut.Add({euro.begin(), euro.end() - 1}), "cat ");
+  EXPECT_EQ(cut.Rest(), "\xef\xbf\xbd\xef\xbf\xbd");
+  EXPECT_EQ(cut.Rest(), "");
+}
+
+TEST_F(TokenizerTest, BytesAreToldAsTheyCome) {
+  const auto tokenizer = MakeTokenizer("byte");
+  TextStream stream(*tokenizer);
+  EXPECT_EQ(stream.Add({0xe2, 0x82}), "\xe2\x82");
+  EXPECT_EQ(stream.Add({0xac, 256, 'x'}), "\xacx");
+  EXPECT_EQ(stream.Rest(), "");
+}
+
 // Debian's libsentencepiece brings an old copy of Protobuf along, under the same symbols as ours:
 // CMakeLists.txt keeps them apart.
 TEST_F(TokenizerTest, LivesBesideProtobuf) {

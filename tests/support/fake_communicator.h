@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/memory.h"
+#include "core/threads.h"
 #include "parallel/communicator.h"
 
 namespace eyrie {
@@ -203,14 +204,17 @@ class FakeCommunicator final : public Communicator {
   int rank_;
 };
 
-// Runs body(world) on `ranks` threads at once and waits for them. An exception that leaves a body
-// ends the test program.
+// Runs body(world) on `ranks` threads at once and waits for them. As in a job, each has its share
+// of the cores. An exception that leaves a body ends the test program.
 inline void RunRanks(int ranks,
                      const std::function<void(std::unique_ptr<Communicator> world)>& body) {
   const auto group = std::make_shared<FakeGroup>(ranks);
   std::vector<std::thread> threads;
   for (int rank = 0; rank < ranks; ++rank) {
-    threads.emplace_back([=] { body(std::make_unique<FakeCommunicator>(group, rank)); });
+    threads.emplace_back([=] {
+      SetThreads(std::max(1, Threads() / ranks));
+      body(std::make_unique<FakeCommunicator>(group, rank));
+    });
   }
   for (std::thread& thread : threads) thread.join();
 }

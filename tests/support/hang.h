@@ -20,12 +20,9 @@ class TrainingJob {
     WriteTokenFile((directory / "data").string(), 200, 64, 1);
     const std::string config =
         WriteText(run_.string() + ".textproto", SmallTrainingConfig(directory / "data", run_));
-    std::vector<std::string> arguments = {"train", "--config", config, "--set",
-                                          "train.steps=1000000"};
-    for (const std::string& setting : settings) {
-      arguments.insert(arguments.end(), {"--set", setting});
-    }
-    job_ = Start(EyrieCommand(2, arguments), log_);
+    const std::vector<std::string> train = {"train", "--config", config, "--set",
+                                            "train.steps=1000000"};
+    job_ = Start(EyrieCommand(2, WithSettings(train, settings)), log_);
   }
 
   // Waits for the first steps; false if none comes.
