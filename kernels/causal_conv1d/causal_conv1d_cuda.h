@@ -1,4 +1,5 @@
-// CUDA bodies of the causal convolution: causal_conv1d_cuda.cu.
+// CUDA bodies of the causal convolution: causal_conv1d_forward_cuda.cu,
+// causal_conv1d_backward_cuda.cu.
 #pragma once
 
 #include "kernels/causal_conv1d/causal_conv1d.h"
