@@ -72,7 +72,7 @@ class RowsAhead {
   static constexpr size_t kBytes =
       kCopied ? kStages * kOfStep * kThreads * sizeof(Vector<T, N>) : 0;
 
-  __device__ RowsAhead(const Rows<T, N>& x, const Rows<T, N>& dy, unsigned char* memory)
+  __device__ RowsAhead(const ThreadRows<T, N>& x, const ThreadRows<T, N>& dy, unsigned char* memory)
       : x_(x),
         dy_(dy),
         own_(reinterpret_cast<Vector<T, N>*>(memory) + threadIdx.y * kLanes + threadIdx.x) {}
@@ -114,7 +114,7 @@ class RowsAhead {
     return own_ + (stage * kOfStep + i) * kThreads;
   }
 
-  const Rows<T, N>&x_, &dy_;
+  const ThreadRows<T, N>&x_, &dy_;
   Vector<T, N>* own_;
   int started_ = 0, taken_ = 0;  // modulo kStages
 };
@@ -129,8 +129,8 @@ __device__ __forceinline__ void WalkBack(const Sizes& sizes, const BackwardTenso
   constexpr int kHalo = kTaps - 1, kAhead = kSilu ? kHalo : 0;
   const int64_t channels = sizes.channels;
   const T* no_state = nullptr;
-  const Rows<T, N> x_rows(sizes, tensors.x, tensors.x0, b, c);
-  const Rows<T, N> dy_rows(sizes, tensors.dy, no_state, b, c);
+  const ThreadRows<T, N> x_rows(sizes, tensors.x, tensors.x0, b, c);
+  const ThreadRows<T, N> dy_rows(sizes, tensors.dy, no_state, b, c);
   // What the step at token t takes.
   const auto ahead = [&](int t) { return min(t + kHalo, sizes.time - 1); };
   const auto x_row = [&](int t) { return kSilu ? ahead(t) : t; };

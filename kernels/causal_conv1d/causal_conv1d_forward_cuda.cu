@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kLanes* kWalkers, 2)
   float weights[kTaps][N];
   LoadWeights(sizes, tensors.weight, c, weights);
   const auto bias = LoadVector<N>(tensors.bias + c);
-  const Rows<T, N> x_rows(sizes, tensors.x, tensors.x0, b, c);
+  const ThreadRows<T, N> x_rows(sizes, tensors.x, tensors.x0, b, c);
   Vector<T, N> x[kHalo + kForwardTokens];  // tokens [t - kHalo, t + kForwardTokens)
 #pragma unroll
   for (int i = 0; i < kHalo; ++i) x[i] = x_rows[first - kHalo + i];

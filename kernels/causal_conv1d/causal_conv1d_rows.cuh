@@ -1,7 +1,7 @@
-// What the convolution's CUDA bodies share. A thread takes four neighbouring channels of one sequence
-// (one, where rows are not made of vectors) through a span of tokens, a few at a time, and keeps the
-// rows that the next tokens need in registers: each row is read from memory once, but for the few at
-// the seams of spans, which are in a cache. B sequences, T tokens, C channels, K taps.
+// What the convolution's CUDA bodies share. A thread takes four neighbouring channels of one
+// sequence (one, where rows are not made of vectors) through a span of tokens, a few at a time, and
+// keeps the rows that the next tokens need in registers: each row is read from memory once, but for
+// the few at the seams of spans, which are in a cache. B sequences, T tokens, C channels, K taps.
 //
 // Kernels are compiled for up to 4 and up to 8 taps; taps beyond K are never live.
 #pragma once
@@ -19,9 +19,9 @@ struct Sizes {
 // Row j of the sequence [state; rows] for this thread's channels: rows [0, T), and the state's K-1
 // rows as j in [1-K, 0). Zeros elsewhere and for a state that is absent.
 template <class T, int N>
-class Rows {
+class ThreadRows {
  public:
-  __device__ Rows(const Sizes& sizes, const T* rows, const T* state, int64_t b, int64_t c)
+  __device__ ThreadRows(const Sizes& sizes, const T* rows, const T* state, int64_t b, int64_t c)
       : rows_(rows + b * sizes.time * sizes.channels + c),
         state_(state == nullptr ? nullptr
                                 : state + (b + 1) * (sizes.taps - 1) * sizes.channels + c),
