@@ -19,32 +19,37 @@ __device__ __forceinline__ int ClusterRank() {
   return static_cast<int>(rank);
 }
 
-// The barrier of a buffer that other blocks fill, each phase with a number of bytes known before:
-// no thread but those that read the buffer waits for anyone. All functions take addresses of this
-// block's shared memory. A phase is armed once, by one thread, after the phase before it is over;
-// bytes may come earlier than that.
-struct FillBarrier {
-  static __device__ __forceinline__ void Init(uint32_t address) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n" ::"r"(address) : "memory");
-    asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
+// A barrier at this address of the block's shared memory, each phase of which takes so many
+// arrivals.
+__device__ __forceinline__ void InitBarrier(uint32_t address, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(address), "r"(arrivals)
+               : "memory");
+  asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
+}
+// Until a phase is over; phases have parities 0, 1, 0, ..., and one before the first, of parity 1,
+// is over from the start.
+__device__ __forceinline__ void WaitForPhase(uint32_t address, int parity) {
+  uint32_t done = 0;
+  while (done == 0) {
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}\n"
+        : "=r"(done)
+        : "r"(address), "r"(parity)
+        : "memory");
   }
+}
+
+// The barrier of a buffer that other blocks fill, each phase with a number of bytes known before:
+// no thread but those that read the buffer waits for anyone. A phase is armed once, by one thread,
+// after the phase before it is over; bytes may come earlier than that.
+struct FillBarrier {
+  static __device__ __forceinline__ void Init(uint32_t address) { InitBarrier(address, 1); }
   static __device__ __forceinline__ void Arm(uint32_t address, uint32_t bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(address),
                  "r"(bytes)
                  : "memory");
-  }
-  // Until all bytes of a phase are there; phases have parities 0, 1, 0, ...
-  static __device__ __forceinline__ void Wait(uint32_t address, int parity) {
-    uint32_t done = 0;
-    while (done == 0) {
-      asm volatile(
-          "{\n.reg .pred p;\n"
-          "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-          "selp.u32 %0, 1, 0, p;\n}\n"
-          : "=r"(done)
-          : "r"(address), "r"(parity)
-          : "memory");
-    }
   }
 };
 // Writes 16 bytes to an address of this block's shared memory, but in block `rank`, and counts them

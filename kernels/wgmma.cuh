@@ -48,10 +48,7 @@ inline constexpr int kArrivingLanes = 1;
 // it. The bulk copies that fill it complete on a FillBarrier.
 struct FreeBarrier {
   static __device__ __forceinline__ void Init(uint32_t address, int warps) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(address),
-                 "r"(warps * kArrivingLanes)
-                 : "memory");
-    asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
+    InitBarrier(address, warps * kArrivingLanes);
   }
   // For whole warps, as the following.
   static __device__ __forceinline__ void Arrive(uint32_t address) {
@@ -82,12 +79,7 @@ struct FreeBarrier {
     asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];\n" ::"r"(remote) : "memory");
   }
 };
-// Until a phase of either kind of barrier is over; one before the first, of parity 1, is over from
-// the start.
-__device__ __forceinline__ void WaitForPhase(uint32_t address, int parity) {
-  FillBarrier::Wait(address, parity);
-}
-// Whether it is, without waiting.
+// Whether a phase of either kind of barrier is over, without waiting.
 __device__ __forceinline__ bool PhaseIsOver(uint32_t address, int parity) {
   uint32_t done;
   asm volatile(

@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kThreads) EndKernel(const MlstmLayout sizes, c
   of_state = QuadSum(of_state);
   static_assert(kLanes == 4);
   if (lane != 0) return;
-  float* to = in.products + (static_cast<int64_t>(head) * parts + part) * 2 * kMlstmTile;
+  float* to = in.products + MlstmEndAt(sizes, head, part);
   to[in_tile] = of_key;
   to[kMlstmTile + in_tile] = of_state;
 }

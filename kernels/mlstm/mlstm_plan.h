@@ -105,6 +105,10 @@ inline constexpr int kMlstmEndKeys = 16;
 EYRIE_HOST_DEVICE inline int MlstmEndParts(const MlstmLayout& sizes) {
   return (sizes.keys + kMlstmEndKeys - 1) / kMlstmEndKeys;
 }
+// Where the products of a part lie, [2, kMlstmTile].
+EYRIE_HOST_DEVICE inline int64_t MlstmEndAt(const MlstmLayout& sizes, int head, int part) {
+  return (static_cast<int64_t>(head) * MlstmEndParts(sizes) + part) * 2 * kMlstmTile;
+}
 
 // What a pass needs of the gates, in the workspace.
 struct MlstmVectors {

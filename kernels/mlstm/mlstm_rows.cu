@@ -241,14 +241,6 @@ __device__ __forceinline__ void ScanLaterTokens(int lane, LaterTokens& tokens) {
   }
 }
 
-// The products of a part.
-__device__ __forceinline__ const float* EndProducts(const MlstmLayout& sizes,
-                                                    const MlstmGateGradients& in, int head,
-                                                    int part) {
-  return in.end_products +
-         (static_cast<int64_t>(head) * MlstmEndParts(sizes) + part) * 2 * kMlstmTile;
-}
-
 // A block has the tokens between two restarts (mlstm_kernels.cuh), at least a thread for each.
 __global__ void __launch_bounds__(kMaxGateThreads)
     GateGradientKernel(const MlstmLayout sizes, const MlstmGateGradients in) {
@@ -271,7 +263,8 @@ __global__ void __launch_bounds__(kMaxGateThreads)
     for (int i = thread; known && i < in.restart_parts; i += threads) sum += products[i];
     if (in.end_products != nullptr && restart == sizes.restarts) {
       for (int i = thread; i < MlstmEndParts(sizes) * kMlstmTile; i += threads) {
-        sum += EndProducts(sizes, in, head, i / kMlstmTile)[kMlstmTile + i % kMlstmTile];
+        const int64_t at = MlstmEndAt(sizes, head, i / kMlstmTile);
+        sum += in.end_products[at + kMlstmTile + i % kMlstmTile];
       }
     }
     return BlockSum(sum, shared);
@@ -292,7 +285,7 @@ __global__ void __launch_bounds__(kMaxGateThreads)
     const int in_last = token - (sizes.tiles - 1) * kMlstmTile;
     if (in.end_products != nullptr && in_last >= 0) {
       for (int i = 0; i < MlstmEndParts(sizes); ++i) {
-        of_k += EndProducts(sizes, in, head, i)[in_last];
+        of_k += in.end_products[MlstmEndAt(sizes, head, i) + in_last];
       }
     }
   }

@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(kSlstmThreads, 1) BackwardKernel(const View vi
     if constexpr (kBlocks == 1) {
       __syncthreads();
     } else {
-      FillBarrier::Wait(barrier, step / 2 % 2);
+      WaitForPhase(barrier, step / 2 % 2);
     }
     float sum[2] = {};
 #pragma unroll

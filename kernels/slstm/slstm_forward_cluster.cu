@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kSlstmThreads, 1) ForwardKernel(const View vie
   for (int t = 0; t < sizes.tokens; ++t) {
     // Token t reads buffer t % 2, filled for the first time before tokens 1 and 2. Nobody writes
     // into the other one before having y of this token from all blocks, who then have read it.
-    if (t > 0) FillBarrier::Wait(barrier(t), (t - 1) / 2 % 2);
+    if (t > 0) WaitForPhase(barrier(t), (t - 1) / 2 % 2);
     if (thread == 0 && t + 1 < sizes.tokens) FillBarrier::Arm(barrier(t + 1), kFill);
     float p[2][4];
     bool fresh[2];
