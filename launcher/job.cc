@@ -58,13 +58,13 @@ ExitCode RunJob(const std::function<ExitCode(Job&)>& body) {
 }
 
 void RequireAlone(const char* command) {
-  if (!LaunchedByMpi()) return;
-  MpiSession mpi;
-  const std::unique_ptr<Communicator> world = mpi.World();
-  if (world->size() == 1) return;
-  // Said before the session ends: then the ranks go, and mpirun kills those that are left.
-  if (world->rank() == 0) PrintError(StrCat(command, " runs as one process, without mpirun"));
-  throw Error(ExitCode::kBadInput, "");
+  const ExitCode code = RunJob([&](Job& job) {
+    if (job.world().size() == 1) return ExitCode::kOk;
+    throw AgreedError(
+        ExitCode::kBadInput,
+        job.world().rank() == 0 ? StrCat(command, " runs as one process, without mpirun") : "");
+  });
+  if (code != ExitCode::kOk) throw Error(code, "");
 }
 
 void PrintError(const std::string& message) {

@@ -9,6 +9,7 @@
 
 #include "launcher/commands.h"
 #include "launcher/config.h"
+#include "launcher/config_options.h"
 #include "launcher/device.h"
 #include "launcher/hardware.h"
 #include "launcher/number_options.h"
@@ -20,8 +21,8 @@ namespace {
 using nlohmann::ordered_json;
 
 struct PlanOptions {
-  std::string config, hardware;
-  std::vector<std::string> settings;
+  ConfigOptions config;
+  std::string hardware;
   int ranks = 0;  // 0: as parallel says
   bool json = false;
 };
@@ -38,8 +39,7 @@ void RequireSameDevice(const config::Config& config, const config::Hardware& har
 }
 
 config::Config LoadForPlan(const PlanOptions& options, const config::Hardware& hardware) {
-  config::Config config = LoadConfig(options.config);
-  ApplySettings(options.settings, config);
+  config::Config config = options.config.Load();
   RequireSameDevice(config, hardware);
   config.mutable_run()->clear_device();  // this machine need not have it
   const auto& parallel = config.parallel();
@@ -252,14 +252,7 @@ void AddPlanCommand(CLI::App& app, ExitCode& code) {
       "on tensors without memory; the time from the hardware's numbers, which by default are "
       "those\n"
       "of H100 nodes. Where a rank needs more memory than there is, ends with 2 after the plan.");
-  command->add_option("--config", options->config, "configuration file (text format)")
-      ->required()
-      ->type_name("FILE");
-  command
-      ->add_option("--set", options->settings,
-                   "set one field, e.g. --set parallel.tensor=8; may be repeated")
-      ->type_name("PATH=VALUE")
-      ->allow_extra_args(false);
+  AddConfigOptions(*command, options->config);
   command->add_option("--ranks", options->ranks, "ranks of the job, where parallel.data is 0")
       ->type_name("N")
       ->check(PositiveCount());
