@@ -20,6 +20,48 @@ blasint Narrow(int64_t value) {
   return narrow;
 }
 
+void Multiply(Trans trans_a, Trans trans_b, int64_t m, int64_t n, int64_t k, float alpha,
+              const float* a, int64_t lda, const float* b, int64_t ldb, float beta, float* c,
+              int64_t ldc) {
+  cblas_sgemm(CblasRowMajor, Convert(trans_a), Convert(trans_b), Narrow(m), Narrow(n), Narrow(k),
+              alpha, a, Narrow(lda), b, Narrow(ldb), beta, c, Narrow(ldc));
+}
+void Multiply(Trans trans_a, Trans trans_b, int64_t m, int64_t n, int64_t k, double alpha,
+              const double* a, int64_t lda, const double* b, int64_t ldb, double beta, double* c,
+              int64_t ldc) {
+  cblas_dgemm(CblasRowMajor, Convert(trans_a), Convert(trans_b), Narrow(m), Narrow(n), Narrow(k),
+              alpha, a, Narrow(lda), b, Narrow(ldb), beta, c, Narrow(ldc));
+}
+
+// On some CPUs the last bits of OpenBLAS's sums depend on how many threads share a product. Here
+// one thread takes a product of at most kOfOneThread multiplications, as OpenBLAS lets it too, or
+// each of a few parts of its rows or columns: OpenBLAS starts no threads in those of a team.
+constexpr int64_t kOfOneThread = int64_t{1} << 18;
+template <class T>
+void InPieces(Trans trans_a, Trans trans_b, int64_t m, int64_t n, int64_t k, T alpha, const T* a,
+              int64_t lda, const T* b, int64_t ldb, T beta, T* c, int64_t ldc) {
+  const bool rows = m >= n;
+  const int64_t extent = rows ? m : n, size_of_all = m * n * k;
+  if (size_of_all <= kOfOneThread || extent == 1) {
+    return Multiply(trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+  }
+  // Every part packs the other operand anew: they are few, unless the product is large.
+  const int64_t pieces = std::clamp<int64_t>(size_of_all / (8 * kOfOneThread), 2, 8);
+  constexpr int64_t kUnit = 32;  // rows and columns that suit OpenBLAS's kernels
+  const int64_t even = (extent + pieces - 1) / pieces;
+  const int64_t piece = extent <= pieces * kUnit ? even : (even + kUnit - 1) / kUnit * kUnit;
+  ParallelFor((extent + piece - 1) / piece, [&](int64_t index) {
+    const int64_t first = index * piece, size = std::min(piece, extent - first);
+    if (rows) {
+      const T* part = a + first * (trans_a == Trans::kNo ? lda : 1);
+      Multiply(trans_a, trans_b, size, n, k, alpha, part, lda, b, ldb, beta, c + first * ldc, ldc);
+    } else {
+      const T* part = b + first * (trans_b == Trans::kNo ? 1 : ldb);
+      Multiply(trans_a, trans_b, m, size, k, alpha, a, lda, part, ldb, beta, c + first, ldc);
+    }
+  });
+}
+
 template <class T>
 void GemmCpu(const GemmArgs& args) {
   const T* added = args.added.data<T>();
@@ -36,9 +78,9 @@ void GemmCpu(const GemmArgs& args) {
         }
       });
     }
-    Gemm(args.trans_a, args.trans_b, args.m, args.n, args.k, T(1),
-         args.a.data<T>() + i * args.stride_a, args.lda, args.b.data<T>() + i * args.stride_b,
-         args.ldb, fills || args.accumulate ? T(1) : T(0), c, args.ldc);
+    Multiply(args.trans_a, args.trans_b, args.m, args.n, args.k, T(1),
+             args.a.data<T>() + i * args.stride_a, args.lda, args.b.data<T>() + i * args.stride_b,
+             args.ldb, fills || args.accumulate ? T(1) : T(0), c, args.ldc);
   }
 }
 
@@ -88,15 +130,13 @@ KernelWork WorkOf(const GemmArgs& args) {
 void Gemm(Trans trans_a, Trans trans_b, int64_t m, int64_t n, int64_t k, float alpha,
           const float* a, int64_t lda, const float* b, int64_t ldb, float beta, float* c,
           int64_t ldc) {
-  cblas_sgemm(CblasRowMajor, Convert(trans_a), Convert(trans_b), Narrow(m), Narrow(n), Narrow(k),
-              alpha, a, Narrow(lda), b, Narrow(ldb), beta, c, Narrow(ldc));
+  InPieces(trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 
 void Gemm(Trans trans_a, Trans trans_b, int64_t m, int64_t n, int64_t k, double alpha,
           const double* a, int64_t lda, const double* b, int64_t ldb, double beta, double* c,
           int64_t ldc) {
-  cblas_dgemm(CblasRowMajor, Convert(trans_a), Convert(trans_b), Narrow(m), Narrow(n), Narrow(k),
-              alpha, a, Narrow(lda), b, Narrow(ldb), beta, c, Narrow(ldc));
+  InPieces(trans_a, trans_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
 
 void Gemm(const GemmArgs& args) { Gemm(std::span(&args, 1)); }

@@ -39,7 +39,8 @@ void Gemm(const GemmArgs& args);
 void Gemm(std::span<const GemmArgs> products);
 
 // The same for kernels' CPU bodies, on host memory and with a factor each:
-// C = alpha op(A) op(B) + beta C. With beta = 0, C need not be initialised.
+// C = alpha op(A) op(B) + beta C. With beta = 0, C need not be initialised. The bits of C do not
+// depend on the number of threads, nor on whether the caller is one of a team.
 void Gemm(Trans trans_a, Trans trans_b, int64_t m, int64_t n, int64_t k, float alpha,
           const float* a, int64_t lda, const float* b, int64_t ldb, float beta, float* c,
           int64_t ldc);
