@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "core/device.h"
+#include "core/mapped_file.h"
 #include "core/threads.h"
 #include "launcher/agree.h"
 #include "launcher/staged_directory.h"
@@ -97,7 +98,14 @@ struct CheckpointWriter::Save {
 
 CheckpointWriter::CheckpointWriter(const fs::path& directory, const config::Config& config,
                                    const Mesh& mesh, const ParamStore& store, ShardSink sink)
-    : directory_(directory), config_(config), mesh_(mesh), store_(store), sink_(std::move(sink)) {}
+    : directory_(directory), config_(config), mesh_(mesh), store_(store), sink_(std::move(sink)) {
+  Collectively(mesh.world(), [&] {
+    const std::string tokenizer = ModelFileOf(config.data().tokenizer());
+    if (tokenizer.empty() || !mesh.is_root()) return;
+    const MappedFile file(tokenizer);
+    tokenizer_.assign(file.bytes().begin(), file.bytes().end());
+  });
+}
 
 CheckpointWriter::~CheckpointWriter() = default;
 
@@ -176,8 +184,7 @@ void CheckpointWriter::Finish() {
   Collectively(mesh_.world(), [&] {
     if (!mesh_.is_root()) return;
     config::Manifest& manifest = save->plan.manifest;
-    const std::string tokenizer = ModelFileOf(config_.data().tokenizer());
-    if (!tokenizer.empty()) AddFile(save->temporary, kTokenizerName, tokenizer, manifest);
+    if (!tokenizer_.empty()) AddFile(save->temporary, kTokenizerName, tokenizer_, manifest);
     WriteManifest(save->temporary, manifest);
     save->staged->Replace(save->target);
   });

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <exception>
 #include <filesystem>
 #include <functional>
@@ -25,7 +26,8 @@ class CheckpointWriter {
                                        const PieceSource& source, CheckpointPlan& plan)>;
 
   // Checkpoints go into `directory`, the run's checkpoints/. `config` must be the same on all
-  // ranks; all arguments outlive the writer.
+  // ranks; all arguments outlive the writer. Collective. The root reads the tokenizer, for every
+  // checkpoint to come: its file may be gone by then. Throws kBadInput on every rank without it.
   CheckpointWriter(const std::filesystem::path& directory, const config::Config& config,
                    const Mesh& mesh, const ParamStore& store, ShardSink sink = WriteShard);
   // Drops a save that is under way, after its thread's current tensor.
@@ -62,6 +64,7 @@ class CheckpointWriter {
   const Mesh& mesh_;
   const ParamStore& store_;
   const ShardSink sink_;
+  std::vector<std::byte> tokenizer_;  // the root's; empty where a tokenizer has no file
   Buffer snapshot_;  // of all pieces for an asynchronous save; of one, from a GPU, otherwise
   std::unique_ptr<Save> save_;
 };

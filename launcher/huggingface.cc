@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/mapped_file.h"
 #include "core/memory.h"
 #include "core/output_file.h"
 #include "launcher/config.h"
@@ -223,7 +224,9 @@ HuggingFaceSummary ImportHuggingFace(const fs::path& folder, const fs::path& out
   for (size_t file = 0; file < plan.files.size(); ++file) {
     WriteShard(staged.path(), file, source, plan);
   }
-  if (has_tokenizer) AddFile(staged.path(), kTokenizerName, tokenizer, plan.manifest);
+  if (has_tokenizer) {
+    AddFile(staged.path(), kTokenizerName, MappedFile(tokenizer).bytes(), plan.manifest);
+  }
   WriteManifest(staged.path(), plan.manifest);
   staged.Create(target);
   return {family.model_type, table.TotalElements()};
@@ -253,7 +256,7 @@ HuggingFaceSummary ExportHuggingFace(const fs::path& checkpoint, const fs::path&
     reader.VerifyFile(file);
     const fs::path tokenizer = checkpoint / kTokenizerName;
     config::Manifest ignored;
-    AddFile(staged.path(), kTokenizerName, tokenizer, ignored);
+    AddFile(staged.path(), kTokenizerName, MappedFile(tokenizer).bytes(), ignored);
     end_of_document = MakeTokenizer("sentencepiece:" + tokenizer.string())->end_of_document();
   }
   description["bos_token_id"] = nullptr;

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "core/mapped_file.h"
 #include "core/memory.h"
 #include "launcher/bucket_options.h"
 #include "launcher/config.h"
@@ -92,7 +93,7 @@ void ReshardCheckpoint(const fs::path& checkpoint, const fs::path& output,
     if (IsShard(manifest.file(file))) continue;
     reader.VerifyFile(file);
     const std::string& name = manifest.file(file).name();
-    AddFile(staged.path(), name, checkpoint / name, plan.manifest);
+    AddFile(staged.path(), name, MappedFile(checkpoint / name).bytes(), plan.manifest);
   }
   WriteManifest(staged.path(), plan.manifest);
   staged.Create(target);

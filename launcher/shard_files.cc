@@ -49,16 +49,15 @@ void WriteShard(const fs::path& directory, size_t index, const PieceSource& sour
   }
 }
 
-void AddFile(const fs::path& directory, const std::string& name, const fs::path& source,
+void AddFile(const fs::path& directory, const std::string& name, std::span<const std::byte> bytes,
              config::Manifest& manifest) {
-  const MappedFile from(source.string());
   OutputFile to(directory / name);
-  to.Write(from.bytes().data(), from.bytes().size());
+  to.Write(bytes.data(), bytes.size());
   to.Finish();
   auto& file = *manifest.add_file();
   file.set_name(name);
   file.set_size(to.size());
-  file.set_header_xxh3(Checksum(from.bytes().data(), from.bytes().size()));
+  file.set_header_xxh3(Checksum(bytes.data(), bytes.size()));
 }
 
 ShardReader::ShardReader(fs::path checkpoint, const config::Manifest& manifest)

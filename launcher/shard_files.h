@@ -2,10 +2,12 @@
 // part of a tensor back.
 #pragma once
 
+#include <cstddef>
 #include <filesystem>
 #include <functional>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -58,9 +60,9 @@ using PieceSource = std::function<const void*(const PlannedPiece&)>;
 void WriteShard(const std::filesystem::path& directory, size_t index, const PieceSource& source,
                 CheckpointPlan& plan);
 
-// Copies a file of another kind into a checkpoint and adds it to the manifest.
+// Writes a file of another kind into a checkpoint and adds it to the manifest.
 void AddFile(const std::filesystem::path& directory, const std::string& name,
-             const std::filesystem::path& source, config::Manifest& manifest);
+             std::span<const std::byte> bytes, config::Manifest& manifest);
 
 // Reads the files of a checkpoint and checks all it touches against the manifest. Throws kBadInput
 // naming the file that is missing or damaged.

@@ -121,6 +121,37 @@ TEST_F(CheckpointWriterTest, AFailureReachesEveryRankAndTheStagedFolderGoes) {
   }
 }
 
+TEST_F(CheckpointWriterTest, TheTokenizerMayGoWhileTheRunGoesOn) {
+  const MeshShape shape{2, 1, 1};
+  config::Config config = ConfigFor(shape);
+  config.mutable_data()->set_tokenizer("sentencepiece:" + Path("words.model"));
+  const std::string contents = "pieces\n";
+  std::ofstream(Path("words.model")) << contents;
+  Outcome outcome = OnMesh(shape, [&](const Mesh& mesh) {
+    TestRank rank(table_, mesh);
+    rank.Fill(7);
+    CheckpointWriter writer(checkpoints_, config, mesh, rank.params);
+    if (mesh.is_root()) fs::remove(Path("words.model"));
+    for (const int64_t step : {1, 2}) {
+      writer.Begin(rank.groups(), PositionAt(step), /*asynchronous=*/false);
+      writer.Finish();
+    }
+  });
+  EXPECT_EQ(outcome.codes, (std::vector<int>{0, 0})) << outcome.message;
+  for (const int64_t step : {1, 2}) {
+    const fs::path saved = checkpoints_ / CheckpointName(step);
+    VerifyCheckpoint(saved);
+    EXPECT_EQ(Files(saved).at(kTokenizerName), contents);
+  }
+
+  outcome = OnMesh(shape, [&](const Mesh& mesh) {
+    TestRank rank(table_, mesh);
+    CheckpointWriter(checkpoints_, config, mesh, rank.params);
+  });
+  EXPECT_EQ(outcome.codes, (std::vector<int>{2, 2}));
+  EXPECT_NE(outcome.message.find("words.model"), std::string::npos) << outcome.message;
+}
+
 TEST_F(CheckpointWriterTest, ASaveThatIsDroppedLeavesNothing) {
   const Mesh mesh;
   const config::Config config = ConfigFor({});
