@@ -3,7 +3,6 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
-#include <iomanip>
 #include <iostream>
 #include <memory>
 #include <string>
@@ -15,6 +14,7 @@
 #include "launcher/huggingface.h"
 #include "launcher/job.h"
 #include "launcher/manifest.h"
+#include "launcher/measure.h"
 #include "launcher/reshard.h"
 
 namespace eyrie {
@@ -46,21 +46,7 @@ class Table {
   std::vector<Row> rows_;
 };
 
-std::string Bytes(int64_t bytes) {
-  if (bytes < 1000) return StrCat(bytes, " B");
-  double value = static_cast<double>(bytes);
-  const char* unit = "";
-  for (const char* larger : {"kB", "MB", "GB", "TB"}) {
-    if (value < 1000) break;
-    value /= 1000;
-    unit = larger;
-  }
-  return StrCat(std::fixed,
-                std::setprecision(value < 10    ? 2
-                                  : value < 100 ? 1
-                                                : 0),
-                value, " ", unit);
-}
+std::string Bytes(int64_t bytes) { return FormatBytes(static_cast<double>(bytes)); }
 
 // "3 pieces along axis 1", "1 piece"; "7 pieces" if they are cut along several axes.
 std::string PiecesText(const config::StoredTensor& tensor) {
