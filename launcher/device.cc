@@ -1,11 +1,10 @@
 #include "launcher/device.h"
 
-#include <unistd.h>
-
 #include <utility>
 
 #include "core/device.h"
 #include "launcher/agree.h"
+#include "launcher/node_memory.h"
 #include "parallel/nccl_communicator.h"
 
 namespace eyrie {
@@ -60,21 +59,21 @@ void ValidateDevice(const config::Config& config, ConfigErrors& errors) {
 
 double AvailableMemory(Device device, int ranks_on_node) {
   if (device == Device::kCuda) return static_cast<double>(cuda::FreeMemory());
-  return static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE)) /
-         ranks_on_node;
+  return NodeMemory() / ranks_on_node;
 }
 
 std::unique_ptr<Communicator> UseDevice(const config::Config& config,
                                         std::unique_ptr<Communicator> world) {
   if (DeviceOf(config) == Device::kCpu) return world;
-  const int ranks = world->RanksOnNode(), rank = world->RankOnNode();
+  const auto node = world->SplitNode();
+  const int ranks = node->size();
   Collectively(*world, [&] {
     const int gpus = cuda::DeviceCount();
     if (ranks > gpus) {
       ThrowBadInput("run.device: ", ranks, " ranks on a node with ", gpus,
                     gpus == 1 ? " GPU" : " GPUs", "; a GPU serves one rank");
     }
-    cuda::SelectDevice(rank);
+    cuda::SelectDevice(node->rank());
   });
   if constexpr (kCudaBuild) {
     return MakeNcclCommunicator(std::move(world), config.run().timeout_seconds());

@@ -23,7 +23,7 @@ void ValidateOn(const config::Config& config, Device device, ConfigErrors& error
 void ValidateDevice(const config::Config& config, ConfigErrors& errors);
 
 // Bytes that a rank can have for what it computes with: what is free on its GPU, which must be
-// selected, or an equal share of the memory of a node with so many ranks.
+// selected, or an equal share of the memory of a node (NodeMemory) with so many ranks.
 double AvailableMemory(Device device, int ranks_on_node);
 
 // Makes this rank's GPU, if the run computes on GPUs, the one of its number on the node, and gives

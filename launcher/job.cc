@@ -1,7 +1,7 @@
 #include "launcher/job.h"
 
 #include <omp.h>
-#include <unistd.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <array>
@@ -11,6 +11,7 @@
 #include <cstring>
 #include <new>
 #include <optional>
+#include <vector>
 
 #include "core/threads.h"
 #include "launcher/agree.h"
@@ -19,16 +20,25 @@
 
 namespace eyrie {
 
-Mesh Job::MakeMesh(const config::Config& config) {
-  int threads = config.run().threads();
-  const int on_node = world_->RanksOnNode();
-  if (threads == 0) {
-    // A rank that its launcher bound to some cores uses those; otherwise ranks share the node.
-    const int mine = omp_get_num_procs();
-    const bool bound = mine < sysconf(_SC_NPROCESSORS_ONLN);
-    threads = bound ? mine : std::max(1, mine / on_node);
+int ShareOfCores(Communicator& world) {
+  cpu_set_t mine;
+  CPU_ZERO(&mine);
+  sched_getaffinity(0, sizeof(mine), &mine);
+  std::vector<int32_t> ranks(CPU_SETSIZE);  // that may use each core
+  const auto may_use = [&](int core) { return CPU_ISSET(static_cast<size_t>(core), &mine) != 0; };
+  for (int core = 0; core < CPU_SETSIZE; ++core) ranks[static_cast<size_t>(core)] = may_use(core);
+  const Tensor counts{ranks.data(), DType::kI32, Device::kCpu, {CPU_SETSIZE}};
+  world.SplitNode()->AllReduce(counts, ReduceOp::kSum).Wait();
+  int most = 1;
+  for (int core = 0; core < CPU_SETSIZE; ++core) {
+    if (may_use(core)) most = std::max<int>(most, ranks[static_cast<size_t>(core)]);
   }
-  SetThreads(threads);
+  return std::max(1, omp_get_num_procs() / most);
+}
+
+Mesh Job::MakeMesh(const config::Config& config) {
+  const int share = ShareOfCores(*world_), threads = config.run().threads();
+  SetThreads(threads == 0 ? share : threads);
   LimitWaits(config.run().timeout_seconds());
   const auto& parallel = config.parallel();
   return Mesh({parallel.data(), parallel.sequence(), parallel.tensor()},

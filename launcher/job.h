@@ -22,6 +22,10 @@ class Job {
   std::unique_ptr<Communicator> world_;
 };
 
+// Threads that this rank may run: the cores that it may use, which its launcher may have bound it
+// to, shared with the ranks of its node that may use them too. At least one. Collective.
+int ShareOfCores(Communicator& world);
+
 // Runs body on every rank and returns the process's exit code. An error prints one line on stderr;
 // one that a rank met alone ends the other ranks too.
 ExitCode RunJob(const std::function<ExitCode(Job&)>& body);

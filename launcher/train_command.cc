@@ -57,7 +57,7 @@ void StartInDirectory(const config::Config& config, int rank) {
 // Before any of it is taken: a rank that the system ends for want of memory cannot say why.
 void RequireMemory(const config::Config& config, Communicator& world) {
   const Device device = DeviceOf(config);
-  const int on_node = world.RanksOnNode();
+  const int on_node = world.SplitNode()->size();
   Collectively(world, [&] {
     RequireMemory(MeasureStep(config, PrecisionOf(config), device, world.rank()).memory,
                   AvailableMemory(device, on_node), world.rank());

@@ -23,8 +23,7 @@ class LocalCommunicator final : public Communicator {
   }
   void Barrier() override {}
   std::unique_ptr<Communicator> Split(int, int) override { return MakeLocalCommunicator(); }
-  int RanksOnNode() override { return 1; }
-  int RankOnNode() override { return 0; }
+  std::unique_ptr<Communicator> SplitNode() override { return MakeLocalCommunicator(); }
 };
 
 }  // namespace

@@ -76,9 +76,8 @@ class Communicator {
 
   // The ranks of equal `color` form a group, ordered by `key`.
   virtual std::unique_ptr<Communicator> Split(int color, int key) = 0;
-  // How many ranks of this group run on this rank's node, and which of them this one is.
-  virtual int RanksOnNode() = 0;
-  virtual int RankOnNode() = 0;
+  // The ranks of this group that run on this rank's node, in this group's order.
+  virtual std::unique_ptr<Communicator> SplitNode() = 0;
 };
 
 // A group of one: every operation is complete at once.

@@ -42,8 +42,7 @@ class CommunicatorWrapper : public Communicator {
   std::unique_ptr<Communicator> Split(int color, int key) override {
     return inner_.Split(color, key);
   }
-  int RanksOnNode() override { return inner_.RanksOnNode(); }
-  int RankOnNode() override { return inner_.RankOnNode(); }
+  std::unique_ptr<Communicator> SplitNode() override { return inner_.SplitNode(); }
 
  protected:
   struct Operation {

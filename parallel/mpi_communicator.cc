@@ -176,22 +176,16 @@ class MpiCommunicator final : public Communicator {
     return std::make_unique<MpiCommunicator>(part);
   }
 
-  int RanksOnNode() override { return OnNode(MPI_Comm_size); }
-  int RankOnNode() override { return OnNode(MPI_Comm_rank); }
+  std::unique_ptr<Communicator> SplitNode() override {
+    MPI_Comm node;
+    Check(MPI_Comm_split_type(comm_, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &node),
+          "MPI_Comm_split_type");
+    return std::make_unique<MpiCommunicator>(node);
+  }
 
  private:
   static constexpr int64_t kMaxCount = std::numeric_limits<int>::max();
 
-  // What `ask` says of the group's ranks on this rank's node.
-  int OnNode(int (*ask)(MPI_Comm, int*)) const {
-    MPI_Comm node;
-    Check(MPI_Comm_split_type(comm_, MPI_COMM_TYPE_SHARED, rank_, MPI_INFO_NULL, &node),
-          "MPI_Comm_split_type");
-    int answer = 0;
-    Check(ask(node, &answer), "ranks on a node");
-    Check(MPI_Comm_free(&node), "MPI_Comm_free");
-    return answer;
-  }
   static int Count(const Tensor& tensor) {
     EYRIE_CHECK(tensor.device == Device::kCpu && tensor.size() <= kMaxCount);
     return static_cast<int>(tensor.size());

@@ -248,8 +248,7 @@ class NcclCommunicator final : public Communicator {
   std::unique_ptr<Communicator> Split(int color, int key) override {
     return MakeNcclCommunicator(host_->Split(color, key), timeout_seconds_);
   }
-  int RanksOnNode() override { return host_->RanksOnNode(); }
-  int RankOnNode() override { return host_->RankOnNode(); }
+  std::unique_ptr<Communicator> SplitNode() override { return host_->SplitNode(); }
 
  private:
   // Orders the compute stream after the operation.

@@ -42,8 +42,7 @@ class CountingCommunicator final : public Communicator {
   std::unique_ptr<Communicator> Split(int color, int key) override {
     return MakeCountingCommunicator(inner_->Split(color, key), traffic_);
   }
-  int RanksOnNode() override { return inner_->RanksOnNode(); }
-  int RankOnNode() override { return inner_->RankOnNode(); }
+  std::unique_ptr<Communicator> SplitNode() override { return inner_->SplitNode(); }
 
  private:
   void Count(const Tensor& tensor) {
@@ -77,8 +76,9 @@ class AbsentCommunicator final : public Communicator {
   std::unique_ptr<Communicator> Split(int, int) override {
     ThrowFailure("who would be in a group of absent ranks is not known");
   }
-  int RanksOnNode() override { ThrowFailure("absent ranks are on no node"); }
-  int RankOnNode() override { return RanksOnNode(); }
+  std::unique_ptr<Communicator> SplitNode() override {
+    ThrowFailure("absent ranks are on no node");
+  }
 
  private:
   int rank_, size_;

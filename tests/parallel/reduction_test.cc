@@ -55,8 +55,7 @@ class LateCommunicator final : public Communicator {
   std::unique_ptr<Communicator> Split(int color, int key) override {
     return std::make_unique<LateCommunicator>(inner_->Split(color, key), log_);
   }
-  int RanksOnNode() override { return inner_->RanksOnNode(); }
-  int RankOnNode() override { return inner_->RankOnNode(); }
+  std::unique_ptr<Communicator> SplitNode() override { return inner_->SplitNode(); }
 
  private:
   struct Later final : Event::Pending {

@@ -169,8 +169,7 @@ class FakeCommunicator final : public Communicator {
                                  [&](const Wish& member) { return member.rank == rank_; });
     return std::make_unique<FakeCommunicator>(group, static_cast<int>(me - members.begin()));
   }
-  int RanksOnNode() override { return size(); }
-  int RankOnNode() override { return rank_; }
+  std::unique_ptr<Communicator> SplitNode() override { return Split(0, rank_); }
 
  private:
   // What rank `from` showed, which is like `mine`.
