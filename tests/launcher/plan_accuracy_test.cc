@@ -45,7 +45,7 @@ Plan PlanOf(const Measured& row) {
   return plan;
 }
 
-void ExpectWithin(const Measured& row, double share, double memory_share = 0.05) {
+void ExpectWithin(const Measured& row, double share, double memory_share) {
   const Plan plan = PlanOf(row);
   EXPECT_NEAR(plan.tokens_per_second, row.tokens_per_second, share * row.tokens_per_second);
   if (row.gigabytes == 0) return;
@@ -59,62 +59,63 @@ constexpr const char* kBlocks = "train.recompute=BLOCKS";
 TEST(PlanAccuracy, OneGpu) {
   const auto four = Batch(4096, 4, 4);
   for (const Measured& row : std::vector<Measured>{
-           {"griffin/1.3b", "h100", 1, 65338, 57.0, four},
+           {"griffin/1.3b", "h100", 1, 63908, 57.0, four},
            {"griffin/1.3b", "h100", 1, 65970, 0, Batch(4096, 4, 32)},
-           {"griffin/1.3b", "h200", 1, 67268, 0, four},
-           {"griffin/1.3b", "h200", 1, 67558, 0, Batch(32768, 1, 1)},
-           {"hawk/1.3b", "h200", 1, 65132, 0, four},
-           {"transnormer/1b", "h200", 1, 89819, 0, four},
-           {"mamba/1.4b", "h200", 1, 41807, 49.9, With(four, {kSelective})},
-           {"mamba/1.4b", "h100", 1, 38014, 49.7, With(four, {kSelective})},
-           {"mamba/1.4b", "h100", 1, 32424, 30.8, With(four, {kBlocks})},
-           {"griffin/1.3b", "h100", 1, 46816, 0, With(four, {kBlocks})},
-           {"hawk/1.3b", "h100", 1, 46359, 0, With(four, {kBlocks})},
-           {"xlstm/1.0-1.3b", "h200", 1, 40510, 0, four},
-           {"xlstm/1.0-1.3b", "h200", 1, 40834, 0, Batch(4096, 4, 32)},
-           {"xlstm/7.1-1.3b", "h200", 1, 30344, 0, four},
-           {"xlstm/1.0-1.3b", "h100", 1, 39746, 80.6, Batch(4096, 3, 48)},
+           {"griffin/1.3b", "h100", 1, 51721, 29.1, With(four, {kBlocks})},
+           {"hawk/1.3b", "h100", 1, 61151, 61.6, four},
+           {"hawk/1.3b", "h100", 1, 50125, 30.2, With(four, {kBlocks})},
+           {"xlstm/1.0-1.3b", "h100", 1, 38864, 80.6, Batch(4096, 3, 48)},
            {"xlstm/1.0-1.3b", "h100", 1, 38950, 62.6, Batch(4096, 2, 48)},
+           {"mamba/1.4b", "h100", 1, 39533, 49.9, With(four, {kSelective})},
+           {"mamba/1.4b", "h100", 1, 33316, 30.8, With(four, {kBlocks})},
+           {"griffin/1.3b", "h200", 1, 67255, 57.0, four},
+           {"griffin/1.3b", "h200", 1, 67400, 0, Batch(32768, 1, 1)},
+           {"hawk/1.3b", "h200", 1, 64754, 61.6, four},
+           {"transnormer/1b", "h200", 1, 91830, 38.8, four},
+           {"mamba/1.4b", "h200", 1, 42002, 49.9, With(four, {kSelective})},
+           {"xlstm/1.0-1.3b", "h200", 1, 41544, 98.6, four},
+           {"xlstm/1.0-1.3b", "h200", 1, 42373, 98.6, Batch(4096, 4, 32)},
+           {"xlstm/7.1-1.3b", "h200", 1, 31055, 96.0, four},
        }) {
     SCOPED_TRACE(row.config + " on " + row.hardware);
-    ExpectWithin(row, 0.10);
+    ExpectWithin(row, 0.07, 0.01);
   }
 }
 
+// NCCL's buffers, which no plan counts, are what memory lacks.
 TEST(PlanAccuracy, TwoGpus) {
   for (const Measured& row : std::vector<Measured>{
-           {"griffin/1.3b", "h200", 2, 125417, 0, Batch(4096, 4, 8)},
-           {"griffin/1.3b", "h200", 2, 130204, 0,
+           {"griffin/1.3b", "h200", 2, 126045, 57.9, Batch(4096, 4, 8)},
+           {"griffin/1.3b", "h200", 2, 131111, 0,
             With(Batch(4096, 4, 8), {"parallel.zero=OPTIMIZER_STATE"})},
-           {"griffin/1.3b", "h200", 2, 108451, 0, With(Batch(4096, 4, 4), {"parallel.tensor=2"})},
-           {"griffin/1.3b", "h200", 2, 122538, 0,
+           {"griffin/1.3b", "h200", 2, 108828, 0, With(Batch(4096, 4, 4), {"parallel.tensor=2"})},
+           {"griffin/1.3b", "h200", 2, 122974, 58.9,
             With(Batch(32768, 1, 1), {"parallel.sequence=2"})},
            {"griffin/14b", "h200", 2, 10500, 103.1,
             With(Batch(2048, 2, 8), {"parallel.tensor=2", kBlocks, "optimizer.moments=BFLOAT16"})},
        }) {
     SCOPED_TRACE(row.config + " " + row.settings.back());
-    ExpectWithin(row, 0.10);
+    ExpectWithin(row, 0.10, 0.04);
   }
 }
 
-// The plan is too hopeful here, by more than elsewhere; docs/benchmarks.md says what is known of
-// it. On two GPUs NCCL's buffers, which no plan counts, are what memory lacks.
+// The plan is too hopeful here, by more than elsewhere.
 TEST(PlanAccuracy, LongSequencesByChunks) {
   const auto chunks = [](int length, const std::string& chunk) {
     return With(Batch(length, 1, 1), {kBlocks, "train.chunk_length=" + chunk});
   };
   for (const Measured& row : std::vector<Measured>{
-           {"hawk/1.3b", "h200", 1, 39584, 27.8, chunks(131072, "8192")},
-           {"hawk/1.3b", "h200", 1, 37482, 26.7, chunks(262144, "4096")},
-           {"hawk/1.3b", "h200", 1, 39430, 27.8, chunks(262144, "8192")},
-           {"hawk/1.3b", "h200", 1, 40483, 30.1, chunks(262144, "16384")},
+           {"hawk/1.3b", "h200", 1, 42122, 28.1, chunks(131072, "8192")},
+           {"hawk/1.3b", "h200", 1, 40561, 0, chunks(262144, "4096")},
+           {"hawk/1.3b", "h200", 1, 41901, 0, chunks(262144, "8192")},
+           {"hawk/1.3b", "h200", 1, 42682, 30.2, chunks(262144, "16384")},
        }) {
     SCOPED_TRACE(row.settings.back());
-    ExpectWithin(row, 0.17);
+    ExpectWithin(row, 0.11, 0.01);
   }
   ExpectWithin(
-      {"hawk/1.3b", "h200", 2, 72819, 29.7, With(chunks(524288, "8192"), {"parallel.sequence=2"})},
-      0.22, 0.06);
+      {"hawk/1.3b", "h200", 2, 79457, 0, With(chunks(524288, "8192"), {"parallel.sequence=2"})},
+      0.12, 0.04);
 }
 
 }  // namespace
