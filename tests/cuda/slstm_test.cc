@@ -3,6 +3,7 @@
 #include "kernels/slstm/slstm.h"
 
 #include <array>
+#include <tuple>
 
 #include "tests/cuda/cuda_test_util.h"
 
@@ -142,30 +143,38 @@ void Compare(const Case& c, bool states) {
   }
 }
 
+using TypeAndSizes = std::tuple<DType, Sizes>;
+class CudaSlstmOfSizes : public testing::TestWithParam<TypeAndSizes> {};
+
+std::string NameOfTest(const testing::TestParamInfo<TypeAndSizes>& test) {
+  const auto& [dtype, sizes] = test.param;
+  return StrCat(Name(dtype), "_", sizes.batch, "x", sizes.tokens, "x", sizes.heads, "x",
+                sizes.units);
+}
+
+TEST_P(CudaSlstmOfSizes, MatchesTheCpu) {
+  TestRandom random;
+  for (const bool states : {false, true}) {
+    Case c(std::get<0>(GetParam()), std::get<1>(GetParam()), random);
+    c.exponential_forget = random.Int(0, 1) == 1;
+    Compare(c, states);
+  }
+}
+
+// Clusters of 1, 2, 4, 8 and 16 blocks, full and not; several groups of sequences.
+INSTANTIATE_TEST_SUITE_P(
+    Types, CudaSlstmOfSizes,
+    testing::Combine(testing::ValuesIn(kCudaTypes),
+                     testing::Values(Sizes{1, 1, 1, 1}, Sizes{2, 1, 3, 8}, Sizes{3, 2, 1, 8},
+                                     Sizes{3, 33, 2, 5}, Sizes{2, 17, 3, 32}, Sizes{17, 9, 2, 40},
+                                     Sizes{5, 20, 1, 64}, Sizes{16, 12, 2, 128},
+                                     Sizes{33, 7, 1, 136}, Sizes{3, 10, 1, 256})),
+    NameOfTest);
+
 class CudaSlstm : public testing::TestWithParam<DType> {
  protected:
   TestRandom random_;
 };
-
-TEST_P(CudaSlstm, MatchesTheCpu) {
-  // Clusters of 1, 2, 4, 8 and 16 blocks, full and not; several groups of sequences.
-  for (const Sizes& sizes : {Sizes{1, 1, 1, 1},
-                             {2, 1, 3, 8},
-                             {3, 2, 1, 8},
-                             {3, 33, 2, 5},
-                             {2, 17, 3, 32},
-                             {17, 9, 2, 40},
-                             {5, 20, 1, 64},
-                             {16, 12, 2, 128},
-                             {33, 7, 1, 136},
-                             {3, 10, 1, 256}}) {
-    for (const bool states : {false, true}) {
-      Case c(GetParam(), sizes, random_);
-      c.exponential_forget = random_.Int(0, 1) == 1;
-      Compare(c, states);
-    }
-  }
-}
 
 TEST_P(CudaSlstm, WideHeads) {
   for (const Sizes& sizes : {Sizes{2, 9, 2, 384}, {16, 6, 4, 512}, {9, 5, 1, 520}}) {
