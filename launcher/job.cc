@@ -23,7 +23,8 @@ namespace eyrie {
 int ShareOfCores(Communicator& world) {
   cpu_set_t mine;
   CPU_ZERO(&mine);
-  sched_getaffinity(0, sizeof(mine), &mine);
+  // Where there are more cores than a set holds, as if all ranks shared them.
+  if (sched_getaffinity(0, sizeof(mine), &mine) != 0) CPU_SET(0, &mine);
   std::vector<int32_t> ranks(CPU_SETSIZE);  // that may use each core
   const auto may_use = [&](int core) { return CPU_ISSET(static_cast<size_t>(core), &mine) != 0; };
   for (int core = 0; core < CPU_SETSIZE; ++core) ranks[static_cast<size_t>(core)] = may_use(core);
