@@ -179,7 +179,7 @@ TEST_F(BenchConfigTest, StepByKernel) {
         "plan",       "--json",
         "--config",   config_,
         "--ranks",    std::to_string(std::max(ranks, 1)),
-        "--hardware", std::string(EYRIE_SOURCE_DIR) + "/configs/hardware/laptop.textproto"};
+        "--hardware", EYRIE_SOURCE_DIR "/configs/hardware/laptop.textproto"};
     if (ranks > 0) plan.insert(plan.end(), {"--set", "parallel.tensor=2"});
     const json planned = json::parse(RunEyrie(0, plan).out)["kernels"];
     for (const json& row : table["rows"]) {

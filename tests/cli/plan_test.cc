@@ -9,7 +9,7 @@ namespace {
 
 namespace fs = std::filesystem;
 
-const std::string kConfigs = std::string(EYRIE_SOURCE_DIR) + "/configs/";
+const std::string kConfigs = EYRIE_SOURCE_DIR "/configs/";
 const std::string kLaptop = kConfigs + "hardware/laptop.textproto";
 
 ProcessResult RunPlan(const std::string& config, const std::vector<std::string>& options,

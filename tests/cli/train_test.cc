@@ -157,7 +157,7 @@ TEST_F(TrainTest, SignalsSaveAndEnd) {
       } else {
         // The signal reaches a single rank; all of them save and leave.
         const std::string command = "pkill -" + std::to_string(number) + " -o -f '^" +
-                                    std::string(EYRIE_BINARY) + " train.*" + run.string() + "'";
+                                    EYRIE_BINARY " train.*" + run.string() + "'";
         ASSERT_EQ(std::system(command.c_str()), 0);
       }
       const ProcessResult result = Finish(child, log);

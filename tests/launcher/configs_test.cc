@@ -14,7 +14,7 @@ namespace fs = std::filesystem;
 
 // "griffin/1.3b" of every file, in no order.
 std::vector<std::string> Names() {
-  const fs::path root = std::string(EYRIE_SOURCE_DIR) + "/configs";
+  const fs::path root = EYRIE_SOURCE_DIR "/configs";
   std::vector<std::string> names;
   for (const auto& entry : fs::recursive_directory_iterator(root)) {
     if (entry.path().extension() != ".textproto") continue;
@@ -28,7 +28,7 @@ std::vector<std::string> Names() {
 std::string Load(const std::string& name, int ranks, const std::vector<std::string>& settings,
                  config::Config& config) {
   try {
-    config = LoadConfig(std::string(EYRIE_SOURCE_DIR) + "/configs/" + name + ".textproto");
+    config = LoadConfig(EYRIE_SOURCE_DIR "/configs/" + name + ".textproto");
     ApplySettings(settings, config);
     Resolve(config, ranks);
     ValidateForTraining(config);

@@ -173,8 +173,7 @@ TEST_F(HuggingFaceTest, ReadsThePublishedConfiguration) {
   config::Config config;
   *config.mutable_model() = family.read(HuggingFaceConfig(path));
   Resolve(config, 1);
-  config::Config ours =
-      LoadConfig(std::string(EYRIE_SOURCE_DIR) + "/configs/griffin/recurrentgemma-2b.textproto");
+  config::Config ours = LoadConfig(EYRIE_SOURCE_DIR "/configs/griffin/recurrentgemma-2b.textproto");
   Resolve(ours, 1);
   EXPECT_EQ(ToText(config.model()), ToText(ours.model()));
 
@@ -211,7 +210,7 @@ TEST_F(HuggingFaceTest, ReadsMambasConfiguration) {
     Resolve(config, 1);
     return ToText(config.model());
   };
-  config::Config ours = LoadConfig(std::string(EYRIE_SOURCE_DIR) + "/configs/mamba/2.8b.textproto");
+  config::Config ours = LoadConfig(EYRIE_SOURCE_DIR "/configs/mamba/2.8b.textproto");
   Resolve(ours, 1);
   EXPECT_EQ(resolved(path), ToText(ours.model()));
   EXPECT_EQ(resolved(Write("written.json", family->write(ours.model()).dump())),
@@ -260,7 +259,7 @@ TEST_F(HuggingFaceTest, ReadsXlstmsConfiguration) {
     Resolve(config, 1);
     return ToText(config.model());
   };
-  config::Config ours = LoadConfig(std::string(EYRIE_SOURCE_DIR) + "/configs/xlstm/7b.textproto");
+  config::Config ours = LoadConfig(EYRIE_SOURCE_DIR "/configs/xlstm/7b.textproto");
   Resolve(ours, 1);
   EXPECT_EQ(resolved(path), ToText(ours.model()));
   EXPECT_EQ(resolved(Write("written.json", family->write(ours.model()).dump())),

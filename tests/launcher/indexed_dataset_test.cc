@@ -11,7 +11,7 @@ namespace eyrie {
 namespace {
 
 std::string Golden(const std::string& name) {
-  return std::string(EYRIE_SOURCE_DIR) + "/tests/golden/megatron_indexed/" + name;
+  return EYRIE_SOURCE_DIR "/tests/golden/megatron_indexed/" + name;
 }
 
 std::vector<int32_t> ReadAll(const IndexedDataset& dataset) {

@@ -31,7 +31,7 @@ std::vector<std::string> With(std::vector<std::string> settings,
 
 // Prints both, for the table in docs/benchmarks.md.
 Plan PlanOf(const Measured& row) {
-  const std::string configs = std::string(EYRIE_SOURCE_DIR) + "/configs/";
+  const std::string configs = EYRIE_SOURCE_DIR "/configs/";
   const config::Hardware hardware =
       LoadHardware(configs + "hardware/" + row.hardware + ".textproto");
   config::Config config = LoadConfig(configs + row.config + ".textproto");

@@ -14,13 +14,12 @@ namespace eyrie {
 namespace {
 
 config::Hardware HardwareFile(const std::string& name) {
-  return LoadHardware(std::string(EYRIE_SOURCE_DIR) + "/configs/hardware/" + name + ".textproto");
+  return LoadHardware(EYRIE_SOURCE_DIR "/configs/hardware/" + name + ".textproto");
 }
 
 config::Config Load(const std::string& name, int ranks, const std::vector<std::string>& settings,
                     Device device = Device::kCpu) {
-  config::Config config =
-      LoadConfig(std::string(EYRIE_SOURCE_DIR) + "/configs/" + name + ".textproto");
+  config::Config config = LoadConfig(EYRIE_SOURCE_DIR "/configs/" + name + ".textproto");
   ApplySettings(settings, config);
   Resolve(config, ranks, device);
   return config;

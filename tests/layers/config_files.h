@@ -23,7 +23,7 @@ struct ConfigFile {
 
 inline ConfigFile ReadConfigFile(const std::string& name) {
   ConfigFile file{name, "", {}};
-  std::ifstream in(std::string(EYRIE_SOURCE_DIR) + "/configs/" + name + ".textproto");
+  std::ifstream in(EYRIE_SOURCE_DIR "/configs/" + name + ".textproto");
   EXPECT_TRUE(in) << name;
   file.text.assign(std::istreambuf_iterator<char>(in), {});
   EXPECT_TRUE(google::protobuf::TextFormat::ParseFromString(file.text, &file.config)) << name;
@@ -32,7 +32,7 @@ inline ConfigFile ReadConfigFile(const std::string& name) {
 
 // All models, in order of name.
 inline std::vector<ConfigFile> ReadConfigFiles() {
-  const std::filesystem::path root = std::string(EYRIE_SOURCE_DIR) + "/configs";
+  const std::filesystem::path root = EYRIE_SOURCE_DIR "/configs";
   std::vector<std::string> names;
   for (const auto& entry : std::filesystem::recursive_directory_iterator(root)) {
     if (entry.path().extension() != ".textproto") continue;
