@@ -46,8 +46,6 @@ class Table {
   std::vector<Row> rows_;
 };
 
-std::string Bytes(int64_t bytes) { return FormatBytes(static_cast<double>(bytes)); }
-
 // "3 pieces along axis 1", "1 piece"; "7 pieces" if they are cut along several axes.
 std::string PiecesText(const config::StoredTensor& tensor) {
   if (tensor.piece_size() == 1) return "1 piece";
@@ -131,7 +129,7 @@ void PrintCheckpoint(const fs::path& checkpoint, std::ostream& out) {
     } else if (size != static_cast<uintmax_t>(file.size())) {
       remark = StrCat("DAMAGED: has ", size, " bytes");
     }
-    files.Add({file.name(), Bytes(file.size()), remark, ""});
+    files.Add({file.name(), FormatBytes(file.size()), remark, ""});
   }
   out << checkpoint.string() << '\n'
       << "  format      " << manifest.format_version() << '\n'
@@ -145,8 +143,8 @@ void PrintCheckpoint(const fs::path& checkpoint, std::ostream& out) {
       << "  parameters  " << parameters << '\n'
       << "\ntensors: " << manifest.tensor_size() << '\n';
   tensors.Print(out);
-  out << "\nfiles: " << manifest.file_size() << " beside " << kManifestName << ", " << Bytes(bytes)
-      << '\n';
+  out << "\nfiles: " << manifest.file_size() << " beside " << kManifestName << ", "
+      << FormatBytes(bytes) << '\n';
   files.Print(out);
 }
 

@@ -23,12 +23,11 @@ std::string FormatBytes(double bytes) {
 
 void RequireMemory(const MemoryUse& taken, double available, int rank) {
   if (static_cast<double>(taken.total()) <= available) return;
-  const auto bytes = [](int64_t count) { return FormatBytes(static_cast<double>(count)); };
   const int64_t model = taken.parameters + taken.gradients + taken.masters + taken.moments;
   const bool batch = taken.activations > model;
   ThrowBadInput(batch ? "train.micro_batch_size" : "parallel", ": rank ", rank, " would take ",
-                bytes(taken.total()), " of memory, ", bytes(taken.activations),
-                " of them for activations and ", bytes(model),
+                FormatBytes(taken.total()), " of memory, ", FormatBytes(taken.activations),
+                " of them for activations and ", FormatBytes(model),
                 " for parameters, gradients and the optimiser, but has ", FormatBytes(available),
                 batch ? "; see also train.recompute, train.chunk_length and parallel"
                       : "; see also parallel.tensor, parallel.zero and optimizer.moments");

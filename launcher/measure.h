@@ -30,6 +30,7 @@ struct MemoryUse {
 
 // "3.25 GiB".
 std::string FormatBytes(double bytes);
+inline std::string FormatBytes(int64_t bytes) { return FormatBytes(static_cast<double>(bytes)); }
 
 // Throws kBadInput, naming the field that has most to do with it, where rank `rank` takes more than
 // `available` bytes.

@@ -147,7 +147,6 @@ void Print(const Plan& plan, const config::Config& config, const config::Hardwar
     std::printf("  %-16s%14s%s%s\n", name, value.c_str(), remark.empty() ? "" : "  ",
                 remark.c_str());
   };
-  const auto bytes = [](int64_t count) { return FormatBytes(static_cast<double>(count)); };
 
   std::printf("model     %s parameters, %s on a rank\n", Grouped(plan.parameters).c_str(),
               Grouped(plan.local_parameters).c_str());
@@ -167,24 +166,24 @@ void Print(const Plan& plan, const config::Config& config, const config::Hardwar
         {config::TrainConfig::BLOCKS, plan.activations_blocks}}) {
     if (mode == train.recompute()) continue;
     others += StrCat(others.empty() ? "; " : ", ", config::TrainConfig::Recompute_Name(mode),
-                     others.empty() ? " would take " : " ", bytes(taken));
+                     others.empty() ? " would take " : " ", FormatBytes(taken));
   }
   const auto type = [](DType dtype) { return std::string(Name(dtype)); };
   std::printf("\nmemory of rank %d%s\n", plan.rank,
               plan.shape.sequence > 1 ? ", which needs the most" : "");
-  row("parameters", bytes(plan.memory.parameters), type(precision.values));
-  row("gradients", bytes(plan.memory.gradients), type(precision.gradients));
-  row("masters", bytes(plan.memory.masters),
+  row("parameters", FormatBytes(plan.memory.parameters), type(precision.values));
+  row("gradients", FormatBytes(plan.memory.gradients), type(precision.gradients));
+  row("masters", FormatBytes(plan.memory.masters),
       precision.has_masters() ? type(precision.masters) : "the parameters are their own");
-  row("moments", bytes(plan.memory.moments), type(precision.moments));
-  row("activations", bytes(plan.memory.activations),
+  row("moments", FormatBytes(plan.memory.moments), type(precision.moments));
+  row("activations", FormatBytes(plan.memory.activations),
       StrCat(Name(precision.activations), ", train.recompute: ",
              config::TrainConfig::Recompute_Name(train.recompute()), others));
-  row("buffers", bytes(plan.memory.buffers), "");
+  row("buffers", FormatBytes(plan.memory.buffers), "");
   if (plan.memory.reserved > 0)
-    row("reserved", bytes(plan.memory.reserved), "by driver and libraries");
+    row("reserved", FormatBytes(plan.memory.reserved), "by driver and libraries");
   const bool fits = static_cast<double>(plan.memory.total()) <= hardware.memory_bytes();
-  row("total", bytes(plan.memory.total()),
+  row("total", FormatBytes(plan.memory.total()),
       StrCat(fits ? "fits into " : "DOES NOT FIT into ", FormatBytes(hardware.memory_bytes())));
 
   std::printf("\nsent by it in a step\n");
