@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 #include <sched.h>
 
-#include <mutex>
 #include <vector>
 
 #include "tests/support/fake_communicator.h"
