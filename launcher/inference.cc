@@ -1,6 +1,5 @@
 #include "launcher/inference.h"
 
-#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <filesystem>
 #include <numeric>
@@ -9,7 +8,6 @@
 #include "launcher/agree.h"
 #include "launcher/checkpoint.h"
 #include "launcher/config.h"
-#include "launcher/config_options.h"
 #include "launcher/device.h"
 #include "launcher/manifest.h"
 
@@ -20,16 +18,6 @@ namespace {
 constexpr int64_t kChunk = 256;
 
 }  // namespace
-
-void AddInferenceOptions(CLI::App& command, InferenceOptions& options) {
-  command
-      .add_option("--checkpoint", options.checkpoint,
-                  "a checkpoint, or a run directory for its newest one")
-      ->required()
-      ->type_name("DIR");
-  AddSettings(command, options.settings,
-              "set a field of the checkpoint's configuration, e.g. --set run.threads=4");
-}
 
 Inference::Inference(const InferenceOptions& options, Layout layout, Job& job) {
   std::filesystem::path checkpoint;

@@ -12,18 +12,12 @@
 #include "launcher/job.h"
 #include "layers/model.h"
 
-namespace CLI {
-class App;
-}
-
 namespace eyrie {
 
 struct InferenceOptions {
-  std::string checkpoint;
+  std::string checkpoint;  // a checkpoint, or a run's directory for its newest one
   std::vector<std::string> settings;
 };
-// Adds --checkpoint and --set to a command.
-void AddInferenceOptions(CLI::App& command, InferenceOptions& options);
 
 class Inference {
  public:

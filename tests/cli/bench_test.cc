@@ -1,5 +1,5 @@
 // The benchmarks' tables, not their figures; and what they refuse.
-#include "launcher/bench.h"
+#include "launcher/commands/bench.h"
 
 #include <gtest/gtest.h>
 

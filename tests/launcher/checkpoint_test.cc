@@ -3,11 +3,8 @@
 
 #include <gtest/gtest.h>
 
-#include <CLI/App.hpp>
-
 #include "core/safetensors.h"
 #include "core/tensor_math.h"
-#include "launcher/checkpoint_command.h"
 #include "launcher/config.h"
 #include "launcher/reshard.h"
 #include "layers/model.h"
@@ -152,105 +149,6 @@ TEST_F(CheckpointTest, ReshardingNeverOverwritesAndLeavesNothingBehind) {
       BadInput([&] { ReshardCheckpoint(source, Path("parent/out"), parallel, table_); });
   EXPECT_TRUE(damage.starts_with(shard.string())) << damage;
   EXPECT_TRUE(fs::is_empty(Path("parent")));
-}
-
-// The commands, on a checkpoint of a real model.
-class CheckpointCommandTest : public CheckpointTest {
- protected:
-  CheckpointCommandTest() {
-    config_ = ConfigFor({2, 1, 2});
-    config::ModelConfig& model = *config_.mutable_model();
-    model.set_vocab_size(32);
-    model.set_depth(2);
-    for (const char* entry : {"recurrent+geglu", "local_attention+geglu"}) model.add_pattern(entry);
-    model.mutable_recurrent()->set_width(16);
-    model.mutable_recurrent()->set_gate_blocks(4);
-    model.mutable_attention()->set_heads(4);
-    model.mutable_attention()->set_head_width(4);
-    model.mutable_mlp()->set_width(16);
-    Resolve(config_, 4);
-    const Model made(model, 2);
-    const Outcome outcome = OnMesh({2, 1, 2}, [&](const Mesh& mesh) {
-      TestRank rank(made.params(), mesh);
-      rank.Fill(1);
-      SaveCheckpoint(checkpoints_, config_, mesh, rank.params, rank.groups(), PositionAt(12));
-    });
-    EXPECT_EQ(outcome.codes, (std::vector<int>{0, 0, 0, 0})) << outcome.message;
-    parameters_ = made.params().TotalElements();
-  }
-  // What a command prints; errors are thrown.
-  static std::string Output(const std::string& command) {
-    CLI::App app;
-    AddCheckpointCommand(app);
-    testing::internal::CaptureStdout();
-    try {
-      app.parse(command);
-    } catch (...) {
-      testing::internal::GetCapturedStdout();
-      throw;
-    }
-    return testing::internal::GetCapturedStdout();
-  }
-  config::Config config_;
-  int64_t parameters_ = 0;
-};
-
-TEST_F(CheckpointCommandTest, InspectShowsARunsNewestCheckpoint) {
-  const std::string text = Output("checkpoint inspect " + Path("run"));
-  for (const std::string& part :
-       {std::string("step-00000012\n"), std::string("step        12\n"),
-        std::string("tokens      6144\n"), std::string("data 2 x sequence 1 x tensor 2"),
-        StrCat("parameters  ", parameters_, "\n"), std::string("recurrent+geglu"),
-        std::string("adamw.v/"), std::string("2 pieces along axis 0"),
-        std::string("model-00003-of-00004.safetensors")}) {
-    EXPECT_NE(text.find(part), std::string::npos) << part << " in\n" << text;
-  }
-  fs::remove(checkpoints_ / "step-00000012" / ShardName(1, 4));
-  EXPECT_NE(Output("checkpoint inspect " + Path("run")).find("MISSING"), std::string::npos);
-}
-
-TEST_F(CheckpointCommandTest, VerifySaysGood) {
-  const fs::path checkpoint = checkpoints_ / "step-00000012";
-  size_t bytes = 0;
-  for (const auto& [name, content] : Files(checkpoint)) bytes += content.size();
-  EXPECT_EQ(Output("checkpoint verify " + Path("run")),
-            StrCat(checkpoint.string(), ": 5 files, ", ReadManifest(checkpoint).tensor_size(),
-                   " tensors, ", bytes, " bytes: good\n"));
-}
-
-TEST_F(CheckpointCommandTest, ReshardChangesTheLayout) {
-  const std::string out = Path("resharded");
-  Output("checkpoint reshard " + Path("run") + " --output " + out +
-         " --set parallel.tensor=4 --set parallel.data=0");
-  VerifyCheckpoint(out);
-  const config::Manifest manifest = ReadManifest(FindCheckpoint(out));
-  EXPECT_EQ(manifest.config().parallel().tensor(), 4);
-  EXPECT_EQ(manifest.config().parallel().data(), 1);
-  EXPECT_EQ(manifest.file_size(), 4);
-  config::Config config = manifest.config();
-  *config.mutable_parallel() = config_.parallel();
-  EXPECT_EQ(ToText(config), ToText(config_));
-  // Back again.
-  const std::string back = Path("back");
-  Output("checkpoint reshard " + out + " --set parallel.tensor=2 --set parallel.data=2 --output " +
-         back);
-  EXPECT_EQ(Files(back), Files(checkpoints_ / "step-00000012"));
-}
-
-TEST_F(CheckpointCommandTest, ReshardRefusesImpossibleLayouts) {
-  const std::string command = "checkpoint reshard " + Path("run") + " --output " + Path("out");
-  for (const auto& [setting, named] :
-       std::map<std::string, std::string>{{"parallel.tensor=3", "parallel.tensor"},
-                                          {"parallel.tensor=0", "parallel"},
-                                          {"parallel.data=-1", "parallel"},
-                                          {"parallel.tensor=2000000000", "parallel"},
-                                          {"parallel.sequence=0", "parallel"},
-                                          {"model.width=8", "model.width"},
-                                          {"parallel.none=8", "none"}}) {
-    const std::string message = BadInput([&] { Output(command + " --set " + setting); });
-    EXPECT_NE(message.find(named), std::string::npos) << message;
-    EXPECT_FALSE(fs::exists(Path("out")));
-  }
 }
 
 // As an imported model is: parameters alone.

@@ -1,12 +1,9 @@
+#include "launcher/tokenize.h"
+
 #include <gtest/gtest.h>
 #include <omp.h>
 
-#include <CLI/App.hpp>
-#include <CLI/Config.hpp>
-#include <CLI/Formatter.hpp>
-
 #include "launcher/indexed_dataset.h"
-#include "launcher/tokenize_command.h"
 #include "launcher/tokenizer.h"
 #include "tests/launcher/sentencepiece_model.h"
 #include "tests/launcher/temp_folder.h"
@@ -132,22 +129,6 @@ TEST_F(TokenizeTest, ThreadsDoNotChangeTheOutput) {
   EXPECT_EQ(Slurp(Path("out1.bin")), Slurp(Path("out4.bin")));
   EXPECT_EQ(Slurp(Path("out1.idx")), Slurp(Path("out4.idx")));
   EXPECT_EQ(Documents(Path("out4"), *MakeTokenizer(spec)), expected);
-}
-
-TEST_F(TokenizeTest, CommandLine) {
-  CLI::App app;
-  AddTokenizeCommand(app);
-  const auto a = Write("a", "x\ny\n");
-  const auto b = Write("b", "z");
-  app.parse("tokenize --input " + a + " " + b + " --tokenizer byte --documents line --output " +
-            Path("out"));
-  EXPECT_EQ(Documents(Path("out"), *MakeTokenizer("byte")), (Texts{"x", "y", "z"}));
-  EXPECT_EQ(BadInput([&] {
-              app.parse("tokenize --input a --tokenizer byte --documents word --output x");
-            }),
-            "--documents: \"word\" is none of file, blank-line, line, jsonl");
-  EXPECT_THROW(app.parse("tokenize --input a --output x"), CLI::RequiredError);
-  EXPECT_NE(app.get_subcommand("tokenize")->help().find("sentencepiece:MODEL"), std::string::npos);
 }
 
 }  // namespace

@@ -7,9 +7,9 @@
 
 #include "core/random.h"
 #include "launcher/agree.h"
-#include "launcher/commands.h"
+#include "launcher/commands/commands.h"
+#include "launcher/commands/options.h"
 #include "launcher/inference.h"
-#include "launcher/number_options.h"
 #include "launcher/tokenizer.h"
 
 namespace eyrie {

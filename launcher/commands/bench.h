@@ -2,6 +2,7 @@
 // and how they report.
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -88,7 +89,13 @@ class BenchReport {
   std::vector<std::vector<nlohmann::ordered_json>> rows_;
 };
 
-double Median(std::vector<double> values);
+inline double Median(std::vector<double> values) {
+  EYRIE_CHECK(!values.empty());
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  if (values.size() % 2 == 1) return *middle;
+  return (*middle + *std::max_element(values.begin(), middle)) / 2;
+}
 
 // The benchmarks. Each function, in bench_<name>.cc, adds one to the command `bench`.
 void AddBenchKernels(CLI::App& bench, ExitCode& code);

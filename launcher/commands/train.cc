@@ -8,9 +8,9 @@
 #include <optional>
 
 #include "launcher/agree.h"
-#include "launcher/commands.h"
+#include "launcher/commands/commands.h"
+#include "launcher/commands/options.h"
 #include "launcher/config.h"
-#include "launcher/config_options.h"
 #include "launcher/device.h"
 #include "launcher/dry_run.h"
 #include "launcher/job.h"

@@ -1,4 +1,4 @@
-// `eyrie tokenize`: text files to token files.
+// Text files to token files: what `eyrie tokenize` does.
 #pragma once
 
 #include <cstdint>
@@ -6,10 +6,6 @@
 #include <vector>
 
 #include "launcher/document_reader.h"
-
-namespace CLI {
-class App;
-}
 
 namespace eyrie {
 
@@ -25,8 +21,5 @@ struct TokenizeOptions {
 // OpenMP threads; the output does not depend on their number. Throws kBadInput if there is no text
 // or a file is at fault; PREFIX.bin and PREFIX.idx then stay what they were.
 void RunTokenize(const TokenizeOptions& options);
-
-// Registers the subcommand.
-void AddTokenizeCommand(CLI::App& app);
 
 }  // namespace eyrie

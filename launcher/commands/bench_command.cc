@@ -1,7 +1,7 @@
 #include <CLI/CLI.hpp>
 
-#include "launcher/bench.h"
-#include "launcher/commands.h"
+#include "launcher/commands/bench.h"
+#include "launcher/commands/commands.h"
 
 namespace eyrie {
 

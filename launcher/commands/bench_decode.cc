@@ -7,10 +7,9 @@
 
 #include "core/device.h"
 #include "launcher/agree.h"
-#include "launcher/bench.h"
-#include "launcher/config_options.h"
+#include "launcher/commands/bench.h"
+#include "launcher/commands/options.h"
 #include "launcher/inference.h"
-#include "launcher/number_options.h"
 
 namespace eyrie {
 namespace {

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "core/kernel_times.h"
-#include "launcher/bench.h"
+#include "launcher/commands/bench.h"
 
 namespace eyrie {
 

@@ -2,9 +2,9 @@
 #include <iostream>
 #include <memory>
 
-#include "launcher/commands.h"
+#include "launcher/commands/commands.h"
+#include "launcher/commands/options.h"
 #include "launcher/job.h"
-#include "launcher/number_options.h"
 #include "launcher/synthetic.h"
 
 namespace eyrie {

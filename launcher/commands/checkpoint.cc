@@ -1,15 +1,16 @@
-#include "launcher/checkpoint_command.h"
+#include "launcher/checkpoint.h"
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <array>
+#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <string>
 #include <system_error>
 #include <vector>
 
-#include "launcher/checkpoint.h"
+#include "launcher/commands/commands.h"
 #include "launcher/config.h"
 #include "launcher/huggingface.h"
 #include "launcher/job.h"
@@ -107,8 +108,8 @@ void Export(const std::string& directory, const std::string& output, const std::
             << " parameters, from " << checkpoint.string() << std::endl;
 }
 
-}  // namespace
-
+// The manifest for human eyes, and files that are missing or of a wrong size. Reads only the
+// manifest.
 void PrintCheckpoint(const fs::path& checkpoint, std::ostream& out) {
   const config::Manifest manifest = ReadManifest(checkpoint);
   const config::ParallelConfig& parallel = manifest.config().parallel();
@@ -147,6 +148,8 @@ void PrintCheckpoint(const fs::path& checkpoint, std::ostream& out) {
       << FormatBytes(bytes) << '\n';
   files.Print(out);
 }
+
+}  // namespace
 
 void AddCheckpointCommand(CLI::App& app) {
   CLI::App* command =

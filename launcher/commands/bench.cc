@@ -1,4 +1,4 @@
-#include "launcher/bench.h"
+#include "launcher/commands/bench.h"
 
 #include <unistd.h>
 
@@ -207,14 +207,6 @@ double BenchDevice::GemmRate() {
     Release(before);
   }
   return gemm_;
-}
-
-double Median(std::vector<double> values) {
-  EYRIE_CHECK(!values.empty());
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  if (values.size() % 2 == 1) return *middle;
-  return (*middle + *std::max_element(values.begin(), middle)) / 2;
 }
 
 void BenchReport::AddRow(std::vector<nlohmann::ordered_json> values) {

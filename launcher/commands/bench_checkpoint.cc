@@ -10,13 +10,12 @@
 #include <optional>
 
 #include "launcher/agree.h"
-#include "launcher/bench.h"
 #include "launcher/bucket_options.h"
 #include "launcher/checkpoint_writer.h"
+#include "launcher/commands/bench.h"
+#include "launcher/commands/options.h"
 #include "launcher/config.h"
-#include "launcher/config_options.h"
 #include "launcher/job.h"
-#include "launcher/number_options.h"
 #include "launcher/staged_directory.h"
 #include "layers/model.h"
 

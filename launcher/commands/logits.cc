@@ -6,9 +6,9 @@
 
 #include "core/safetensors.h"
 #include "launcher/agree.h"
-#include "launcher/commands.h"
+#include "launcher/commands/commands.h"
+#include "launcher/commands/options.h"
 #include "launcher/inference.h"
-#include "launcher/number_options.h"
 
 namespace eyrie {
 namespace {

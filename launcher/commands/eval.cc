@@ -5,11 +5,11 @@
 #include <nlohmann/json.hpp>
 
 #include "launcher/agree.h"
-#include "launcher/commands.h"
+#include "launcher/commands/commands.h"
+#include "launcher/commands/options.h"
 #include "launcher/config.h"
 #include "launcher/evaluate.h"
 #include "launcher/inference.h"
-#include "launcher/number_options.h"
 
 namespace eyrie {
 namespace {

@@ -6,7 +6,7 @@
 #include "kernels/rg_lru/rg_lru.h"
 #include "kernels/rotary/rotary.h"
 #include "kernels/selective_scan/selective_scan.h"
-#include "launcher/bench_kernels.h"
+#include "launcher/commands/bench_kernels.h"
 
 namespace eyrie {
 

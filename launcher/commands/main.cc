@@ -4,10 +4,8 @@
 #include <iostream>
 
 #include "launcher/agree.h"
-#include "launcher/checkpoint_command.h"
-#include "launcher/commands.h"
+#include "launcher/commands/commands.h"
 #include "launcher/job.h"
-#include "launcher/tokenize_command.h"
 
 namespace {
 

@@ -1,3 +1,5 @@
+#include "launcher/plan.h"
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
@@ -7,13 +9,11 @@
 #include <string>
 #include <vector>
 
-#include "launcher/commands.h"
+#include "launcher/commands/commands.h"
+#include "launcher/commands/options.h"
 #include "launcher/config.h"
-#include "launcher/config_options.h"
 #include "launcher/device.h"
 #include "launcher/hardware.h"
-#include "launcher/number_options.h"
-#include "launcher/plan.h"
 
 namespace eyrie {
 namespace {

@@ -1,6 +1,6 @@
 // `eyrie bench kernels`: every kernel on its own, forward and backward, through its public
 // arguments.
-#include "launcher/bench_kernels.h"
+#include "launcher/commands/bench_kernels.h"
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -17,11 +17,11 @@
 #include "kernels/gated_norm/gated_norm.h"
 #include "kernels/glu/glu.h"
 #include "kernels/norm/rms_norm.h"
+#include "launcher/commands/options.h"
 #include "launcher/config.h"
 #include "launcher/config_limits.h"
 #include "launcher/device.h"
 #include "launcher/job.h"
-#include "launcher/number_options.h"
 
 namespace eyrie {
 namespace {

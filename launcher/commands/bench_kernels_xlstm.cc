@@ -5,7 +5,7 @@
 #include "kernels/mlstm/mlstm_gates.h"
 #include "kernels/norm/layer_norm.h"
 #include "kernels/slstm/slstm.h"
-#include "launcher/bench_kernels.h"
+#include "launcher/commands/bench_kernels.h"
 
 namespace eyrie {
 
