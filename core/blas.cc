@@ -7,6 +7,7 @@
 #include "core/device.h"
 #include "core/error.h"
 #include "core/kernel_times.h"
+#include "core/round.h"
 #include "core/threads.h"
 
 namespace eyrie {
@@ -48,9 +49,9 @@ void InPieces(Trans trans_a, Trans trans_b, int64_t m, int64_t n, int64_t k, T a
   // Every part packs the other operand anew: they are few, unless the product is large.
   const int64_t pieces = std::clamp<int64_t>(size_of_all / (8 * kOfOneThread), 2, 8);
   constexpr int64_t kUnit = 32;  // rows and columns that suit OpenBLAS's kernels
-  const int64_t even = (extent + pieces - 1) / pieces;
-  const int64_t piece = extent <= pieces * kUnit ? even : (even + kUnit - 1) / kUnit * kUnit;
-  ParallelFor((extent + piece - 1) / piece, [&](int64_t index) {
+  const int64_t even = CeilDiv(extent, pieces);
+  const int64_t piece = extent <= pieces * kUnit ? even : RoundUp(even, kUnit);
+  ParallelFor(CeilDiv(extent, piece), [&](int64_t index) {
     const int64_t first = index * piece, size = std::min(piece, extent - first);
     if (rows) {
       const T* part = a + first * (trans_a == Trans::kNo ? lda : 1);

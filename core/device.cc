@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "core/region.h"
+#include "core/round.h"
 
 namespace eyrie {
 namespace {
@@ -24,7 +25,7 @@ void* AllocateBytes(Device device, size_t bytes) {
   // Long tensors in huge pages, where the system has them to give: reading main memory is up to
   // half as fast again, because fewer addresses need translating.
   const size_t alignment = bytes >= 2 * kHugePage ? kHugePage : kAlignment;
-  const size_t rounded = std::max((bytes + alignment - 1) / alignment * alignment, kAlignment);
+  const size_t rounded = std::max(RoundUp(bytes, alignment), kAlignment);
   void* pointer = std::aligned_alloc(alignment, rounded);
   if (pointer == nullptr) ThrowFailure("out of memory: ", bytes, " bytes");
   if (alignment == kHugePage) madvise(pointer, rounded, MADV_HUGEPAGE);

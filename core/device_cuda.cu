@@ -8,6 +8,7 @@
 #include "core/cuda.h"
 #include "core/device.h"
 #include "core/region.h"
+#include "core/round.h"
 
 namespace eyrie {
 namespace {
@@ -67,7 +68,7 @@ class CudaRegion final : public Region {
 
  protected:
   size_t Take(size_t from, size_t to) override {
-    const size_t end = (to + kGranule - 1) / kGranule * kGranule;
+    const size_t end = RoundUp(to, kGranule);
     if (end > kReserved) ThrowFailure("out of GPU memory: ", to, " bytes of scratch");
     CUmemGenericAllocationHandle page{};
     Check(driver_.create(&page, end - from, &properties_, 0), "scratch");
@@ -169,10 +170,9 @@ void CopyPitched(void* to, size_t to_pitch, const void* from, size_t from_pitch,
     const auto copy = [&]<class Word>(Word) {
       const size_t words = bytes / sizeof(Word), count = words * rows;
       constexpr unsigned kThreads = 256;
-      Launch("CopyPitched", CopyRowsKernel<Word>,
-             static_cast<unsigned>((count + kThreads - 1) / kThreads), kThreads, 0,
-             static_cast<char*>(to), to_pitch, static_cast<const char*>(from), from_pitch, words,
-             count);
+      Launch("CopyPitched", CopyRowsKernel<Word>, static_cast<unsigned>(CeilDiv(count, kThreads)),
+             kThreads, 0, static_cast<char*>(to), to_pitch, static_cast<const char*>(from),
+             from_pitch, words, count);
     };
     if (common % 16 == 0) return copy(uint4{});
     if (common % 4 == 0) return copy(uint32_t{});

@@ -13,6 +13,7 @@
 
 #include "core/early_launch.cuh"
 #include "core/few_rows.h"
+#include "core/round.h"
 
 namespace eyrie {
 namespace {
@@ -179,7 +180,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   const int steps = (all.k + kWarps * kChunk - 1) / (kWarps * kChunk);
   const int blocks = static_cast<int>(gridDim.x);
   int tile = static_cast<int>(blockIdx.x), step = 0, turn = 0;
-  const int items = (all.tiles - tile + blocks - 1) / blocks * steps;
+  const int items = CeilDiv(all.tiles - tile, blocks) * steps;
 
   LetNextStart();
   Cursor<kGroups> cursor(all, steps);
@@ -251,7 +252,7 @@ void FewRowsCuda(std::span<const GemmArgs> products) {
   all.k = static_cast<int>(products.front().k);
   bool settled = true;
   for (const GemmArgs& args : products) {
-    const auto batch_tiles = static_cast<int>((args.n + kTileRows - 1) / kTileRows);
+    const auto batch_tiles = static_cast<int>(CeilDiv(args.n, kTileRows));
     all.product[all.count++] = {.a = args.a.data<Bf16>(),
                                 .b = args.b.data<Bf16>(),
                                 .c = args.c.raw,
@@ -272,8 +273,8 @@ void FewRowsCuda(std::span<const GemmArgs> products) {
   if (all.m == 0 || all.tiles == 0) return;
   // As few blocks as take no more rounds than the most that fit: all of them work equally long.
   const int most = kBlocks * Multiprocessors();
-  const int rounds = (all.tiles + most - 1) / most;
-  const auto blocks = static_cast<unsigned>((all.tiles + rounds - 1) / rounds);
+  const int rounds = CeilDiv(all.tiles, most);
+  const auto blocks = static_cast<unsigned>(CeilDiv(all.tiles, rounds));
   DispatchCuda("few rows", products.front().c, [&]<class C>(C) {
     const auto kernel = all.m <= 8 ? FewRowsKernel<1, 6, C> : FewRowsKernel<2, 4, C>;
     if (settled) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/device.h"
+#include "core/round.h"
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -13,7 +14,7 @@ namespace {
 // A cache line, and the unit of a GPU's memory traffic.
 constexpr size_t kAlignment = 256;
 
-size_t Aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+size_t Aligned(size_t bytes) { return RoundUp(bytes, kAlignment); }
 
 // Tells AddressSanitizer who may touch memory of the host. Without it these are nothing.
 #ifdef __SANITIZE_ADDRESS__

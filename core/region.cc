@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include "core/device.h"
+#include "core/round.h"
 
 namespace eyrie {
 namespace {
@@ -26,7 +27,7 @@ class HostRegion final : public Region {
 
  protected:
   size_t Take(size_t from, size_t to) override {
-    const size_t end = (to + kGranule - 1) / kGranule * kGranule;
+    const size_t end = RoundUp(to, kGranule);
     if (end > kReserved || mprotect(base_ + from, end - from, PROT_READ | PROT_WRITE) != 0) {
       ThrowFailure("out of memory: ", to, " bytes of scratch");
     }

@@ -5,6 +5,7 @@
 
 #include "core/device.h"
 #include "core/kernel_times.h"
+#include "core/round.h"
 #include "core/threads.h"
 
 namespace eyrie {
@@ -170,7 +171,7 @@ void Convert(const Tensor& from, const Tensor& to) {
       const From* source = from.data<From>();
       To* target = to.data<To>();
       constexpr int64_t kPiece = 1 << 16;
-      ParallelFor((to.size() + kPiece - 1) / kPiece, [&](int64_t piece) {
+      ParallelFor(CeilDiv(to.size(), kPiece), [&](int64_t piece) {
         const int64_t end = std::min(to.size(), (piece + 1) * kPiece);
         for (int64_t i = piece * kPiece; i < end; ++i) target[i] = As<To>(source[i]);
       });

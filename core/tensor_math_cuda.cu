@@ -1,5 +1,6 @@
 // The CUDA side of core/tensor_math.h.
 #include "core/early_launch.cuh"
+#include "core/round.h"
 #include "core/tensor_math.h"
 
 namespace eyrie {
@@ -14,7 +15,7 @@ __device__ void Store(__nv_bfloat16* to, float x) { *to = __float2bfloat16_rn(x)
 
 unsigned Blocks(int64_t elements) {
   return static_cast<unsigned>(
-      std::min<int64_t>((elements + kThreads - 1) / kThreads, 32 * Multiprocessors()));
+      std::min<int64_t>(CeilDiv(elements, kThreads), 32 * Multiprocessors()));
 }
 
 // Sequence blockIdx.y; `count` elements of it.

@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "core/cuda.h"
+#include "core/round.h"
 
 namespace eyrie {
 
@@ -163,7 +164,7 @@ bool Aligned(const T*... pointers) {
 
 // Pieces of `each` that cover `count`: a number of blocks.
 inline unsigned Pieces(int64_t count, int64_t each) {
-  return static_cast<unsigned>((count + each - 1) / each);
+  return static_cast<unsigned>(CeilDiv(count, each));
 }
 
 }  // namespace eyrie

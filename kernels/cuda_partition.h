@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "kernels/partition.h"
+#include "core/round.h"
 
 // Marks small functions that host code and device code both call.
 #ifdef __CUDACC__

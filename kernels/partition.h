@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/round.h"
 #include "core/threads.h"
 
 namespace eyrie {
@@ -21,8 +22,6 @@ inline constexpr int64_t kChannelBlock = 4096;
 inline constexpr int64_t kChannelUnit = 64;
 // At most this many partial sums over rows are kept.
 inline constexpr int64_t kMaxRowTiles = 128;
-
-inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Calls body(piece) for each of `pieces`; `elements` is the size of the whole.
 template <class Body>
@@ -48,7 +47,7 @@ inline int64_t ChannelBlock(int64_t batch, int64_t channels) {
   const int64_t threads = Threads();
   int64_t blocks = CeilDiv(channels, kChannelBlock);
   while (batch * blocks < 4 * threads && batch * blocks % threads != 0) ++blocks;
-  return CeilDiv(CeilDiv(channels, blocks), kChannelUnit) * kChannelUnit;
+  return RoundUp(CeilDiv(channels, blocks), kChannelUnit);
 }
 
 // Calls body(b, first_channel, channel_count) for each block of channels of each sequence of a

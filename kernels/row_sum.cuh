@@ -3,8 +3,8 @@
 #pragma once
 
 #include "core/early_launch.cuh"
+#include "core/round.h"
 #include "kernels/cuda_math.cuh"
-#include "kernels/partition.h"
 
 namespace eyrie {
 

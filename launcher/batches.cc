@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <numeric>
 
+#include "core/round.h"
+
 namespace eyrie {
 namespace {
 
@@ -71,7 +73,7 @@ void BatchReader::FillPositions(int64_t first) {
 }
 
 void BatchReader::CheckPart(int part, int parts) const {
-  const int64_t share = (dataset_.total_tokens() + parts - 1) / parts;
+  const int64_t share = CeilDiv(dataset_.total_tokens(), parts);
   const int64_t first = std::min(part * share, dataset_.total_tokens());
   const int64_t count = std::min({share, dataset_.total_tokens() - first, kCheckedTokens});
   dataset_.CheckTokens(options_.vocab_size - 1, first, count);

@@ -10,6 +10,7 @@
 
 #include "core/device.h"
 #include "core/mapped_file.h"
+#include "core/round.h"
 #include "core/threads.h"
 #include "launcher/agree.h"
 #include "launcher/staged_directory.h"
@@ -66,7 +67,7 @@ CheckpointPlan PlanSave(const config::Config& config, const Mesh& mesh, const Pa
 void CopyOut(const char* from, Device device, char* to, size_t bytes) {
   if (device != Device::kCpu) return CopyBytes(to, Device::kCpu, from, device, bytes);
   constexpr size_t kChunk = size_t{4} << 20;
-  ParallelFor(static_cast<int64_t>((bytes + kChunk - 1) / kChunk), [&](int64_t chunk) {
+  ParallelFor(static_cast<int64_t>(CeilDiv(bytes, kChunk)), [&](int64_t chunk) {
     const size_t begin = static_cast<size_t>(chunk) * kChunk;
     std::memcpy(to + begin, from + begin, std::min(kChunk, bytes - begin));
   });

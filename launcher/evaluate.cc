@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/round.h"
 #include "launcher/agree.h"
 #include "layers/chunked.h"
 
@@ -49,7 +50,7 @@ void Count(const Mesh& mesh, const Tensor& labels, const Tensor& predicted, Coun
 Evaluation Evaluate(Run& run, const Model& model, BatchReader& reader, int64_t sequences,
                     int64_t micro_batch, int64_t chunk_length) {
   const Communicator& data = run.mesh.data();
-  const int64_t share = (sequences + data.size() - 1) / data.size();
+  const int64_t share = CeilDiv(sequences, data.size());
   const int64_t begin = std::min(sequences, share * data.rank());
   const int64_t end = std::min(sequences, begin + share);
   const OwnedTensor loss(DType::kF64, {2}, run.params.device());

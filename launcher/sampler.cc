@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "core/error.h"
+#include "core/round.h"
 
 namespace eyrie {
 namespace {
@@ -20,7 +21,7 @@ int64_t Permute(const Random& random, int64_t size, int64_t index) {
   const auto count = static_cast<uint64_t>(size);
   // The root may be off by rounding; any left_size will do that keeps both sides within 32 bits.
   const auto left_size = static_cast<uint64_t>(std::ceil(std::sqrt(static_cast<double>(size))));
-  const uint64_t right_size = (count + left_size - 1) / left_size;
+  const uint64_t right_size = CeilDiv(count, left_size);
   auto value = static_cast<uint64_t>(index);
   do {
     uint64_t left = value % left_size;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <vector>
 
+#include "core/round.h"
+
 namespace eyrie {
 namespace {
 
@@ -18,7 +20,7 @@ class Chunks {
   Chunks(const Chunks&) = delete;
   Chunks& operator=(const Chunks&) = delete;
 
-  int64_t count() const { return (tokens() + length_ - 1) / length_; }
+  int64_t count() const { return CeilDiv(tokens(), length_); }
   int64_t begin(int64_t chunk) const { return chunk * length_; }
   // Chunk `chunk` of the batch, in the arena; the Run's positions become the chunk's.
   Model::Batch Enter(int64_t chunk) const {

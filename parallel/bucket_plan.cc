@@ -2,17 +2,10 @@
 
 #include <algorithm>
 
+#include "core/round.h"
 #include "parallel/shard.h"
 
 namespace eyrie {
-namespace {
-
-int64_t RoundUp(int64_t value, int64_t multiple) {
-  return (value + multiple - 1) / multiple * multiple;
-}
-
-}  // namespace
-
 BucketPlan::BucketPlan(const ParamTable& table, MeshShape mesh, const BucketOptions& options,
                        bool mixed)
     : owners_(options.zero ? mesh.data * mesh.sequence : 1), ranges_(table.specs().size()) {

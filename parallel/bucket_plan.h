@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/param_table.h"
+#include "core/round.h"
 #include "parallel/mesh.h"
 
 namespace eyrie {
@@ -79,9 +80,7 @@ class BucketPlan {
   std::vector<Part> Parts(int owner) const;
 
  private:
-  int BucketsOf(int64_t elements) const {
-    return static_cast<int>((elements + bucket_ - 1) / bucket_);
-  }
+  int BucketsOf(int64_t elements) const { return static_cast<int>(CeilDiv(elements, bucket_)); }
   int full_buckets() const { return BucketsOf(full_elements_); }
 
   int owners_ = 1;

@@ -12,7 +12,9 @@ import argparse
 import statistics
 import time
 
-parser = argparse.ArgumentParser(description=__doc__)
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
 parser.add_argument("--threads", type=int, default=2)
 parser.add_argument("--batch", type=int, default=16, help="sequences a step")
 parser.add_argument("--length", type=int, default=256, help="tokens of a sequence")

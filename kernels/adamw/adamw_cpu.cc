@@ -4,6 +4,7 @@
 #include <cmath>
 #include <vector>
 
+#include "core/round.h"
 #include "core/threads.h"
 #include "kernels/adamw/adamw_coefficients.h"
 #include "kernels/partition.h"

@@ -1,6 +1,7 @@
 // The CUDA bodies behind adamw.h; arguments are already validated.
 #pragma once
 
+#include "core/round.h"
 #include "kernels/adamw/adamw.h"
 #include "kernels/cuda_partition.h"
 

@@ -6,6 +6,7 @@
 // For dq a block holds 128 query rows and streams keys. For dk and dv it holds 128 keys and streams
 // query rows, all heads in turn: products are computed transposed, [keys, rows], so that P^T and
 // dS^T lie in registers as the next product needs them.
+#include "core/round.h"
 #include "kernels/attention/attention_kernels.cuh"
 #include "kernels/mma.cuh"
 
@@ -254,7 +255,7 @@ void LaunchBackward(const AttentionView<Bf16>& view, const Bf16* dout, const Bac
            arguments...);
   };
   const int64_t key_blocks =
-      view.sequences * DivideUp(int64_t{view.past} + view.tokens, S::kHeld) * sums.parts;
+      view.sequences * CeilDiv(int64_t{view.past} + view.tokens, S::kHeld) * sums.parts;
   if constexpr (kPadded == 256) {
     launch("attention_backward dk", AttentionBackwardKeysKernel<S, true, false>, key_blocks, in,
            sums);
@@ -264,7 +265,7 @@ void LaunchBackward(const AttentionView<Bf16>& view, const Bf16* dout, const Bac
     launch("attention_backward dk dv", AttentionBackwardKeysKernel<S, true, true>, key_blocks, in,
            sums);
   }
-  const int64_t row_blocks = view.sequences * DivideUp(int64_t{view.tokens} * view.heads, S::kHeld);
+  const int64_t row_blocks = view.sequences * CeilDiv(int64_t{view.tokens} * view.heads, S::kHeld);
   launch("attention_backward dq", AttentionBackwardQueriesKernel<S>, row_blocks, in.records, dq);
 }
 

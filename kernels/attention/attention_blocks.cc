@@ -1,6 +1,7 @@
 #include "kernels/attention/attention_blocks.h"
 
 #include "core/error.h"
+#include "core/round.h"
 
 namespace eyrie {
 namespace {
@@ -46,7 +47,7 @@ std::vector<BlockGroup> GroupBlocks(const std::vector<QueryBlock>& blocks, int64
          ++end) {
       work += blocks[end].scores();
     }
-    const int64_t share = (work + groups_each - 1) / groups_each;
+    const int64_t share = CeilDiv(work, groups_each);
     for (size_t from = begin, to; from < end; from = to) {
       BlockGroup group{.sequence = blocks[from].sequence,
                        .block_begin = from,

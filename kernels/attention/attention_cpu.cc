@@ -1,5 +1,6 @@
 #include "kernels/attention/attention_cpu.h"
 
+#include "core/round.h"
 #include "kernels/attention/attention_inputs.h"
 #include "kernels/partition.h"
 #include "kernels/row_math.h"

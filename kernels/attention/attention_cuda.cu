@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "core/early_launch.cuh"
+#include "core/round.h"
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/attention/attention_kernels.cuh"
 
@@ -145,10 +146,6 @@ bool UsesWgmma(const AttentionSizes& sizes, const AttentionTiles& tiles) {
   return tiles.tensor_cores && sizes.rows() >= kHeldByTensorCores && AttentionRunsWgmma();
 }
 
-unsigned Blocks(int64_t items, int64_t each) {
-  return static_cast<unsigned>(DivideUp(items, each));
-}
-
 }  // namespace
 
 void AttentionForwardCuda(const AttentionForwardArgs& args) {
@@ -178,7 +175,7 @@ void AttentionForwardCuda(const AttentionForwardArgs& args) {
       AttentionForwardPlain(view, out);
     }
     if (out.parts > 1) {
-      LaunchEarly("attention_forward join", JoinPartsKernel<T>, dim3(Blocks(rows, kWarps)),
+      LaunchEarly("attention_forward join", JoinPartsKernel<T>, dim3(Pieces(rows, kWarps)),
                   dim3(kThreads), 0, out, rows, view.width);
     }
   });
@@ -201,7 +198,7 @@ void AttentionBackwardCuda(const AttentionBackwardArgs& args) {
     T* dq = Pointer<T>(kKernel, args.dq);
     const bool wgmma = std::is_same_v<T, __nv_bfloat16> && UsesWgmma(sizes, tiles);
     const int tile_rows = wgmma ? kWgmmaStreamedRows : tiles.backward.streamed;
-    const int64_t row_tiles = sizes.sequences * DivideUp(sizes.rows(), tile_rows);
+    const int64_t row_tiles = sizes.sequences * CeilDiv(sizes.rows(), tile_rows);
     Launch("attention_backward rows", DescribeRowsKernel<T>, dim3(static_cast<unsigned>(row_tiles)),
            dim3(kThreads), 0, view, Pointer<T>(kKernel, args.o), dout, args.lse.data<float>(),
            tile_rows, records, sights);
@@ -221,7 +218,7 @@ void AttentionBackwardCuda(const AttentionBackwardArgs& args) {
     const auto sum_parts = [&](const Tensor& to, float* from, int first_key, int count) {
       if (!to.defined()) return;
       const int64_t vectors = int64_t{view.sequences} * count * (view.width / 4);
-      Launch("attention_backward sums", SumPartsKernel<T>, dim3(Blocks(vectors, kThreads)),
+      Launch("attention_backward sums", SumPartsKernel<T>, dim3(Pieces(vectors, kThreads)),
              dim3(kThreads), 0, view, sums, from, first_key, count, Pointer<T>(kKernel, to));
     };
     sum_parts(args.dk, sums.dk, 0, view.tokens);

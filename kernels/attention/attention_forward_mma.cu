@@ -3,6 +3,7 @@
 // rows and streams tiles of 64 keys and values through two buffers; scores and probabilities stay
 // in registers. Where queries are few, several blocks share the keys of a tile of rows.
 #include "core/early_launch.cuh"
+#include "core/round.h"
 #include "kernels/attention/attention_kernels.cuh"
 #include "kernels/attention/attention_softmax.cuh"
 
@@ -138,7 +139,7 @@ void LaunchForward(const AttentionView<Bf16>& view, const ForwardOutputs<Bf16>& 
   const auto kernel = AttentionForwardKernel<S>;
   AllowSharedMemory(kernel, S::kShared);
   const int64_t rows = int64_t{view.tokens} * view.heads;
-  const dim3 grid(static_cast<unsigned>(view.sequences * DivideUp(rows, S::kHeld)),
+  const dim3 grid(static_cast<unsigned>(view.sequences * CeilDiv(rows, S::kHeld)),
                   static_cast<unsigned>(out.parts));
   LaunchEarly("attention_forward", kernel, grid, dim3(S::kThreads), S::kShared, view, out);
 }

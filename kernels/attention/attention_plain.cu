@@ -1,6 +1,7 @@
 // Attention in plain float32 arithmetic: the body of float32 tensors, and of bfloat16 ones whose
 // rows are not whole 16-byte vectors. The same tiling as on the tensor cores, 32 rows against 32, a
 // block of 16 x 16 threads. Widths divide by 4 and are at most 256.
+#include "core/round.h"
 #include "kernels/attention/attention_kernels.cuh"
 
 namespace eyrie {
@@ -299,7 +300,7 @@ __global__ void __launch_bounds__(kThreads)
   const TileRange tiles =
       PartOf(RowTilesSeeing(key_begin, key_end, view.tokens, view.heads, view.window, kTile), part,
              out.parts);
-  const int row_tiles = (view.rows() + kTile - 1) / kTile;
+  const int row_tiles = CeilDiv(view.rows(), kTile);
   const int2* sights = in.sights + static_cast<int64_t>(b) * row_tiles;
   const float scale_log2 = view.scale * kLog2e;
   PlainSums dk, dv;
@@ -352,7 +353,7 @@ void AttentionForwardPlain(const AttentionView<T>& view, const ForwardOutputs<T>
   const size_t shared = SharedBytes(view, 3);
   AllowSharedMemory(kernel, shared);
   const int64_t rows = int64_t{view.tokens} * view.heads;
-  const dim3 grid(static_cast<unsigned>(view.sequences * DivideUp(rows, kTile)),
+  const dim3 grid(static_cast<unsigned>(view.sequences * CeilDiv(rows, kTile)),
                   static_cast<unsigned>(out.parts));
   Launch("attention_forward", kernel, grid, dim3(kThreads), shared, view, out);
 }
@@ -364,12 +365,12 @@ void AttentionBackwardPlain(const AttentionView<T>& view, const T* dout, const B
   const auto keys = AttentionBackwardKeysPlainKernel<T>;
   AllowSharedMemory(keys, shared);
   const int64_t key_blocks =
-      view.sequences * DivideUp(int64_t{view.past} + view.tokens, kTile) * sums.parts;
+      view.sequences * CeilDiv(int64_t{view.past} + view.tokens, kTile) * sums.parts;
   Launch("attention_backward dk dv", keys, dim3(static_cast<unsigned>(key_blocks)), dim3(kThreads),
          shared, view, dout, in, sums);
   const auto queries = AttentionBackwardQueriesPlainKernel<T>;
   AllowSharedMemory(queries, shared);
-  const int64_t row_blocks = view.sequences * DivideUp(int64_t{view.tokens} * view.heads, kTile);
+  const int64_t row_blocks = view.sequences * CeilDiv(int64_t{view.tokens} * view.heads, kTile);
   Launch("attention_backward dq", queries, dim3(static_cast<unsigned>(row_blocks)), dim3(kThreads),
          shared, view, dout, in.records, dq);
 }

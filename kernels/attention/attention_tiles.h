@@ -5,6 +5,7 @@
 // rows (queries, or keys where gradients of keys are computed) and streams tiles of the others.
 #pragma once
 
+#include "core/round.h"
 #include "kernels/cuda_partition.h"
 #include "kernels/mma_tiles.h"
 
@@ -17,8 +18,6 @@ constexpr Int FirstVisibleKey(Int token, Int position, Int window, Int past) {
   if (window > 0 && steps > window) steps = window;
   return token - (steps < token + past ? steps : token + past);
 }
-
-constexpr int64_t DivideUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Tiles [begin, end) of a sequence of them.
 struct TileRange {
@@ -42,7 +41,7 @@ struct Sight {
   }
   // Tiles of `size` keys that cover what the rows see, from key first_min on.
   constexpr TileRange KeyTiles(int size) const {
-    return {0, static_cast<int>(DivideUp(token_max - first_min + 1, size))};
+    return {0, static_cast<int>(CeilDiv(token_max - first_min + 1, size))};
   }
 };
 
@@ -66,7 +65,7 @@ struct SegmentTiles {
  private:
   constexpr int first_current() const { return begin > 0 ? begin : 0; }
   constexpr int Tiles(int from, int to) const {
-    return to > from ? static_cast<int>(DivideUp(int64_t{to} - from, size)) : 0;
+    return to > from ? static_cast<int>(CeilDiv(int64_t{to} - from, size)) : 0;
   }
 };
 
@@ -111,7 +110,7 @@ constexpr AttentionTiles TilesFor(bool bf16, int64_t width) {
 struct AttentionSizes {
   int64_t sequences, tokens, heads, width, past, window;
   constexpr int64_t rows() const { return tokens * heads; }  // of one sequence
-  constexpr int64_t records() const { return DivideUp(rows(), kRecordRows) * kRecordRows; }
+  constexpr int64_t records() const { return RoundUp(rows(), kRecordRows); }
   constexpr int64_t keys() const { return past + tokens; }
 };
 
@@ -129,13 +128,13 @@ AttentionSizes SizesOf(const Args& args) {
 // Parts that the keys of a tile of queries are cut into, each for a block of its own: more than one
 // where queries are too few to fill a GPU, as in decoding.
 constexpr int ForwardParts(const AttentionSizes& sizes, TileSizes tiles) {
-  const int64_t blocks = sizes.sequences * DivideUp(sizes.rows(), tiles.held);
+  const int64_t blocks = sizes.sequences * CeilDiv(sizes.rows(), tiles.held);
   if (blocks == 0 || blocks >= kPlannedMultiprocessors) return 1;
   int64_t keys = sizes.keys();
   if (sizes.window > 0) {
-    keys = std::min(keys, sizes.window + 1 + DivideUp(tiles.held, sizes.heads));
+    keys = std::min(keys, sizes.window + 1 + CeilDiv(tiles.held, sizes.heads));
   }
-  const int64_t wanted = DivideUp(2 * kPlannedMultiprocessors, blocks);
+  const int64_t wanted = CeilDiv(2 * kPlannedMultiprocessors, blocks);
   const int64_t most = std::max<int64_t>(1, keys / (2 * tiles.streamed));
   return static_cast<int>(std::min<int64_t>({wanted, most, 64}));
 }
@@ -149,12 +148,12 @@ constexpr int64_t ForwardWorkspaceSize(const AttentionSizes& sizes, TileSizes ti
 // Parts that the query rows seeing a tile of keys are cut into. A sequence has few key tiles, and
 // the first ones of a causal one have the most work: several blocks a multiprocessor even it out.
 constexpr int BackwardParts(const AttentionSizes& sizes, TileSizes tiles) {
-  const int64_t blocks = sizes.sequences * DivideUp(sizes.keys(), tiles.held);
+  const int64_t blocks = sizes.sequences * CeilDiv(sizes.keys(), tiles.held);
   if (blocks == 0) return 1;
   int64_t tokens = sizes.tokens;
   if (sizes.window > 0) tokens = std::min(tokens, sizes.window + tiles.held);
-  const int64_t most = DivideUp(tokens * sizes.heads, tiles.streamed);
-  const int64_t wanted = DivideUp(4 * kPlannedMultiprocessors, blocks);
+  const int64_t most = CeilDiv(tokens * sizes.heads, tiles.streamed);
+  const int64_t wanted = CeilDiv(4 * kPlannedMultiprocessors, blocks);
   return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>({wanted, most, 16})));
 }
 
@@ -166,11 +165,11 @@ struct BackwardWorkspace {
   int64_t total;
 };
 constexpr BackwardWorkspace BackwardWorkspaceFor(const AttentionSizes& sizes, TileSizes tiles) {
-  const int64_t row_tiles = sizes.sequences * DivideUp(sizes.rows(), tiles.streamed);
+  const int64_t row_tiles = sizes.sequences * CeilDiv(sizes.rows(), tiles.streamed);
   const int64_t sums = BackwardParts(sizes, tiles) * sizes.sequences * sizes.keys() * sizes.width;
   BackwardWorkspace at{};
   at.sights = 4 * sizes.sequences * sizes.records();
-  at.dk = at.sights + DivideUp(2 * row_tiles, 4) * 4;
+  at.dk = at.sights + RoundUp(2 * row_tiles, 4);
   at.dv = at.dk + sums;
   at.total = at.dv + sums;
   return at;

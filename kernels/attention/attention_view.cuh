@@ -4,6 +4,7 @@
 
 #include <climits>
 
+#include "core/round.h"
 #include "kernels/attention/attention_tiles.h"
 #include "kernels/cuda_math.cuh"
 
@@ -21,7 +22,7 @@ struct AttentionView {
   __device__ int rows() const { return tokens * heads; }
   // Of a row, or of one with which the last rows are padded: where its record lies.
   __device__ int64_t Record(int b, int row) const {
-    return b * DivideUp(rows(), kRecordRows) * kRecordRows + row;
+    return b * RoundUp(int64_t{rows()}, kRecordRows) + row;
   }
   __device__ int FirstKey(int b, int t) const {
     return FirstVisibleKey<int>(t, positions[static_cast<int64_t>(b) * tokens + t], window, past);

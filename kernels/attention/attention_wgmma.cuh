@@ -5,6 +5,7 @@
 // others, arXiv:2407.08608).
 #pragma once
 
+#include "core/round.h"
 #include "kernels/attention/attention_kernels.cuh"
 #include "kernels/tensor_map.cuh"
 #include "kernels/wgmma.cuh"
@@ -167,7 +168,7 @@ void LaunchQueries(const char* name, void (*kernel)(WgmmaView, Rest...),
                    const AttentionView<Bf16>& view, const Bf16* dout,
                    const std::type_identity_t<Rest>&... rest) {
   const int64_t tiles =
-      view.sequences * DivideUp(int64_t{view.tokens} * view.heads, int64_t{S::kRows});
+      view.sequences * CeilDiv(int64_t{view.tokens} * view.heads, int64_t{S::kRows});
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(tiles, Multiprocessors()));
   AllowSharedMemory(kernel, S::kShared);
   Launch(name, kernel, dim3(blocks), dim3(kThreads), S::kShared,

@@ -1,5 +1,6 @@
 #include "kernels/block_map/block_map.h"
 
+#include "core/round.h"
 #include "kernels/block_map/block_map_cpu.h"
 #include "kernels/block_map/block_map_cuda.h"
 #include "kernels/dispatch.h"

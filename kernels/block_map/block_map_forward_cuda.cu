@@ -2,6 +2,7 @@
 // the maps' outputs they make of x by folded weights (block_map_cuda.cuh): each block sums its
 // channels, and a second kernel the blocks' sums.
 #include "core/early_launch.cuh"
+#include "core/round.h"
 #include "kernels/block_map/block_map_cuda.cuh"
 #include "kernels/mma.cuh"
 
@@ -328,7 +329,7 @@ void BlockMapForwardCuda(const BlockMapForwardArgs& args) {
       const unsigned parts = Pieces(width, 32 * (vectors ? kWidth : kBlock));
       // As many chunks of rows as the GPU takes at once.
       const int64_t wanted = std::max<int64_t>(1, kResident<T> * kPlannedMultiprocessors / parts);
-      const int64_t chunk = CeilDiv(CeilDiv(rows, wanted), kGroupRows) * kGroupRows;
+      const int64_t chunk = RoundUp(CeilDiv(rows, wanted), kGroupRows);
       Launch(kernel, vectors ? ForwardKernel<T, kWidth, kMaps> : ForwardKernel<T, kBlock, kMaps>,
              dim3(Pieces(rows, chunk), parts), kThreads, 0, tensors, rows, chunk);
       if (!gated) return;

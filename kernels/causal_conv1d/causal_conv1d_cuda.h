@@ -2,6 +2,7 @@
 // causal_conv1d_backward_cuda.cu.
 #pragma once
 
+#include "core/round.h"
 #include "kernels/causal_conv1d/causal_conv1d.h"
 #include "kernels/cuda_partition.h"
 

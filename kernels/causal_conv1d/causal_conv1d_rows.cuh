@@ -7,6 +7,7 @@
 #pragma once
 
 #include "core/early_launch.cuh"
+#include "core/round.h"
 #include "kernels/causal_conv1d/causal_conv1d_cuda.h"
 #include "kernels/cuda_math.cuh"
 

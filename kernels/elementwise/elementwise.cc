@@ -1,5 +1,6 @@
 #include "kernels/elementwise/elementwise.h"
 
+#include "core/round.h"
 #include "kernels/dispatch.h"
 #include "kernels/elementwise/elementwise_cpu.h"
 #include "kernels/elementwise/elementwise_cuda.h"

@@ -1,5 +1,6 @@
 #include "kernels/embedding/embedding_cpu.h"
 
+#include "core/round.h"
 #include "kernels/partition.h"
 #include "kernels/row_math.h"
 

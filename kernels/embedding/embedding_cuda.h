@@ -1,6 +1,7 @@
 // The CUDA bodies behind embedding.h; arguments are already validated.
 #pragma once
 
+#include "core/round.h"
 #include "kernels/cuda_partition.h"
 #include "kernels/embedding/embedding.h"
 
@@ -18,7 +19,7 @@ struct EmbeddingWorkspace {
     sort_bytes = 12 * count + (int64_t{1} << 20);
     const auto take = [&](int64_t bytes) {
       const int64_t start = elements;
-      elements += CeilDiv(bytes, 256) * 64;
+      elements += RoundUp(bytes, 256) / 4;
       return start;
     };
     for (int64_t& list : lists) list = take(count * 4);

@@ -1,5 +1,6 @@
 #include "kernels/glu/glu.h"
 
+#include "core/round.h"
 #include "kernels/cuda_partition.h"
 #include "kernels/dispatch.h"
 #include "kernels/glu/glu_cpu.h"

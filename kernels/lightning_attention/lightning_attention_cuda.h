@@ -1,6 +1,7 @@
 // The CUDA bodies behind lightning_attention.h; arguments are already validated.
 #pragma once
 
+#include "core/round.h"
 #include "kernels/cuda_partition.h"
 #include "kernels/lightning_attention/lightning_pass.h"
 
@@ -21,7 +22,7 @@ struct LightningChunks {
     const int64_t wanted = std::max<int64_t>(1, blocks / heads);
     const int64_t most = CeilDiv(length, tensor_cores ? 256 : 128);
     const int64_t each = CeilDiv(length, std::min(wanted, most));
-    tokens = CeilDiv(each, kLightningTile) * kLightningTile;
+    tokens = RoundUp(each, kLightningTile);
     count = CeilDiv(length, tokens);
   }
   int64_t tokens, count;

@@ -2,6 +2,7 @@
 // tile of 64 tokens, for up to 128 of its values; a warp has 16 of these. The state stays in
 // registers, in float32 and transposed: accumulators of S^T [16 values, keys] lie as operand B of
 // q S needs them. The scores of a tile are computed by all warps together and shared.
+#include "core/round.h"
 #include "kernels/lightning_attention/lightning_kernels.cuh"
 #include "kernels/mma.cuh"
 
@@ -128,7 +129,7 @@ __global__ void __launch_bounds__(S::kThreads) LightningMmaKernel(const Lightnin
   const uint32_t key_lane = ChunkOffset<kKeys>(in_a.row, in_a.chunk);
   const uint32_t value_lane = ChunkOffset<kValues>(in_a.row, in_a.chunk);
   const uint32_t score_lane = scores + ChunkOffset<kTile>(in_a.row, in_a.chunk);
-  const int tiles = (end - begin + kTile - 1) / kTile;
+  const int tiles = CeilDiv(end - begin, kTile);
   for (int tile = 0; tile < tiles; ++tile) {
     // After the barrier this tile is there, and nobody reads the one before it any more.
     WaitForCopies();

@@ -1,6 +1,7 @@
 // The CUDA bodies behind lrpe.h; arguments are already validated.
 #pragma once
 
+#include "core/round.h"
 #include "kernels/cuda_partition.h"
 #include "kernels/lrpe/lrpe.h"
 

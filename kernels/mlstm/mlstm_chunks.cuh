@@ -9,6 +9,7 @@
 // FlashAttention-3 (arXiv:2407.08608).
 #pragma once
 
+#include "core/round.h"
 #include "kernels/mlstm/mlstm_chunks.h"
 #include "kernels/mlstm/mlstm_maps.cuh"
 #include "kernels/wgmma.cuh"
@@ -44,12 +45,12 @@ inline constexpr uint32_t kShared = kBytes + 1024;  // wherever the memory start
 
 // How many clusters' rows the tokens of a chunk are.
 __host__ __device__ constexpr int ClustersDown(int chunk_tiles) {
-  return (chunk_tiles + kClusterTiles - 1) / kClusterTiles;
+  return CeilDiv(chunk_tiles, kClusterTiles);
 }
 // How many clusters of kColumns blocks of columns have so many channels.
 template <int kColumns>
 __host__ __device__ constexpr int ClustersAcross(int channels) {
-  return (MlstmColumnBlocks(channels) + kColumns - 1) / kColumns;
+  return CeilDiv(MlstmColumnBlocks(channels), kColumns);
 }
 
 // A block and its stages, of which step i takes i % kStages; `kColumns` of a cluster.

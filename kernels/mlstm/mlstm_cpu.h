@@ -5,6 +5,7 @@
 // segment. With chunks of one token the recurrence itself is computed, as when text is generated.
 #pragma once
 
+#include "core/round.h"
 #include "kernels/mlstm/mlstm_chunk.h"
 
 namespace eyrie {

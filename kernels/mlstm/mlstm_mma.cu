@@ -5,6 +5,7 @@
 // operand B of q S needs them. Where two warps share 16 values, each adds its keys' part of half of
 // the tokens' outputs. While one of the two products of a tile is computed, what the other needs is
 // copied.
+#include "core/round.h"
 #include "kernels/mlstm/mlstm_state.cuh"
 #include "kernels/mma.cuh"
 
@@ -51,7 +52,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int value_warp = warp % S::kValueWarps, key_warp = warp / S::kValueWarps;
   const int head = static_cast<int>(blockIdx.x), chunk = static_cast<int>(blockIdx.y);
-  const int value_blocks = (pass.values + kValues - 1) / kValues;
+  const int value_blocks = CeilDiv(pass.values, kValues);
   const int slice = S::kSliced ? static_cast<int>(blockIdx.z) / value_blocks : 0;
   const int key_begin = slice * kKeys, keys = min(kKeys, pass.keys - key_begin);
   const int value_begin = (static_cast<int>(blockIdx.z) - slice * value_blocks) * kValues;

@@ -1,6 +1,7 @@
 // A pass of the mLSTM in float32 arithmetic, token by token as in the definition. A block takes a
 // head through a chunk for 32 of its values; a warp has 4 of these, and its lanes share the keys of
 // the state, which stays in registers.
+#include "core/round.h"
 #include "kernels/mlstm/mlstm_kernels.cuh"
 
 namespace eyrie {
@@ -57,7 +58,7 @@ __global__ void __launch_bounds__(kThreads)
     if (token % kMlstmTile != 0 && token != sizes.tokens) return;
     const MlstmShare share{head, static_cast<int>(blockIdx.z), static_cast<int>(gridDim.z),
                            lane == 0};
-    AtRestart(sizes, pass, (token + kMlstmTile - 1) / kMlstmTile, share, state, extra_state);
+    AtRestart(sizes, pass, CeilDiv(token, kMlstmTile), share, state, extra_state);
   };
   for (int first = 0; first < tokens; first += kStaged) {
     const int n = min(kStaged, tokens - first);
@@ -126,7 +127,7 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
   const int boundary = pass.reverse ? begin : begin + tokens;
-  if (StateLeaves(sizes, pass, (boundary + kMlstmTile - 1) / kMlstmTile)) at_restart(boundary);
+  if (StateLeaves(sizes, pass, CeilDiv(boundary, kMlstmTile))) at_restart(boundary);
   if (pass.leaving != nullptr) {
     float* to = pass.leaving + states * pass.keys * pass.values;
     for_state([&](float element, int at) { to[at] = element; });

@@ -2,6 +2,7 @@
 // what for): host code of every build, so that a run on GPUs can be planned without one.
 #pragma once
 
+#include "core/round.h"
 #include "kernels/cuda_partition.h"
 #include "kernels/mlstm/mlstm.h"
 
@@ -44,7 +45,7 @@ EYRIE_HOST_DEVICE constexpr int MlstmRowBlocks(int rows) {
   return (rows + 2 * kMlstmChunkRows - 1) / (2 * kMlstmChunkRows) * 2;
 }
 EYRIE_HOST_DEVICE constexpr int MlstmColumnBlocks(int columns) {
-  return (columns + kMlstmChunkColumns - 1) / kMlstmChunkColumns;
+  return CeilDiv(columns, kMlstmChunkColumns);
 }
 // The heads that they are for, on GPUs that can.
 inline bool MlstmHasWideHeads(const Tensor& q, const Tensor& v) {
@@ -103,7 +104,7 @@ EYRIE_HOST_DEVICE inline int MlstmStateParts(const MlstmLayout& sizes) {
 // In how many parts MultiplyEnd() multiplies: one for so many rows of the state.
 inline constexpr int kMlstmEndKeys = 16;
 EYRIE_HOST_DEVICE inline int MlstmEndParts(const MlstmLayout& sizes) {
-  return (sizes.keys + kMlstmEndKeys - 1) / kMlstmEndKeys;
+  return CeilDiv(sizes.keys, kMlstmEndKeys);
 }
 // Where the products of a part lie, [2, kMlstmTile].
 EYRIE_HOST_DEVICE inline int64_t MlstmEndAt(const MlstmLayout& sizes, int head, int part) {
@@ -180,7 +181,7 @@ struct MlstmMemory {
   explicit MlstmMemory(float* base) : next_(base) {}
   float* Take(int64_t count) {
     float* taken = next_ == nullptr ? nullptr : next_ + total;
-    total += CeilDiv(count, 64) * 64;
+    total += RoundUp(count, 64);
     return taken;
   }
   int64_t total = 0;  // float32 elements

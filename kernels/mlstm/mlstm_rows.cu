@@ -1,6 +1,7 @@
 // What the mLSTM computes over rows of its tensors, a warp for each, and along time for each head:
 // the normaliser and its gradient, the states' scan over chunks, the gradients of the gates.
 #include "core/early_launch.cuh"
+#include "core/round.h"
 #include "kernels/mlstm/mlstm_kernels.cuh"
 
 namespace eyrie {
@@ -172,7 +173,7 @@ __global__ void __launch_bounds__(kThreads)
   const int i = static_cast<int>(blockIdx.y * kThreads + threadIdx.x);
   if (i >= scan.size) return;
   const int head = static_cast<int>(blockIdx.x);
-  const int pieces = (sizes.tiles + scan.tiles - 1) / scan.tiles;
+  const int pieces = CeilDiv(sizes.tiles, scan.tiles);
   const float* decays = log_decay + static_cast<int64_t>(head) * sizes.tiles;
   float* places = scan.states + static_cast<int64_t>(head) * pieces * scan.size + i;
   const int64_t at = static_cast<int64_t>(head) * scan.size + i;

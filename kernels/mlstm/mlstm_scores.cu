@@ -1,6 +1,7 @@
 // The scores within each tile of the mLSTM, on the tensor cores, and what the normaliser takes from
 // a tile. A block computes a tile, a warp 16 of its rows; queries and keys pass through shared
 // memory 64 columns at a time.
+#include "core/round.h"
 #include "kernels/mlstm/mlstm_kernels.cuh"
 #include "kernels/mma.cuh"
 
@@ -26,8 +27,8 @@ __global__ void __launch_bounds__(kThreads)
   const int begin = tile * kTile;
   const uint32_t base = SharedAddress(pieces);
 
-  const int key_pieces = (sizes.keys + kColumns - 1) / kColumns;
-  const int all_pieces = key_pieces + (kBackward ? (sizes.values + kColumns - 1) / kColumns : 0);
+  const int key_pieces = CeilDiv(sizes.keys, kColumns);
+  const int all_pieces = key_pieces + (kBackward ? CeilDiv(sizes.values, kColumns) : 0);
   const auto copy = [&](int piece) {
     const bool of_keys = piece < key_pieces;
     const int width = of_keys ? sizes.keys : sizes.values;

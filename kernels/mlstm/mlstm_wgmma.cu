@@ -9,6 +9,7 @@
 // shared memory. Of O^T the blocks of a cluster give each other their keys' parts: each finishes
 // 64 / blocks of the tokens while its state's product runs. A third warpgroup copies tiles into two
 // stages. This way of sharing work among warpgroups is that of FlashAttention-3 (arXiv:2407.08608).
+#include "core/round.h"
 #include "kernels/mlstm/mlstm_state.cuh"
 #include "kernels/mlstm/mlstm_wgmma_block.cuh"
 

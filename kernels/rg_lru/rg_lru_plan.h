@@ -2,6 +2,7 @@
 // what for): host code of every build, so that a run on GPUs can be planned without one.
 #pragma once
 
+#include "core/round.h"
 #include "core/tensor.h"
 #include "kernels/cuda_partition.h"
 

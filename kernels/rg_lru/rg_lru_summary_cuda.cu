@@ -2,6 +2,7 @@
 // maps, so nothing waits: a warp composes the maps of its own tokens, a lane two channels, and the
 // results are composed in order, by a block and then by a second kernel.
 // B sequences, T tokens, R channels. "Scan order" is along time, and against it for gradients.
+#include "core/round.h"
 #include "kernels/rg_lru/rg_lru_cuda.h"
 #include "kernels/rg_lru/rg_lru_scan.cuh"
 
@@ -102,7 +103,7 @@ __global__ void ComposeKernel(Plan plan, int count, const Affine* pieces, float*
                               float* increment) {
   __shared__ Affine maps[kWarps][32];
   const int64_t column = int64_t{blockIdx.x} * 32 + threadIdx.x;
-  const int share = (count + kWarps - 1) / kWarps;
+  const int share = CeilDiv(count, kWarps);
   const int begin = threadIdx.y * share, end = min(count, begin + share);
   Affine total{1, 0};
 #pragma unroll 4

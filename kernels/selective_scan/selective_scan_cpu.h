@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "core/round.h"
 #include "core/vector_math.h"
 #include "kernels/partition.h"
 #include "kernels/selective_scan/selective_scan.h"

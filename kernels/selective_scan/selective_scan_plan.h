@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <bit>
 
+#include "core/round.h"
 #include "core/tensor.h"
 #include "kernels/cuda_partition.h"
 
@@ -42,7 +43,7 @@ inline Plan ForwardPlan(const Shape& x, int64_t states) {
   constexpr int64_t kEnoughBlocks = 512, kLeastChunk = 64;
   const int64_t blocks = std::max<int64_t>(1, x[0] * CeilDiv(x[2], kColumns));
   const int64_t chunks = blocks >= kEnoughBlocks ? 1 : CeilDiv(2 * kEnoughBlocks, blocks);
-  return {x, states, std::max(kLeastChunk, CeilDiv(CeilDiv(x[1], chunks), kTile) * kTile)};
+  return {x, states, std::max(kLeastChunk, RoundUp(CeilDiv(x[1], chunks), kTile))};
 }
 
 inline constexpr int kLaneStates = 8;  // of a lane of the backward pass

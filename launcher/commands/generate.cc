@@ -93,8 +93,8 @@ void AddGenerateCommand(CLI::App& app, ExitCode& code) {
       "generate",
       "Continue a prompt with a trained model.\n\n"
       "Prints the prompt and its continuation, as it comes, until --max-tokens or the end of the\n"
-      "document. The cost of a token does not grow with its position (attention is bounded by its\n"
-      "window). Under mpirun the ranks split the model.");
+      "document. The cost of a token does not grow with its position, but where the pattern has\n"
+      "global attention. Under mpirun the ranks split the model.");
   AddInferenceOptions(*command, options->inference);
   command->add_option("--prompt", options->prompt, "text to continue")->required();
   command->add_option("--max-tokens", options->max_tokens, "tokens to add at most")

@@ -29,7 +29,8 @@ void AddTokenizeCommand(CLI::App& app) {
       ->type_name("FILE");
   command
       ->add_option("--tokenizer", arguments->options.tokenizer,
-                   "byte: every byte is a token; sentencepiece: a SentencePiece model file")
+                   "byte: every byte is a token, and 256 ends a document: 257 ids; sentencepiece: a\n"
+                   "SentencePiece model file")
       ->required()
       ->type_name("byte|sentencepiece:MODEL");
   command

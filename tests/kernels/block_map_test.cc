@@ -1,5 +1,6 @@
 #include "kernels/block_map/block_map.h"
 
+#include "core/round.h"
 #include "kernels/cuda_partition.h"
 #include "tests/kernels/kernel_test_util.h"
 
