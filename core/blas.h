@@ -30,8 +30,8 @@ struct GemmArgs {
   // So many products at once, whose matrices start `stride` elements apart.
   int64_t batch = 1;
   int64_t stride_a = 0, stride_b = 0, stride_c = 0;
-  // B is a parameter, which what was given to the GPU just before does not write: it may be read
-  // before that has ended.
+  // B is a parameter, which nothing writes that was given to the GPU since the last copy, or kernel
+  // that did not start early (core/early_launch.cuh): it may be read before that has ended.
   bool b_is_settled = false;
 };
 void Gemm(const GemmArgs& args);

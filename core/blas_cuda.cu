@@ -144,7 +144,8 @@ class Plans {
     const int64_t flags =
         (args.trans_a == Trans::kYes) | (args.trans_b == Trans::kYes) << 1 | args.accumulate << 2 |
         args.bias.defined() << 3 | static_cast<int64_t>(args.a.dtype) << 4 |
-        static_cast<int64_t>(args.c.dtype) << 8 | static_cast<int64_t>(alignment) << 12;
+        static_cast<int64_t>(args.c.dtype) << 8 | static_cast<int64_t>(args.bias.dtype) << 12 |
+        static_cast<int64_t>(alignment) << 16;
     const Key key{flags,    args.m,     args.n,        args.k,        args.lda,     args.ldb,
                   args.ldc, args.batch, args.stride_a, args.stride_b, args.stride_c};
     auto& plan = plans_[key];

@@ -32,6 +32,15 @@ void AllowSharedMemory(Kernel kernel, size_t bytes) {
                                         static_cast<int>(bytes)));
 }
 
+// Whether this kernel's code here was compiled for Hopper or later: not so, on any GPU, where it
+// comes from the PTX of an earlier one.
+template <class Kernel>
+bool CompiledForHopper(Kernel kernel) {
+  cudaFuncAttributes attributes{};
+  EYRIE_CUDA_CHECK(cudaFuncGetAttributes(&attributes, kernel));
+  return attributes.ptxVersion >= 90;
+}
+
 // Streaming multiprocessors of the selected GPU.
 int Multiprocessors();
 

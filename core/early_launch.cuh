@@ -5,9 +5,10 @@
 //
 // A kernel launched with LaunchEarly calls AwaitEarlier, in every thread, before it reads or writes
 // anything that work given earlier writes or reads. Then all of that work has ended, not only the
-// kernel just before, because that one has waited likewise. A kernel that calls LetNextStart, early
-// or not itself, lets the next one start as soon as all of its own blocks have; without the call
-// the next one starts when it ends.
+// kernel just before, because that one has waited likewise. An argument that points to what that
+// work writes has no __restrict__: it would promise that nobody writes while the kernel lives. A
+// kernel that calls LetNextStart, early or not itself, lets the next one start as soon as all of
+// its own blocks have; without the call the next one starts when it ends.
 #pragma once
 
 #include "core/cuda.h"
@@ -25,11 +26,14 @@ __device__ __forceinline__ void AwaitEarlier() {
 #endif
 }
 
-// As Launch, of a kernel that calls AwaitEarlier.
+// As Launch, of a kernel that calls AwaitEarlier. Code without that instruction starts when all
+// earlier work has ended.
 template <class... Parameters, class... Arguments>
 void LaunchEarly(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
                  size_t shared, Arguments&&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  // All kernels are compiled for the same GPUs: one of each signature tells.
+  static const bool can_wait = CompiledForHopper(kernel);
   cudaLaunchAttribute early{};
   early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   early.val.programmaticStreamSerializationAllowed = 1;
@@ -39,7 +43,7 @@ void LaunchEarly(const char* name, void (*kernel)(Parameters...), dim3 grid, dim
   config.dynamicSmemBytes = shared;
   config.stream = ComputeStream();
   config.attrs = &early;
-  config.numAttrs = 1;
+  config.numAttrs = can_wait ? 1 : 0;
   CheckCuda(cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...), name);
 }
 

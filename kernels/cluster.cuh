@@ -105,12 +105,4 @@ class ClusterLaunch {
   cudaLaunchConfig_t config_{};
 };
 
-// Whether the code of this kernel was compiled for a GPU with clusters.
-template <class Kernel>
-bool CompiledForClusters(Kernel kernel) {
-  cudaFuncAttributes attributes{};
-  EYRIE_CUDA_CHECK(cudaFuncGetAttributes(&attributes, kernel));
-  return attributes.ptxVersion >= 90;
-}
-
 }  // namespace eyrie

@@ -34,7 +34,7 @@ __device__ __forceinline__ void AddWarps(const float (&sum)[kWidth],
 // Blocks of 8 warps run four at a time on a multiprocessor.
 template <class T, int kWidth, int kWarps, bool kAdd>
 __global__ void __launch_bounds__(32 * kWarps, 32 / kWarps)
-    ColumnSumKernel(const T* __restrict__ x, int64_t rows, int64_t chunk, int64_t width,
+    ColumnSumKernel(const T* x, int64_t rows, int64_t chunk, int64_t width,
                     float* __restrict__ out) {
   AwaitEarlier();
   constexpr int kColumns = 32 * kWidth, kUnroll = 4;

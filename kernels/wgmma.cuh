@@ -27,7 +27,7 @@ bool RunsWgmma(Kernel kernel) {
     cudaDeviceProp properties{};
     EYRIE_CUDA_CHECK(cudaGetDevice(&device));
     EYRIE_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
-    return properties.major == 9 && CompiledForClusters(kernel);
+    return properties.major == 9 && CompiledForHopper(kernel);
   }();
   return runs;
 #else
@@ -56,19 +56,14 @@ struct FreeBarrier {
     if (threadIdx.x % 32 >= kArrivingLanes) return;
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(address) : "memory");
   }
-  // At the barriers that lie at this address in those of `blocks` blocks of the cluster that
-  // wanted(rank) chooses.
-  template <class Wanted>
-  static __device__ __forceinline__ void Arrive(uint32_t address, int blocks,
-                                                const Wanted& wanted) {
+  // At the barriers that lie at this address in each of a cluster's `blocks` blocks.
+  static __device__ __forceinline__ void ArriveInAll(uint32_t address, int blocks) {
     __syncwarp();
     const int lane = static_cast<int>(threadIdx.x) % 32;
     if constexpr (kArrivingLanes == 1) {
-      if (lane < blocks && wanted(lane)) ArriveAt(address, lane);
+      if (lane < blocks) ArriveAt(address, lane);
     } else {
-      for (int rank = 0; rank < blocks; ++rank) {
-        if (wanted(rank)) ArriveAt(address, rank);
-      }
+      for (int rank = 0; rank < blocks; ++rank) ArriveAt(address, rank);
     }
   }
 
@@ -250,8 +245,8 @@ __device__ __forceinline__ void Hold(float (&d)[kGroups][4]) {
 }
 
 // D (+)= A B for the N below, A in registers or in shared memory; outer-major is an operand that a
-// ColumnsDescriptor names. Without `accumulates` D is
-// overwritten. The numbers after N are those of the operands behind D's N / 2.
+// ColumnsDescriptor names. Without `accumulates` D is overwritten. The numbers after N are those of
+// the operands behind D's N / 2.
 #define EYRIE_OUT_1(d, i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
 #define EYRIE_OUT_2(d, i) EYRIE_OUT_1(d, i), EYRIE_OUT_1(d, i + 1)
 #define EYRIE_OUT_4(d, i) EYRIE_OUT_2(d, i), EYRIE_OUT_2(d, i + 2)

@@ -98,18 +98,18 @@ void TraceFile::Write(const Mesh& mesh) {
   *length.tensor.data<int32_t>() = static_cast<int32_t>(mine.tensor.size());
   world.AllGather(length.tensor, lengths.tensor).Wait();
   std::string all;
-  for (int rank = 0; rank < world.size(); ++rank) {
-    OwnedTensor theirs;
-    std::vector<Communicator::Message> sent, received;
-    if (rank > 0 && world.rank() == rank) sent.push_back({mine.tensor, 0});
-    if (rank > 0 && world.rank() == 0) {
-      theirs = OwnedTensor(DType::kI32, {lengths.tensor.data<int32_t>()[rank]});
-      received.push_back({theirs.tensor, rank});
-    }
-    world.Exchange(sent, received).Wait();
-    if (world.rank() != 0) continue;
-    const Tensor& text = rank == 0 ? mine.tensor : theirs.tensor;
+  const auto append = [&](const Tensor& text) {
     all.append(static_cast<const char*>(text.raw), text.bytes());
+  };
+  if (world.rank() == 0) {
+    append(mine.tensor);
+    for (int rank = 1; rank < world.size(); ++rank) {
+      const OwnedTensor theirs(DType::kI32, {lengths.tensor.data<int32_t>()[rank]});
+      world.Exchange({}, {{theirs.tensor, rank}}).Wait();
+      append(theirs.tensor);
+    }
+  } else {
+    world.Exchange({{mine.tensor, 0}}, {}).Wait();
   }
   Collectively(world, [&] {
     if (!mesh.is_root()) return;

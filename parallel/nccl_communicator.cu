@@ -172,10 +172,11 @@ class NcclCommunicator final : public Communicator {
       : host_(std::move(host)), timeout_seconds_(timeout_seconds) {}
   ~NcclCommunicator() override {
     if (comm_ == nullptr) return;
-    watch_.reset();
     // While an error unwinds, the other ranks may never come.
-    if (std::uncaught_exceptions() == 0) {
-      cudaStreamSynchronize(stream_);
+    const bool in_order = std::uncaught_exceptions() == 0;
+    if (in_order) cudaStreamSynchronize(stream_);  // still watched
+    watch_.reset();
+    if (in_order) {
       ncclCommDestroy(comm_);
     } else {
       ncclCommAbort(comm_);
@@ -221,7 +222,7 @@ class NcclCommunicator final : public Communicator {
   }
   Event Exchange(const std::vector<Message>& sent, const std::vector<Message>& received) override {
     const auto& any = sent.empty() ? received : sent;
-    // A rank may have nothing to say; but all connect together.
+    // A rank may have nothing to say on the GPU; but all connect together.
     if (any.empty()) return size() == 1 ? Event() : (Connect(), Event());
     if (any.front().tensor.device == Device::kCpu) return host_->Exchange(sent, received);
     return Start("exchange", [&] {

@@ -104,7 +104,7 @@ __device__ __forceinline__ void Produce(const WgmmaView& view, const BackwardInp
   const TileRange tiles = PartOf(RowTilesSeeing(block.key_begin, block.key_end, problem.tokens,
                                                 problem.heads, problem.window, S::kRows),
                                  block.part, parts);
-  const int row_tiles = (problem.rows() + S::kRows - 1) / S::kRows;
+  const int row_tiles = CeilDiv(problem.rows(), S::kRows);
   const int2* sights = in.sights + static_cast<int64_t>(b) * row_tiles;
   int i = 0;
   for (int tile = tiles.begin;; ++tile, ++i) {
@@ -221,7 +221,7 @@ __device__ __forceinline__ void ConsumeBoth(const AttentionView<Bf16>& view,
   const int first_key = block.key_begin + 64 * group + 16 * warp;
   const uint32_t own_keys = block.Keys() + group * 64 * kBoxRow;
   const uint32_t own_values = block.Values() + group * 64 * kBoxRow;
-  const float scale_log2 = view.scale * kLog2e;
+  const float scale_log2 = view.scale * kLog2E;
 
   float dk[S::kWidth / 8][4], dv[S::kWidth / 8][4], p[S::kRows / 8][4], ds[S::kRows / 8][4];
   uint32_t p_rows[kSteps][4], ds_rows[kSteps][4];
@@ -297,7 +297,7 @@ __device__ __forceinline__ void ConsumeOne(const AttentionView<Bf16>& view, cons
   constexpr int kSteps = S::kSteps;
   const int warp = static_cast<int>(threadIdx.x) % kWarpgroup / 32;
   const int first_key = block.key_begin + 16 * warp;
-  const float scale_log2 = view.scale * kLog2e;
+  const float scale_log2 = view.scale * kLog2E;
 
   // weights: P, or dS.
   float sums[S::kWidth / 8][4], weights[S::kRows / 8][4];

@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     lse[h] = exists ? records[at].lse : 0.0f;
     delta[h] = exists ? records[at].delta : 0.0f;
   }
-  const float scale_log2 = view.scale * kLog2e;
+  const float scale_log2 = view.scale * kLog2E;
   Accumulators<1, kWidth> sums;
   SetZero<1, kWidth>(sums);
   for (int tile = tiles.begin; tile < tiles.end; ++tile) {
@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
   const TileRange tiles =
       PartOf(RowTilesSeeing(key_begin, key_end, view.tokens, view.heads, view.window, S::kStreamed),
              part, out.parts);
-  const int row_tiles = (view.rows() + S::kStreamed - 1) / S::kStreamed;
+  const int row_tiles = CeilDiv(view.rows(), S::kStreamed);
   const int2* sights = in.sights + static_cast<int64_t>(b) * row_tiles;
   const auto copy_rows = [&](int tile, int buffer) {
     const int row_begin = tile * S::kStreamed;
@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     }
   };
 
-  const float scale_log2 = view.scale * kLog2e;
+  const float scale_log2 = view.scale * kLog2E;
   Accumulators<1, kWidth> dk, dv;
   if (kWantDk) SetZero<1, kWidth>(dk);
   if (kWantDv) SetZero<1, kWidth>(dv);

@@ -25,7 +25,7 @@ __device__ __forceinline__ void Consume(const AttentionView<Bf16>& view, const R
   constexpr int kSteps = S::kKeys / 16;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp_row = 64 * group + static_cast<int>(threadIdx.x) % kWarpgroup / 32 * 16;
-  const float scale_log2 = view.scale * kLog2e;
+  const float scale_log2 = view.scale * kLog2E;
 
   int streamed = 0;
   for (int tile = static_cast<int>(blockIdx.x), turn = 0; tile < block.count;

@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kThreads)
     if (lane == 0) {
       const int64_t at = static_cast<int64_t>(b) * view.rows() + row;
       const int token = row / view.heads;
-      records[view.Record(b, row)] = {lse[at] * kLog2e, sum, view.FirstKey(b, token), token};
+      records[view.Record(b, row)] = {lse[at] * kLog2E, sum, view.FirstKey(b, token), token};
     }
   }
   for (int row = row_end + static_cast<int>(threadIdx.x); row < row_begin + tile_rows;

@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
   };
   if (tiles.begin < tiles.end) copy_keys(tiles.begin);
 
-  const float scale_log2 = view.scale * kLog2e;
+  const float scale_log2 = view.scale * kLog2E;
   Accumulators<kTiles, kWidth> o;
   SetZero<kTiles, kWidth>(o);
   RunningSoftmax softmax[kTiles];

@@ -25,7 +25,7 @@ __device__ __forceinline__ void Consume(const AttentionView<Bf16>& view,
   constexpr int kSteps = S::kKeys / 16;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp_row = 64 * group + static_cast<int>(threadIdx.x) % kWarpgroup / 32 * 16;
-  const float scale_log2 = view.scale * kLog2e;
+  const float scale_log2 = view.scale * kLog2E;
   // Products of one warpgroup are started at a time, those of group 0 first.
   const auto await_turn = [&] { NamedBarrier(1 + group, kConsumers * kWarpgroup); };
   const auto pass_turn = [&] { ArriveAtNamedBarrier(2 - group, kConsumers * kWarpgroup); };

@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kThreads)
   FillTile(queries, view.width, [&](int r) { return view.QueryRow(view.q, b, row_begin + r); });
   const Sight sight = LookAtRows<kTile>(view, b, row_begin, seen);
   const TileRange tiles = PartOf(sight.KeyTiles(kTile), part, out.parts);
-  const float scale_log2 = view.scale * kLog2e;
+  const float scale_log2 = view.scale * kLog2E;
   // The running softmax of row threadIdx.x / 8, known to its eight threads.
   const int softmax_row = static_cast<int>(threadIdx.x) / 8;
   float* softmax_weights = weights + softmax_row * kWeightStride + threadIdx.x % 8;
@@ -244,7 +244,7 @@ __global__ void __launch_bounds__(kThreads)
     record[i] = {0.0f, 0.0f, INT_MAX, INT_MIN};
     if (row < view.rows()) record[i] = records[view.Record(b, row)];
   }
-  const float scale_log2 = view.scale * kLog2e;
+  const float scale_log2 = view.scale * kLog2E;
   PlainSums sums;
   SetPlainZero(sums);
   for (int tile = tiles.begin; tile < tiles.end; ++tile) {
@@ -302,7 +302,7 @@ __global__ void __launch_bounds__(kThreads)
              out.parts);
   const int row_tiles = CeilDiv(view.rows(), kTile);
   const int2* sights = in.sights + static_cast<int64_t>(b) * row_tiles;
-  const float scale_log2 = view.scale * kLog2e;
+  const float scale_log2 = view.scale * kLog2E;
   PlainSums dk, dv;
   SetPlainZero(dk);
   SetPlainZero(dv);

@@ -10,8 +10,6 @@
 
 namespace eyrie {
 
-constexpr float kLog2e = 1.4426950408889634f;
-
 template <class T>
 struct AttentionView {
   const T *q, *k, *v, *past_k, *past_v;

@@ -184,7 +184,7 @@ struct QueryTiles {
         keys{base + S::kKeysAt, held.barriers + S::Held::kBarrierBytes},
         values{base + S::kValuesAt, keys.barriers + S::Keys::kBarrierBytes},
         sight(reinterpret_cast<Sight*>(memory + (base - SharedAddress(memory)) + S::kSightAt)),
-        count((view.rows() + S::kRows - 1) / S::kRows * view.sequences) {}
+        count(CeilDiv(view.rows(), S::kRows) * view.sequences) {}
 
   __device__ void InitBarriers() const {
     held.Init(kConsumerWarps);

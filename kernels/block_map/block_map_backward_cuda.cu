@@ -234,7 +234,7 @@ struct WeightGradients {
 // of dgates^T x.
 template <class T, int kMaps>
 __global__ void __launch_bounds__(kTileColumns)
-    AddGradientsKernel(const GateWeights<T, kMaps> weights, const float* __restrict__ sums,
+    AddGradientsKernel(const GateWeights<T, kMaps> weights, const float* sums,
                        const WeightGradients<kMaps> gradients) {
   AwaitEarlier();
   constexpr int kUnroll = 4;  // gates that a thread has under way

@@ -276,7 +276,7 @@ __global__ void __launch_bounds__(kThreads, kResident<T>)
 
 // out [size] := or += the sum over parts [parts, size], in their order.
 __global__ void __launch_bounds__(kThreads)
-    AddPartsKernel(const float* __restrict__ parts, int count, int64_t size, bool accumulate,
+    AddPartsKernel(const float* parts, int count, int64_t size, bool accumulate,
                    float* __restrict__ out) {
   AwaitEarlier();
   constexpr int kUnroll = 8;  // parts that a thread has under way

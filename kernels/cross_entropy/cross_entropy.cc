@@ -69,6 +69,7 @@ void RowArgmax(const RowArgmaxArgs& args) {
   CheckLogits(kKernel, args.logits, args.row_max);
   CheckShape(kKernel, "predicted", args.predicted, {args.logits.dim(0)});
   CheckTypes(kKernel, args.logits, DType::kI32, {args.predicted});
+  const KernelScope timed("cross_entropy", Moves({args.logits, args.row_max, args.predicted}));
   EYRIE_DISPATCH_CUDA(args.logits, RowArgmaxCuda(args));
   DispatchCpu(kKernel, args.logits, [&]<class T>(T) { RowArgmaxCpu<T>(args); });
 }

@@ -68,8 +68,9 @@ __global__ void __launch_bounds__(kThreads)
       sum *= __expf(largest - met);
       largest = met;
     }
+    const float shift = largest == -INFINITY ? 0.0f : largest;  // infinities have no difference
 #pragma unroll
-    for (int i = 0; i < kRowWidth; ++i) sum += __expf(z[i] - largest);
+    for (int i = 0; i < kRowWidth; ++i) sum += __expf(z[i] - shift);
   });
   const float of_row = BlockMax(largest, shared[0]);
   sum = BlockSum(sum * __expf(largest - of_row), shared[1]);

@@ -4,6 +4,7 @@
 #include "kernels/gated_norm/gated_layer_norm_cuda.h"
 #include "kernels/norm/layer_norm_cuda.h"
 #include "kernels/norm/norm_teams.cuh"
+#include "kernels/norm/rms_norm_cuda.h"
 
 namespace eyrie {
 namespace {
@@ -176,17 +177,12 @@ __global__ void __launch_bounds__(Team::kMaxThreads,
   }
 }
 
-void CheckWidth(const char* kernel, int64_t width) {
-  EYRIE_CHECK(width <= kMaxGatedLayerNormWidthCuda, kernel, ": groups of ", width,
-              " elements, at most ", kMaxGatedLayerNormWidthCuda);
-}
-
 }  // namespace
 
 void GatedLayerNormForwardCuda(const GatedLayerNormForwardArgs& args) {
   const char* kernel = "GatedLayerNormForward";
   const int64_t width = args.x.dim(-1), all_groups = args.x.size() / width;
-  CheckWidth(kernel, width);
+  CheckNormWidth(kernel, width, kMaxGatedLayerNormWidthCuda);
   if (all_groups == 0) return;
   DispatchCuda(kernel, args.x, [&]<class T>(T) {
     const ForwardTensors<T> tensors{.x = args.x.data<T>(),
@@ -213,7 +209,7 @@ void GatedLayerNormBackwardCuda(const GatedLayerNormBackwardArgs& args) {
   const char* kernel = "GatedLayerNormBackward";
   const int64_t groups = args.x.dim(-2), width = args.x.dim(-1);
   const int64_t rows = args.x.size() / (groups * width);
-  CheckWidth(kernel, width);
+  CheckNormWidth(kernel, width, kMaxGatedLayerNormWidthCuda);
   if (rows == 0) return;
   const int stripes = LayerNormStripes(args.x);
   float* dweight = args.workspace.data<float>();

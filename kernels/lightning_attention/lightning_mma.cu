@@ -11,7 +11,6 @@ namespace {
 
 using Bf16 = __nv_bfloat16;
 
-constexpr float kLog2e = 1.4426950408889634f;
 constexpr int kTile = kLightningTile, kSteps = kTile / 16;
 
 template <int kPaddedKeys, int kPaddedValues>
@@ -77,7 +76,7 @@ __global__ void __launch_bounds__(S::kThreads) LightningMmaKernel(const Lightnin
   const int value_begin = static_cast<int>(blockIdx.z) * kValues;
   const int values = min(kValues, view.values - value_begin);
   const int begin = chunk * view.chunk, end = min(view.tokens, begin + view.chunk);
-  const float log2_decay = -view.rate[h] * kLog2e;
+  const float log2_decay = -view.rate[h] * kLog2E;
 
   const auto copy_tile = [&](int tile) {
     const int first = begin + tile * kTile;

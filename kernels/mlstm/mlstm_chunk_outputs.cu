@@ -10,9 +10,9 @@ namespace {
 
 using namespace mlstm_chunks;
 
-// Two would halve what the L2 cache has to give of the rows, but leave 12 of an H100's
-// multiprocessors without work, as only clusters of two fit all of these.
-constexpr int kColumns = 1;
+// Clusters of two blocks. Four, with the rows in common of two blocks of columns, would halve what
+// the L2 cache has to give of the rows, but leave 12 of an H100's multiprocessors without work, as
+// only clusters of two fit all of these.
 
 struct Pass {
   MlstmChunkOutputs args;
@@ -25,15 +25,15 @@ struct View {
   int passes;
   Pass pass[kMaxPasses];
 
-  // How many clusters have the channels of the passes before the first one, the second one, ...
+  // How many blocks have the channels of the passes before the first one, the second one, ...
   __host__ __device__ int Across(int end) const {
     int across = 0;
-    for (int i = 0; i < end; ++i) across += ClustersAcross<kColumns>(pass[i].width);
+    for (int i = 0; i < end; ++i) across += MlstmColumnBlocks(pass[i].width);
     return across;
   }
 };
 
-// What a cluster does at a time: 256 tokens of a chunk and kColumns blocks of a pass's channels.
+// What a cluster does at a time: 256 tokens of a chunk and a block of a pass's channels.
 template <bool kReverse>
 struct Unit {
   int pass, head, chunk, column_block, first_column;
@@ -44,7 +44,7 @@ struct Unit {
   int whole_steps;           // of a state
   int inner_steps;           // none where it is zero; twice as many where there is a rest of it too
 
-  __device__ Unit(const View& view, int unit, int column) {
+  __device__ Unit(const View& view, int unit) {
     const MlstmLayout& sizes = view.sizes;
     const int down = ClustersDown(sizes.chunk_tiles), across = view.Across(view.passes);
     // The later half first in every other pair: else half of the clusters would always have it,
@@ -53,7 +53,7 @@ struct Unit {
     int at = unit / down % across;
     pass = at >= view.Across(1) ? 1 : 0;
     at -= view.Across(pass);
-    column_block = at * kColumns + column;
+    column_block = at;
     first_column = column_block * kMlstmChunkColumns;
     chunk = unit / down / across % sizes.chunks;
     head = unit / down / across / sizes.chunks;
@@ -77,12 +77,12 @@ __host__ __device__ int64_t Units(const View& view) {
 }
 
 template <bool kReverse>
-__device__ __forceinline__ void Produce(const View& view, const Block<kColumns>& block) {
+__device__ __forceinline__ void Produce(const View& view, const Block& block) {
   const MlstmLayout& sizes = view.sizes;
   const int units = static_cast<int>(Units(view));
   int step = 0;
   for (int i = block.cluster; i < units; i += block.clusters) {
-    const Unit<kReverse> unit(view, i, block.column);
+    const Unit<kReverse> unit(view, i);
     const Pass& pass = view.pass[unit.pass];
     const bool transposed = pass.args.transposed;
     const int in_sequence = unit.head % sizes.heads, sequence = unit.head / sizes.heads;
@@ -120,7 +120,7 @@ __device__ __forceinline__ void Produce(const View& view, const Block<kColumns>&
 }
 
 template <bool kReverse>
-__device__ __forceinline__ void Consume(const View& view, const Block<kColumns>& block, int group) {
+__device__ __forceinline__ void Consume(const View& view, const Block& block, int group) {
   const MlstmLayout& sizes = view.sizes;
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, lane = thread % 32;
   const int warp = thread / 32, own_row = 16 * warp + lane / 4;  // in the tile; and 8 further
@@ -128,7 +128,7 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
   unsigned char* staged = block.memory + (block.Staged(group) - block.base);
   int step = 0, parity = 0;
   for (int u = block.cluster; u < units; u += block.clusters) {
-    const Unit<kReverse> unit(view, u, block.column);
+    const Unit<kReverse> unit(view, u);
     const Pass& pass = view.pass[unit.pass];
     const MlstmChunkOutputs& args = pass.args;
     const bool multiplies = args.multiplied != nullptr;
@@ -269,9 +269,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     MlstmChunkOutputsKernel(const __grid_constant__ View view) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) unsigned char shared[];
-  RunBlock<kColumns>(
-      shared, [&](const Block<kColumns>& block) { Produce<kReverse>(view, block); },
-      [&](const Block<kColumns>& block, int group) { Consume<kReverse>(view, block, group); });
+  RunBlock(
+      shared, [&](const Block& block) { Produce<kReverse>(view, block); },
+      [&](const Block& block, int group) { Consume<kReverse>(view, block, group); });
 #else
   __trap();
 #endif
@@ -304,9 +304,9 @@ void ComputeChunkOutputs(const MlstmLayout& sizes,
     view.pass[view.passes++] = PassOf(sizes, args);
   }
   if (reverse) {
-    LaunchUnits<kColumns, MlstmChunkOutputsKernel<true>>("mlstm chunk outputs", Units(view), view);
+    LaunchUnits<MlstmChunkOutputsKernel<true>>("mlstm chunk outputs", Units(view), view);
   } else {
-    LaunchUnits<kColumns, MlstmChunkOutputsKernel<false>>("mlstm chunk outputs", Units(view), view);
+    LaunchUnits<MlstmChunkOutputsKernel<false>>("mlstm chunk outputs", Units(view), view);
   }
 }
 

@@ -10,7 +10,6 @@ namespace {
 
 using namespace mlstm_chunks;
 
-constexpr int kColumns = 1;
 static_assert(kRightBoxes == kClusterTiles);
 
 struct View {
@@ -50,8 +49,7 @@ __host__ __device__ int64_t Units(const View& view) {
          (view.args.dh == nullptr ? 1 : 2);
 }
 
-[[maybe_unused]] __device__ __forceinline__ void Produce(const View& view,
-                                                         const Block<kColumns>& block) {
+[[maybe_unused]] __device__ __forceinline__ void Produce(const View& view, const Block& block) {
   const MlstmLayout& sizes = view.sizes;
   const int units = static_cast<int>(Units(view));
   int step = 0;
@@ -75,8 +73,8 @@ __host__ __device__ int64_t Units(const View& view) {
   }
 }
 
-[[maybe_unused]] __device__ __forceinline__ void Consume(const View& view,
-                                                         const Block<kColumns>& block, int group) {
+[[maybe_unused]] __device__ __forceinline__ void Consume(const View& view, const Block& block,
+                                                         int group) {
   const MlstmLayout& sizes = view.sizes;
   const MlstmVectors& vectors = view.vectors;
   const bool backward = view.args.dh != nullptr;
@@ -209,9 +207,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     MlstmChunkScoresKernel(const __grid_constant__ View view) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) unsigned char shared[];
-  RunBlock<kColumns>(
-      shared, [&](const Block<kColumns>& block) { Produce(view, block); },
-      [&](const Block<kColumns>& block, int group) { Consume(view, block, group); });
+  RunBlock(
+      shared, [&](const Block& block) { Produce(view, block); },
+      [&](const Block& block, int group) { Consume(view, block, group); });
 #else
   __trap();
 #endif
@@ -230,7 +228,7 @@ void ComputeChunkScores(const MlstmLayout& sizes, const MlstmVectors& vectors,
     view.v = MapRows(sizes, args.v, sizes.values, kTile);
     view.dh = MapRows(sizes, args.dh, sizes.values, kTile);
   }
-  LaunchUnits<kColumns, MlstmChunkScoresKernel>("mlstm chunk scores", Units(view), view);
+  LaunchUnits<MlstmChunkScoresKernel>("mlstm chunk scores", Units(view), view);
 }
 
 }  // namespace eyrie

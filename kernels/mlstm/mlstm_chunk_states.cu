@@ -11,9 +11,8 @@ namespace {
 
 using namespace mlstm_chunks;
 
-// More of a cluster would move fewer bytes, but all multiprocessors could not be given equally many
+// Larger clusters would move fewer bytes, but all multiprocessors could not be given equally many
 // states then.
-constexpr int kColumns = 1;
 
 struct View {
   MlstmLayout sizes;
@@ -25,27 +24,25 @@ struct View {
 struct Unit {
   int head, first_row, first_column, column_block;
 
-  __device__ Unit(const MlstmLayout& sizes, int unit, int row, int column) {
-    const int wide = ClustersAcross<kColumns>(sizes.values),
-              high = MlstmRowBlocks(sizes.keys) / kRows;
-    column_block = unit % wide * kColumns + column;
+  __device__ Unit(const MlstmLayout& sizes, int unit, int row) {
+    const int wide = MlstmColumnBlocks(sizes.values), high = MlstmRowBlocks(sizes.keys) / kRows;
+    column_block = unit % wide;
     head = unit / wide / high;
     first_row = (unit / wide % high * kRows + row) * kMlstmChunkRows;
     first_column = column_block * kMlstmChunkColumns;
   }
 };
 __host__ __device__ int64_t Units(const MlstmLayout& sizes) {
-  return int64_t{sizes.all_heads()} * ClustersAcross<kColumns>(sizes.values) *
+  return int64_t{sizes.all_heads()} * MlstmColumnBlocks(sizes.values) *
          (MlstmRowBlocks(sizes.keys) / kRows);
 }
 
-[[maybe_unused]] __device__ __forceinline__ void Produce(const View& view,
-                                                         const Block<kColumns>& block) {
+[[maybe_unused]] __device__ __forceinline__ void Produce(const View& view, const Block& block) {
   const MlstmLayout& sizes = view.sizes;
   const int units = static_cast<int>(Units(sizes));
   int step = 0;
   for (int i = block.cluster; i < units; i += block.clusters) {
-    const Unit unit(sizes, i, block.row, block.column);
+    const Unit unit(sizes, i, block.row);
     const int in_sequence = unit.head % sizes.heads, sequence = unit.head / sizes.heads;
     const int chunks = view.args.ChunksOnTheWay(sizes.chunks);
     for (int c = 0; c < chunks; ++c) {
@@ -70,7 +67,7 @@ __host__ __device__ int64_t Units(const MlstmLayout& sizes) {
 }
 
 template <bool kReverse>
-__device__ __forceinline__ void Consume(const View& view, const Block<kColumns>& block, int group) {
+__device__ __forceinline__ void Consume(const View& view, const Block& block, int group) {
   const MlstmLayout& sizes = view.sizes;
   const MlstmChunkStates& args = view.args;
   const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, lane = thread % 32;
@@ -80,7 +77,7 @@ __device__ __forceinline__ void Consume(const View& view, const Block<kColumns>&
   const uint32_t box_lane = ChunkOffset<64>(in_b.row, 2 * warp + in_b.chunk);
   int step = 0, parity = 0;
   for (int u = block.cluster; u < units; u += block.clusters) {
-    const Unit unit(sizes, u, block.row, block.column);
+    const Unit unit(sizes, u, block.row);
     const int first_row = unit.first_row + 64 * group;
     const int lane_row = first_row + 16 * warp + lane / 4;  // and the one 8 further
     const bool extra = unit.column_block == 0;
@@ -327,9 +324,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     MlstmChunkStatesKernel(const __grid_constant__ View view) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) unsigned char shared[];
-  RunBlock<kColumns>(
-      shared, [&](const Block<kColumns>& block) { Produce(view, block); },
-      [&](const Block<kColumns>& block, int group) { Consume<kReverse>(view, block, group); });
+  RunBlock(
+      shared, [&](const Block& block) { Produce(view, block); },
+      [&](const Block& block, int group) { Consume<kReverse>(view, block, group); });
 #else
   __trap();
 #endif
@@ -343,9 +340,9 @@ void ComputeChunkStates(const MlstmLayout& sizes, const MlstmChunkStates& args) 
   view.columns = MapRows(sizes, args.columns, sizes.values, kTile);
   if (args.states != nullptr) view.states = MapStates(sizes, args.states);
   if (args.reverse) {
-    LaunchUnits<kColumns, MlstmChunkStatesKernel<true>>("mlstm chunk states", Units(sizes), view);
+    LaunchUnits<MlstmChunkStatesKernel<true>>("mlstm chunk states", Units(sizes), view);
   } else {
-    LaunchUnits<kColumns, MlstmChunkStatesKernel<false>>("mlstm chunk states", Units(sizes), view);
+    LaunchUnits<MlstmChunkStatesKernel<false>>("mlstm chunk states", Units(sizes), view);
   }
 }
 

@@ -3,10 +3,9 @@
 //
 // All are products [128 rows, 256 columns] of a block, a warpgroup for 64 rows, over an inner index
 // that comes 64 at a time: a stage holds two boxes of 64 x 64 elements for the left operand and
-// four for the right one. A cluster has kRows blocks of rows, and of these one or two columns. What
-// blocks have in common, the right operand in a column and the left one in a row, each of them
-// copies a part of into all, which spares the L2 cache. A third warpgroup copies, as in
-// FlashAttention-3 (arXiv:2407.08608).
+// four for the right one. A cluster has kRows blocks, of rows that follow one another. The right
+// operand, which they have in common, each of them copies a part of into all, which spares the L2
+// cache. A third warpgroup copies, as in FlashAttention-3 (arXiv:2407.08608).
 #pragma once
 
 #include "core/round.h"
@@ -47,25 +46,15 @@ inline constexpr uint32_t kShared = kBytes + 1024;  // wherever the memory start
 __host__ __device__ constexpr int ClustersDown(int chunk_tiles) {
   return CeilDiv(chunk_tiles, kClusterTiles);
 }
-// How many clusters of kColumns blocks of columns have so many channels.
-template <int kColumns>
-__host__ __device__ constexpr int ClustersAcross(int channels) {
-  return CeilDiv(MlstmColumnBlocks(channels), kColumns);
-}
 
-// A block and its stages, of which step i takes i % kStages; `kColumns` of a cluster.
-template <int kColumns>
+// A block and its stages, of which step i takes i % kStages.
 struct Block {
-  static constexpr int kCluster = kRows * kColumns;
-  static_assert(kLeftBoxes % kColumns == 0);
-
   __device__ explicit Block(unsigned char* shared)
       : base((SharedAddress(shared) + 1023) / 1024 * 1024),
         memory(shared + (base - SharedAddress(shared))),
         row(static_cast<int>(blockIdx.x) % kRows),
-        column(static_cast<int>(blockIdx.x) % kCluster / kRows),
-        cluster(static_cast<int>(blockIdx.x) / kCluster),
-        clusters(static_cast<int>(gridDim.x) / kCluster) {}
+        cluster(static_cast<int>(blockIdx.x) / kRows),
+        clusters(static_cast<int>(gridDim.x) / kRows) {}
 
   __device__ uint32_t Stage(int i) const { return base + i % kStages * kStage; }
   __device__ uint32_t Vectors(int i) const {
@@ -80,7 +69,7 @@ struct Block {
   __device__ void InitBarriers() const {
     for (int i = 0; i < kStages; ++i) {
       FillBarrier::Init(Full(i));
-      FreeBarrier::Init(Free(i), (kRows + kColumns - 1) * kConsumers * 4);
+      FreeBarrier::Init(Free(i), kRows * kConsumers * 4);
     }
     for (int i = 0; i < kConsumers; ++i) FillBarrier::Init(StagedFull(i));
   }
@@ -93,22 +82,15 @@ struct Block {
     const uint32_t full = Full(i), stage = Stage(i);
     WaitForPhase(Free(i), i / kStages % 2 ^ 1);
     FillBarrier::Arm(full, kStage + further);
-    constexpr int kLeftShare = kLeftBoxes / kColumns, kRightShare = kRightBoxes / kRows;
-    for (int j = column * kLeftShare; j < (column + 1) * kLeftShare; ++j) {
+    for (int j = 0; j < kLeftBoxes; ++j) {
       left(j, [&](const CUtensorMap& map, int c0, int c1, int c2, int c3) {
-        const uint32_t to = stage + j * kBoxBytes;
-        if constexpr (kColumns == 1) {
-          LoadBox(to, map, full, c0, c1, c2, c3);
-        } else {
-          LoadBoxInto(static_cast<uint16_t>((1 | 1 << kRows) << row), to, map, full, c0, c1, c2,
-                      c3);
-        }
+        LoadBox(stage + j * kBoxBytes, map, full, c0, c1, c2, c3);
       });
     }
+    constexpr int kRightShare = kRightBoxes / kRows;
     for (int j = row * kRightShare; j < (row + 1) * kRightShare; ++j) {
       right(j, [&](const CUtensorMap& map, int c0, int c1, int c2, int c3) {
-        LoadBoxInto(static_cast<uint16_t>(((1 << kRows) - 1) << kRows * column),
-                    stage + kRight + j * kBoxBytes, map, full, c0, c1, c2, c3);
+        LoadBoxInto((1 << kRows) - 1, stage + kRight + j * kBoxBytes, map, full, c0, c1, c2, c3);
       });
     }
   }
@@ -121,9 +103,7 @@ struct Block {
   }
   // A warp has read the stage of step i.
   __device__ __forceinline__ void Release(int i) const {
-    // Those that copy into it.
-    FreeBarrier::Arrive(Free(i), kCluster,
-                        [&](int rank) { return rank % kRows == row || rank / kRows == column; });
+    FreeBarrier::ArriveInAll(Free(i), kRows);  // all copy into it
   }
 
   // The boxes of a warpgroup, whose threads all call the following. Starts to copy what lies at
@@ -156,7 +136,7 @@ struct Block {
 
   uint32_t base;
   unsigned char* memory;  // what lies at `base`
-  int row, column;        // in its cluster
+  int row;                // in its cluster
   int cluster, clusters;
 };
 
@@ -193,10 +173,10 @@ struct ChunkTiles {
 };
 
 // Runs a block: produce(block) in one thread, consume(block, warpgroup) in two warpgroups.
-template <int kColumns, class Produce, class Consume>
+template <class Produce, class Consume>
 __device__ __forceinline__ void RunBlock(unsigned char* shared, const Produce& produce,
                                          const Consume& consume) {
-  const Block<kColumns> block(shared);
+  const Block block(shared);
   if (threadIdx.x == 0) {
     block.InitBarriers();
     FenceForBulkCopies();
@@ -218,15 +198,14 @@ __device__ __forceinline__ void RunBlock(unsigned char* shared, const Produce& p
 }
 
 // A launch for so many units of work of a cluster, which take turns on the GPU's clusters.
-template <int kColumns, auto kKernel, class View>
+template <auto kKernel, class View>
 void LaunchUnits(const char* name, int64_t units, const View& view) {
-  constexpr int kCluster = Block<kColumns>::kCluster;
   const auto launch = [](int64_t clusters) {
-    const dim3 grid(static_cast<unsigned>(clusters * kCluster));
-    return ClusterLaunch<View>(kKernel, kCluster, grid, kThreads, kShared);
+    const dim3 grid(static_cast<unsigned>(clusters * kRows));
+    return ClusterLaunch<View>(kKernel, kRows, grid, kThreads, kShared);
   };
   static const int most = launch(1).MostAtOnce();
-  EYRIE_CHECK(most > 0, name, ": the GPU has no room for a cluster of ", kCluster, " blocks");
+  EYRIE_CHECK(most > 0, name, ": the GPU has no room for a cluster of ", kRows, " blocks");
   launch(std::min<int64_t>(units, most)).Run(name, view);
 }
 

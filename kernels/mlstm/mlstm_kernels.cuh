@@ -50,6 +50,9 @@ struct MlstmGateInputs {
 };
 void MlstmWeights(const MlstmLayout& sizes, const MlstmGateInputs& gates, const MlstmVectors& out);
 
+// The vectors of a tile's tokens that a pass keeps in shared memory.
+enum VectorOfTokens { kSees, kSeen, kFactor, kExtraSees, kExtraSeen, kVectors };
+
 // What a pass over values does at restarts. Null: nothing.
 struct MlstmRestarts {
   // [B, H, restarts + 1, blocks, MlstmBlock::kept()], elements as threads have them.

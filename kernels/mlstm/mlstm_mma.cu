@@ -17,8 +17,6 @@ using Bf16 = __nv_bfloat16;
 constexpr int kTile = kMlstmTile, kSteps = kTile / 16;
 constexpr int kWarps = kMlstmPassWarps, kThreads = kMlstmPassThreads;
 
-enum VectorOfTokens { kSees, kSeen, kFactor, kExtraSees, kExtraSeen, kVectors };
-
 template <int kPaddedKeys, bool kOfSlices = false>
 struct PassShape {
   static constexpr bool kSliced = kOfSlices;

@@ -18,7 +18,6 @@ inline constexpr int kThreads = (kConsumers + 1) * kWarpgroup, kStages = 2;
 inline constexpr uint32_t kBoxBytes = kTile * 64 * 2;
 inline constexpr int kKeyBoxes = kBlockKeys / 64;
 
-enum VectorOfTokens { kSees, kSeen, kFactor, kExtraSees, kExtraSeen, kVectors };
 inline constexpr uint32_t kVectorBytes = kTile * sizeof(float);
 
 // Where what lies in shared memory, from a multiple of 1024 bytes on.

@@ -114,17 +114,12 @@ __global__ void __launch_bounds__(Team::kMaxThreads, Team::kMinBlocks)
   }
 }
 
-void CheckWidth(const char* kernel, int64_t width) {
-  EYRIE_CHECK(width <= kMaxNormWidthCuda, kernel, ": groups of ", width, " elements, at most ",
-              kMaxNormWidthCuda);
-}
-
 }  // namespace
 
 void LayerNormForwardCuda(const LayerNormForwardArgs& args) {
   const char* kernel = "LayerNormForward";
   const int64_t width = args.x.dim(-1), all_groups = args.x.size() / width;
-  CheckWidth(kernel, width);
+  CheckNormWidth(kernel, width);
   DispatchCuda(kernel, args.x, [&]<class T>(T) {
     const T *x = args.x.data<T>(), *weight = args.weight.data<T>();
     T* y = args.y.data<T>();
@@ -143,7 +138,7 @@ void LayerNormBackwardCuda(const LayerNormBackwardArgs& args) {
   const char* kernel = "LayerNormBackward";
   const int64_t groups = args.x.dim(-2), width = args.x.dim(-1);
   const int64_t rows = args.x.size() / (groups * width);
-  CheckWidth(kernel, width);
+  CheckNormWidth(kernel, width);
   if (rows == 0) return;
   const int stripes = LayerNormStripes(args.x);
   float* partial = args.workspace.data<float>();

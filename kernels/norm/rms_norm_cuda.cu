@@ -137,17 +137,12 @@ __global__ void __launch_bounds__(kVectors <= 2 ? 256 : MaxThreads(kWidth * kVec
   }
 }
 
-void CheckWidth(const char* kernel, int64_t width) {
-  EYRIE_CHECK(width <= kMaxNormWidthCuda, kernel, ": rows of ", width, " elements, at most ",
-              kMaxNormWidthCuda);
-}
-
 }  // namespace
 
 void RmsNormForwardCuda(const RmsNormForwardArgs& args) {
   const char* kernel = "RmsNormForward";
   const int64_t width = args.x.dim(-1), rows = args.rstd.size();
-  CheckWidth(kernel, width);
+  CheckNormWidth(kernel, width);
   DispatchCuda(kernel, args.x, [&]<class T>(T) {
     constexpr int kWidth = kVectorWidth<T>, kVectors = 4;
     const T *x = args.x.data<T>(), *weight = args.weight.data<T>();
@@ -166,7 +161,7 @@ void RmsNormForwardCuda(const RmsNormForwardArgs& args) {
 void RmsNormBackwardCuda(const RmsNormBackwardArgs& args) {
   const char* kernel = "RmsNormBackward";
   const int64_t width = args.x.dim(-1), rows = args.rstd.size();
-  CheckWidth(kernel, width);
+  CheckNormWidth(kernel, width);
   if (rows == 0) return;
   const auto blocks = static_cast<unsigned>(RmsNormBackwardBlocks(rows, width));
   float* partial = args.dweight.defined() ? args.workspace.data<float>() : nullptr;

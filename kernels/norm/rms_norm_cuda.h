@@ -8,6 +8,9 @@ namespace eyrie {
 
 // The widest rows that a block can hold in its registers.
 inline constexpr int64_t kMaxNormWidthCuda = 16384;
+inline void CheckNormWidth(const char* kernel, int64_t width, int64_t most = kMaxNormWidthCuda) {
+  EYRIE_CHECK(width <= most, kernel, ": rows or groups of ", width, " elements, at most ", most);
+}
 // Blocks of the backward pass, each of which leaves a row of sums: about 1024 threads for each
 // multiprocessor.
 inline int64_t RmsNormBackwardBlocks(int64_t rows, int64_t width) {

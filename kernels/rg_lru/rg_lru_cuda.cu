@@ -278,7 +278,7 @@ void RgLruForwardCuda(const RgLruForwardArgs& args) {
   const Plan plan(args.u.shape);
   if (plan.tiles() == 0) return;
   if (plan.time == 1) return RgLruStepCuda(args);
-  const Board board(plan, args.workspace.data<float>());
+  const Board board(args.workspace.data<float>());
   board.Clear(plan);
   DispatchCuda("RgLruForward", args.u, [&]<class T>(T) {
     const ForwardTensors<T> tensors{args.u.data<T>(),           args.zi.data<T>(),
@@ -298,7 +298,7 @@ void RgLruBackwardCuda(const RgLruBackwardArgs& args) {
   const Plan plan(args.u.shape);
   if (plan.tiles() == 0) return;
   float* workspace = args.workspace.data<float>();
-  const Board board(plan, workspace);
+  const Board board(workspace);
   board.Clear(plan);
   DispatchCuda("RgLruBackward", args.u, [&]<class T>(T) {
     const BackwardTensors<T> tensors{

@@ -2,6 +2,8 @@
 // what for): host code of every build, so that a run on GPUs can be planned without one.
 #pragma once
 
+#include <limits>
+
 #include "core/round.h"
 #include "core/tensor.h"
 #include "kernels/cuda_partition.h"
@@ -31,11 +33,20 @@ struct Plan {
   EYRIE_HOST_DEVICE int tiles() const { return batch * blocks * orders; }
 };
 
+// What the backward pass sums over a tile's tokens: the gradients of lambda, up to a factor of each
+// channel, of zi and of zr.
+inline constexpr int kSums = 3;
+
 // Float32 elements of the board on which tiles tell one another their maps: what lies before the
 // maps, and all.
 inline constexpr int kBoardHead = 32;
 inline int64_t BoardSize(const Plan& plan) {
-  return kBoardHead + int64_t{2} * plan.orders * plan.columns();
+  // Device code counts entries, and the sums of each, in 32 bits: one entry for 64 elements, where
+  // sequences are not shorter than that.
+  const int64_t entries = int64_t{plan.orders} * plan.batch * plan.width();
+  EYRIE_CHECK(kSums * entries <= std::numeric_limits<int>::max(), "rg_lru: ", entries,
+              " tiles times channels are too many");
+  return kBoardHead + 2 * entries;
 }
 
 // Of the summaries: each sequence's tokens, in scan order, are cut into pieces of equally many
@@ -53,10 +64,6 @@ struct SummaryPieces {
   }
   int tokens, count;
 };
-
-// What the backward pass sums over a tile's tokens: the gradients of lambda, up to a factor of each
-// channel, of zi and of zr.
-inline constexpr int kSums = 3;
 
 // Float32 elements of the workspaces, for u [B, T, R]. Backward: the board, and the sums of each
 // tile and channel; summaries: a map a piece and channel.

@@ -73,7 +73,7 @@ struct Board {
   Affine*
       maps;  // [orders, columns] of a tile; of a group's last tile: constant, the state after it
 
-  Board(const Plan& plan, float* workspace)
+  explicit Board(float* workspace)
       : ticket(reinterpret_cast<int*>(workspace)),
         maps(reinterpret_cast<Affine*>(workspace + kBoardHead)) {}
   void Clear(const Plan& plan) const {
@@ -103,7 +103,6 @@ class BoardColumn {
 
  private:
   using EntryRef = cuda::atomic_ref<uint64_t, cuda::thread_scope_device>;
-  // Entries are far fewer than 2^31: one for 64 elements of [B, T, R].
   __device__ EntryRef Entry(int order) const {
     return EntryRef(reinterpret_cast<uint64_t*>(maps_)[order * columns_]);
   }

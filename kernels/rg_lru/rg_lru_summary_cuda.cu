@@ -112,7 +112,7 @@ __global__ void ComposeKernel(Plan plan, int count, const Affine* pieces, float*
   __syncthreads();
   if (threadIdx.y > 0) return;
   for (int w = 1; w < kWarps; ++w) total = Then(total, maps[w][threadIdx.x]);
-  const int width = plan.blocks * kColumns;
+  const int width = plan.width();
   const int b = static_cast<int>(column / width), channel = static_cast<int>(column % width);
   if (channel >= plan.channels) return;
   decay[int64_t{b} * plan.channels + channel] = total.a;

@@ -48,7 +48,7 @@ bool SlstmFits(const View& view, const __nv_bfloat16* out) {
   if (units % 8 != 0 || !FitsVectors<__nv_bfloat16>(out, units)) return false;
   return SlstmWithBlocks(units, [&]<int kBlocks>(std::integral_constant<int, kBlocks>) {
     static const bool fits =
-        CompiledForClusters(Body<kBlocks>::kKernel) && SlstmLaunch<Body, kBlocks>(view).Fits();
+        CompiledForHopper(Body<kBlocks>::kKernel) && SlstmLaunch<Body, kBlocks>(view).Fits();
     return fits;
   });
 }

@@ -28,9 +28,10 @@ void AddTokenizeCommand(CLI::App& app) {
       ->required()
       ->type_name("FILE");
   command
-      ->add_option("--tokenizer", arguments->options.tokenizer,
-                   "byte: every byte is a token, and 256 ends a document: 257 ids; sentencepiece: a\n"
-                   "SentencePiece model file")
+      ->add_option(
+          "--tokenizer", arguments->options.tokenizer,
+          "byte: every byte is a token, and 256 ends a document: 257 ids; sentencepiece: a\n"
+          "SentencePiece model file")
       ->required()
       ->type_name("byte|sentencepiece:MODEL");
   command

@@ -111,6 +111,34 @@ TEST(CudaCrossEntropy, MatchesTheCpu) {
   }
 }
 
+// A thread that meets nothing but infinities adds nothing to its row.
+TEST(CudaCrossEntropy, MinusInfinityIsAProbabilityOfZero) {
+  TestRandom random;
+  const int64_t tokens = 3, columns = 9001;
+  const OwnedTensor logits = RandomTensor(DType::kF32, {tokens, columns}, random, 4);
+  OwnedTensor labels(DType::kI32, {tokens});
+  for (int64_t n = 0; n < tokens; ++n) {
+    const int64_t finite = n == 0 ? columns / 2 : n == 1 ? 1 : columns;  // the last ones
+    for (int64_t j = 0; j < columns - finite; ++j) Set(logits.tensor, n * columns + j, -INFINITY);
+    Set(labels.tensor, n, static_cast<double>(columns - 1));
+  }
+  const OwnedTensor here = Cast(logits.tensor, DType::kF64), there = ToCuda(logits.tensor);
+  const OwnedTensor largest = PoisonedTensor(DType::kF64, {tokens}),
+                    partials = PoisonedTensor(DType::kF64, {2, tokens}),
+                    cuda_largest = PoisonedCuda(DType::kF32, {tokens}),
+                    cuda_partials = PoisonedCuda(DType::kF32, {2, tokens});
+  SoftmaxPartials({.logits = here.tensor,
+                   .labels = labels.tensor,
+                   .row_max = largest.tensor,
+                   .partials = partials.tensor});
+  SoftmaxPartials({.logits = there.tensor,
+                   .labels = ToCuda(labels.tensor).tensor,
+                   .row_max = cuda_largest.tensor,
+                   .partials = cuda_partials.tensor});
+  EXPECT_LT(RelativeError(ToHost(cuda_largest.tensor).tensor, largest.tensor), 1e-6);
+  EXPECT_LT(RelativeError(ToHost(cuda_partials.tensor).tensor, partials.tensor), 1e-5);
+}
+
 // Whole numbers, so that many are equal.
 TEST(CudaCrossEntropy, ArgmaxIsTheCpus) {
   TestRandom random;

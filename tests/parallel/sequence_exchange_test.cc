@@ -31,6 +31,12 @@ struct OwnedState {
   OwnedTensor c, n, m;
 };
 
+// A sum, and the sum of its terms' magnitudes, beside which its rounding errors are small.
+struct Sum {
+  double value, magnitude;
+};
+Sum Of(double value) { return {value, std::abs(value)}; }
+
 struct Chunk {
   Chunk(TestRandom& random, double magnitude)
       : log_decay(RandomTensor(DType::kF64, {kGroups}, random, magnitude)),
@@ -47,21 +53,23 @@ TEST(StabilisedCarryScan, GivesTheTrueStatesOfOneRankAfterAnother) {
       for (int rank = 0; rank < ranks; ++rank) chunks.emplace_back(random, 2.0);
       const OwnedState first(random, 2.0);
       // True values, before each chunk and after the last one.
-      std::vector<std::vector<double>> c(1), n(1);
+      std::vector<std::vector<Sum>> c(1), n(1);
       for (int64_t i = 0; i < kGroups * kEachC; ++i) {
-        c[0].push_back(carried ? first.True(first.c, i) : 0.0);
+        c[0].push_back(Of(carried ? first.True(first.c, i) : 0.0));
       }
       for (int64_t i = 0; i < kGroups * kEachN; ++i) {
-        n[0].push_back(carried ? first.True(first.n, i) : 0.0);
+        n[0].push_back(Of(carried ? first.True(first.n, i) : 0.0));
       }
       for (const Chunk& chunk : chunks) {
-        const auto step = [&](std::vector<std::vector<double>>& states, const OwnedTensor& added) {
-          std::vector<double> next = states.back();
+        const auto step = [&](std::vector<std::vector<Sum>>& states, const OwnedTensor& added) {
+          std::vector<Sum> next = states.back();
           for (size_t i = 0; i < next.size(); ++i) {
             const auto element = static_cast<int64_t>(i);
             const int64_t group = element / (added.tensor.size() / kGroups);
-            next[i] = std::exp(Get(chunk.log_decay.tensor, group)) * next[i] +
-                      chunk.increment.True(added, element);
+            const double decay = std::exp(Get(chunk.log_decay.tensor, group));
+            const Sum increment = Of(chunk.increment.True(added, element));
+            next[i] = {decay * next[i].value + increment.value,
+                       decay * next[i].magnitude + increment.magnitude};
           }
           states.push_back(next);
         };
@@ -84,13 +92,16 @@ TEST(StabilisedCarryScan, GivesTheTrueStatesOfOneRankAfterAnother) {
                                   .leaving = leaving.view()});
         scan.Wait();
         const std::lock_guard lock(mutex);
+        const auto expect_all = [](const OwnedState& state, const OwnedTensor& values,
+                                   const std::vector<Sum>& expected) {
+          for (size_t i = 0; i < expected.size(); ++i) {
+            EXPECT_NEAR(state.True(values, static_cast<int64_t>(i)), expected[i].value,
+                        1e-12 * expected[i].magnitude);
+          }
+        };
         const auto expect = [&](const OwnedState& state, size_t place) {
-          for (int64_t i = 0; i < kGroups * kEachC; ++i) {
-            EXPECT_NEAR(state.True(state.c, i), c[place][static_cast<size_t>(i)], 1e-9);
-          }
-          for (int64_t i = 0; i < kGroups * kEachN; ++i) {
-            EXPECT_NEAR(state.True(state.n, i), n[place][static_cast<size_t>(i)], 1e-9);
-          }
+          expect_all(state, state.c, c[place]);
+          expect_all(state, state.n, n[place]);
         };
         expect(entering, rank);
         expect(leaving, static_cast<size_t>(ranks));
