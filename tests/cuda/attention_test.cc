@@ -106,55 +106,40 @@ TEST_P(CudaAttentionOfWidth, MatchesTheCpu) {
 INSTANTIATE_TEST_SUITE_P(Widths, CudaAttentionOfWidth, testing::Values(64, 128, 256, 96, 8, 20, 4),
                          [](const auto& width) { return StrCat(width.param); });
 
-TEST(CudaAttention, SeveralBlocksShareKeysAndRows) {
+// Of more rows and keys than a block takes.
+class CudaAttentionOfBlocks : public testing::TestWithParam<int64_t> {};
+
+TEST_P(CudaAttentionOfBlocks, ShareKeysAndRows) {
   TestRandom random;
   // Rows for several tiles, keys for several parts; the last one has documents.
-  for (int64_t width : {64, 128, 256}) {
-    Check(MakeProblem(1, 515, 3, width, 0, 0, 1000000, random));
-    Check(MakeProblem(1, 515, 10, width, 77, 130, 1000000, random));
-    Check(MakeProblem(2, 515, 3, width, 260, 0, 60, random));
-  }
+  Check(MakeProblem(1, 515, 3, GetParam(), 0, 0, 1000000, random));
+  Check(MakeProblem(1, 515, 10, GetParam(), 77, 130, 1000000, random));
+  Check(MakeProblem(2, 515, 3, GetParam(), 260, 0, 60, random));
 }
 
 // Where blocks see all keys of their rows, several tiles of them, and take several tiles of rows.
-TEST(CudaAttention, ManyRowsSeeManyKeys) {
+TEST_P(CudaAttentionOfBlocks, SeeManyKeys) {
   TestRandom random;
-  for (int64_t width : {64, 128, 256, 200}) {
-    Check(MakeProblem(2, 1100, 10, width, 0, 0, 1000000, random), DType::kBF16);
-    Check(MakeProblem(2, 1077, 16, width, 333, 401, 1000000, random), DType::kBF16);
-    Check(MakeProblem(3, 737, 11, width, 70, 0, 150, random), DType::kBF16);
-  }
+  Check(MakeProblem(2, 1100, 10, GetParam(), 0, 0, 1000000, random), DType::kBF16);
+  Check(MakeProblem(2, 1077, 16, GetParam(), 333, 401, 1000000, random), DType::kBF16);
+  Check(MakeProblem(3, 737, 11, GetParam(), 70, 0, 150, random), DType::kBF16);
 }
 
-TEST(CudaAttention, DecodesOverALongPast) {
+TEST_P(CudaAttentionOfBlocks, DecodeOverALongPast) {
   TestRandom random;
-  for (int64_t width : {64, 128, 256, 20}) {
-    for (int64_t window : {0, 2048}) {
-      Problem problem = MakeProblem(2, 1, 16, width, 5000, window, 1000000, random);
-      Set(problem.positions.tensor, 0, 5000);
-      Check(problem);
-    }
-  }
-}
-
-TEST(CudaAttention, TakesAnyPositions) {
-  TestRandom random;
-  for (int64_t width : {64, 128, 256, 20}) {
-    Problem problem = MakeProblem(2, 150, 3, width, 70, 0, 1, random);
-    for (int64_t i = 0; i < problem.positions.tensor.size(); ++i) {
-      Set(problem.positions.tensor, i, static_cast<double>(random.Int(0, 250)));
-    }
+  for (int64_t window : {0, 2048}) {
+    Problem problem = MakeProblem(2, 1, 16, GetParam(), 5000, window, 1000000, random);
+    Set(problem.positions.tensor, 0, 5000);
     Check(problem);
   }
 }
 
-TEST(CudaAttention, ASecondRunGivesTheSameBits) {
+TEST_P(CudaAttentionOfBlocks, GiveTheSameBitsAgain) {
   TestRandom random;
   for (DType dtype : kCudaTypes) {
-    for (const auto& [width, time] :
-         {std::pair{64, 333}, {128, 333}, {256, 333}, {64, 901}, {128, 901}, {256, 901}}) {
+    for (const int64_t time : {333, 901}) {
       const Problem problem =
-          CudaProblem(MakeProblem(2, time, 10, width, 40, 0, 200, random), dtype);
+          CudaProblem(MakeProblem(2, time, 10, GetParam(), 40, 0, 200, random), dtype);
       const Results one = OnHost(SolveOnCuda(problem, dtype), problem);
       const Results two = OnHost(SolveOnCuda(problem, dtype), problem);
       EXPECT_TRUE(BitwiseEqual(one.o.tensor, two.o.tensor));
@@ -165,6 +150,19 @@ TEST(CudaAttention, ASecondRunGivesTheSameBits) {
       EXPECT_TRUE(BitwiseEqual(one.dpast_k.tensor, two.dpast_k.tensor));
       EXPECT_TRUE(BitwiseEqual(one.dpast_v.tensor, two.dpast_v.tensor));
     }
+  }
+}
+INSTANTIATE_TEST_SUITE_P(Widths, CudaAttentionOfBlocks, testing::Values(64, 128, 256, 200, 20),
+                         [](const auto& width) { return StrCat(width.param); });
+
+TEST(CudaAttention, TakesAnyPositions) {
+  TestRandom random;
+  for (int64_t width : {64, 128, 256, 20}) {
+    Problem problem = MakeProblem(2, 150, 3, width, 70, 0, 1, random);
+    for (int64_t i = 0; i < problem.positions.tensor.size(); ++i) {
+      Set(problem.positions.tensor, i, static_cast<double>(random.Int(0, 250)));
+    }
+    Check(problem);
   }
 }
 

@@ -137,15 +137,18 @@ void ExpectMatchesTheCpu(const Sizes& sizes, DType dtype, TestRandom& random) {
   }
 }
 
-TEST(CudaLightningAttention, MatchesTheCpu) {
+class CudaLightningAttentionOfTime : public testing::TestWithParam<int64_t> {};
+const auto kNameOfTime = [](const auto& time) { return StrCat(time.param); };
+
+TEST_P(CudaLightningAttentionOfTime, MatchesTheCpu) {
   TestRandom random;
   for (const DType dtype : kCudaTypes) {
-    for (const int64_t time : {1, 5, 64, 65, 150}) {
-      ExpectMatchesTheCpu({2, time, 3, 64, 64}, dtype, random);
-      ExpectMatchesTheCpu({1, time, 2, 128, 128}, dtype, random);
-    }
+    ExpectMatchesTheCpu({2, GetParam(), 3, 64, 64}, dtype, random);
+    ExpectMatchesTheCpu({1, GetParam(), 2, 128, 128}, dtype, random);
   }
 }
+INSTANTIATE_TEST_SUITE_P(Times, CudaLightningAttentionOfTime, testing::Values(1, 5, 64, 65, 150),
+                         kNameOfTime);
 
 // Keys of a rotating block are twice as wide as values; the backward pass exchanges the two.
 TEST(CudaLightningAttention, AnyWidths) {
@@ -165,14 +168,20 @@ TEST(CudaLightningAttention, AnyWidths) {
 }
 
 // Few heads and many tokens: several chunks, a ragged last one.
-TEST(CudaLightningAttention, LongSequencesAreCutIntoChunks) {
+class CudaLightningAttentionOfChunks : public testing::TestWithParam<int64_t> {};
+
+TEST_P(CudaLightningAttentionOfChunks, MatchesTheCpu) {
   TestRandom random;
   for (const DType dtype : kCudaTypes) {
-    for (const int64_t time : {512, 1000, 2049}) {
-      ExpectMatchesTheCpu({1, time, 2, 64, 128}, dtype, random);
-    }
-    ExpectMatchesTheCpu({2, 700, 1, 20, 12}, dtype, random);
+    ExpectMatchesTheCpu({1, GetParam(), 2, 64, 128}, dtype, random);
   }
+}
+INSTANTIATE_TEST_SUITE_P(Times, CudaLightningAttentionOfChunks, testing::Values(512, 1000, 2049),
+                         kNameOfTime);
+
+TEST(CudaLightningAttention, NarrowHeadsAreCutIntoChunksToo) {
+  TestRandom random;
+  for (const DType dtype : kCudaTypes) ExpectMatchesTheCpu({2, 700, 1, 20, 12}, dtype, random);
   EXPECT_GT(LightningAttentionWorkspace(ZeroCuda(DType::kBF16, {1, 1000, 2, 64}).tensor,
                                         ZeroCuda(DType::kBF16, {1, 1000, 2, 128}).tensor),
             0);

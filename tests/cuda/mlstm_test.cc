@@ -127,17 +127,25 @@ void ExpectMatchesTheCpu(const MlstmSizes& sizes, const MlstmOptions& options, D
   ExpectMatchesTheCpu(problem, dtype);
 }
 
-TEST(CudaMlstm, MatchesTheCpu) {
+class CudaMlstmOfTime : public testing::TestWithParam<int64_t> {};
+
+TEST_P(CudaMlstmOfTime, MatchesTheCpu) {
   TestRandom random;
   for (const DType dtype : kCudaTypes) {
     for (MlstmOptions options : kKinds) {
-      for (const int64_t time : {1, 2, 5, 63, 64, 65, 150}) {
-        options.normaliser_gradient = random.Int(0, 1) == 0;
-        ExpectMatchesTheCpu({2, time, 3, 32, 64}, options, dtype, random);
-      }
+      options.normaliser_gradient = random.Int(0, 1) == 0;
+      ExpectMatchesTheCpu({2, GetParam(), 3, 32, 64}, options, dtype, random);
     }
   }
 }
+INSTANTIATE_TEST_SUITE_P(Times, CudaMlstmOfTime, testing::Values(1, 2, 5, 63, 64, 65, 150),
+                         [](const auto& time) { return StrCat(time.param); });
+
+using KeysAndValues = std::pair<int64_t, int64_t>;
+class CudaMlstmOfWidths : public testing::TestWithParam<KeysAndValues> {};
+const auto kNameOfWidths = [](const auto& widths) {
+  return StrCat(widths.param.first, "x", widths.param.second);
+};
 
 TEST(CudaMlstm, AnyWidths) {
   TestRandom random;
@@ -162,27 +170,25 @@ TEST(CudaMlstm, AnyWidths) {
 
 // In bfloat16, Hopper has a kernel of its own for passes over more than 128 keys, which are one
 // block of a cluster or two.
-TEST(CudaMlstm, WarpgroupProducts) {
+class CudaMlstmWarpgroups : public CudaMlstmOfWidths {};
+
+TEST_P(CudaMlstmWarpgroups, MatchTheCpu) {
   TestRandom random;
-  for (const auto& [keys, values] : {std::pair<int64_t, int64_t>{256, 256},
-                                     {512, 512},
-                                     {256, 512},
-                                     {144, 208},
-                                     {272, 464},
-                                     {512, 64},
-                                     {480, 240}}) {
-    for (MlstmOptions options : kKinds) {
-      options.chunk = random.Int(0, 1) * 128;
-      options.normaliser_gradient = random.Int(0, 1) == 0;
-      ExpectMatchesTheCpu({1, random.Int(65, 260), 2, keys, values}, options, DType::kBF16, random);
-    }
+  const auto [keys, values] = GetParam();
+  for (MlstmOptions options : kKinds) {
+    options.chunk = random.Int(0, 1) * 128;
+    options.normaliser_gradient = random.Int(0, 1) == 0;
+    ExpectMatchesTheCpu({1, random.Int(65, 260), 2, keys, values}, options, DType::kBF16, random);
   }
 }
+INSTANTIATE_TEST_SUITE_P(Widths, CudaMlstmWarpgroups,
+                         testing::Values(KeysAndValues{256, 256}, KeysAndValues{512, 512},
+                                         KeysAndValues{256, 512}, KeysAndValues{144, 208},
+                                         KeysAndValues{272, 464}, KeysAndValues{512, 64},
+                                         KeysAndValues{480, 240}),
+                         kNameOfWidths);
 
 // Wider heads than a block has keys of.
-using KeysAndValues = std::pair<int64_t, int64_t>;
-class CudaMlstmOfWidths : public testing::TestWithParam<KeysAndValues> {};
-
 TEST_P(CudaMlstmOfWidths, MatchesTheCpu) {
   TestRandom random;
   const auto [keys, values] = GetParam();
@@ -197,28 +203,33 @@ INSTANTIATE_TEST_SUITE_P(WideHeads, CudaMlstmOfWidths,
                          testing::Values(KeysAndValues{528, 32}, KeysAndValues{16, 784},
                                          KeysAndValues{768, 768}, KeysAndValues{1024, 1024},
                                          KeysAndValues{640, 1280}, KeysAndValues{1280, 560}),
-                         [](const auto& widths) {
-                           return StrCat(widths.param.first, "x", widths.param.second);
-                         });
+                         kNameOfWidths);
 
 // In bfloat16, Hopper takes wide heads by products over chunks of 512 tokens, or fewer if the
 // caller wants: whole ones, their parts, widths that do not fill the blocks of rows or of columns.
-TEST(CudaMlstm, WideHeadsByChunks) {
+using TimeKeysAndValues = std::tuple<int64_t, int64_t, int64_t>;
+class CudaMlstmChunks : public testing::TestWithParam<TimeKeysAndValues> {};
+const auto kNameOfSizes = [](const auto& sizes) {
+  const auto& [time, keys, values] = sizes.param;
+  return StrCat(time, "x", keys, "x", values);
+};
+
+TEST_P(CudaMlstmChunks, OfWideHeadsMatchTheCpu) {
   TestRandom random;
-  for (const auto& [time, keys, values] : {std::tuple<int64_t, int64_t, int64_t>{256, 528, 272},
-                                           {300, 272, 528},
-                                           {30, 528, 16},
-                                           {65, 16, 784},
-                                           {517, 768, 64},
-                                           {385, 640, 656},
-                                           {575, 144, 1280}}) {
-    for (MlstmOptions options : kKinds) {
-      options.chunk = random.Int(0, 3) * 64;
-      options.normaliser_gradient = random.Int(0, 1) == 0;
-      ExpectMatchesTheCpu({random.Int(1, 2), time, 1, keys, values}, options, DType::kBF16, random);
-    }
+  const auto [time, keys, values] = GetParam();
+  for (MlstmOptions options : kKinds) {
+    options.chunk = random.Int(0, 3) * 64;
+    options.normaliser_gradient = random.Int(0, 1) == 0;
+    ExpectMatchesTheCpu({random.Int(1, 2), time, 1, keys, values}, options, DType::kBF16, random);
   }
 }
+INSTANTIATE_TEST_SUITE_P(
+    Sizes, CudaMlstmChunks,
+    testing::Values(TimeKeysAndValues{256, 528, 272}, TimeKeysAndValues{300, 272, 528},
+                    TimeKeysAndValues{30, 528, 16}, TimeKeysAndValues{65, 16, 784},
+                    TimeKeysAndValues{517, 768, 64}, TimeKeysAndValues{385, 640, 656},
+                    TimeKeysAndValues{575, 144, 1280}),
+    kNameOfSizes);
 
 // Several chunks whose tokens are the rows of two clusters, all or in part.
 TEST(CudaMlstm, WideHeadsByLongChunks) {
@@ -272,31 +283,37 @@ TEST(CudaMlstm, ProductsOfOutputsMayBeGiven) {
 }
 
 // The forget gates' gradient starts again several times, at distances that depend on the size.
-TEST(CudaMlstm, LongSequences) {
+class CudaMlstmLong : public testing::TestWithParam<TimeKeysAndValues> {};
+
+TEST_P(CudaMlstmLong, MatchesTheCpu) {
   TestRandom random;
+  const auto [time, keys, values] = GetParam();
+  const MlstmOptions& options = kKinds[time / 100 % 3];
   for (const DType dtype : kCudaTypes) {
-    int kind = 0;
-    for (const auto& [time, keys, values] : {std::tuple<int64_t, int64_t, int64_t>{2100, 256, 512},
-                                             {1100, 128, 176},
-                                             {4200, 16, 32}}) {
-      ExpectMatchesTheCpu({1, time, 2, keys, values}, kKinds[kind++ % 3], dtype, random);
-    }
+    ExpectMatchesTheCpu({1, time, 2, keys, values}, options, dtype, random);
   }
 }
+INSTANTIATE_TEST_SUITE_P(Sizes, CudaMlstmLong,
+                         testing::Values(TimeKeysAndValues{2100, 256, 512},
+                                         TimeKeysAndValues{1100, 128, 176},
+                                         TimeKeysAndValues{4200, 16, 32}),
+                         kNameOfSizes);
 
-// Chosen by the caller, or because heads are few.
-TEST(CudaMlstm, SequencesAreCutIntoChunks) {
+// Chosen by the caller, or (0) because heads are few.
+class CudaMlstmOfChunk : public testing::TestWithParam<int64_t> {};
+
+TEST_P(CudaMlstmOfChunk, MatchesTheCpu) {
   TestRandom random;
   for (const DType dtype : kCudaTypes) {
     for (MlstmOptions options : kKinds) {
-      for (const int64_t chunk : {1, 64, 100, 0}) {
-        options.chunk = chunk;
-        ExpectMatchesTheCpu({1, random.Int(257, 600), 1, 64, 32}, options, dtype, random);
-      }
+      options.chunk = GetParam();
+      ExpectMatchesTheCpu({1, random.Int(257, 600), 1, 64, 32}, options, dtype, random);
     }
-    ExpectMatchesTheCpu({1, 2200, 2, 32, 16}, kKinds[0], dtype, random);
+    if (GetParam() == 0) ExpectMatchesTheCpu({1, 2200, 2, 32, 16}, kKinds[0], dtype, random);
   }
 }
+INSTANTIATE_TEST_SUITE_P(Chunks, CudaMlstmOfChunk, testing::Values(1, 64, 100, 0),
+                         [](const auto& chunk) { return StrCat(chunk.param); });
 
 // More heads in all than a grid of blocks may be high: the last sequences as they are alone.
 TEST(CudaMlstm, ManyShortSequences) {
