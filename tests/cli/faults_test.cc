@@ -61,7 +61,9 @@ void ExpectToSurvive(int all_kills, const std::string& pattern) {
   int64_t saved = 0;
   bool has_checkpoint = false;  // a step may be done and its save not
   int cut_off = 0;              // saves that a kill left unfinished
-  for (int kills = 0; kills < all_kills; ++kills) {
+  // A few more on a machine so busy that hardly a step was done.
+  const auto too_few = [&] { return saved <= all_kills / 6; };
+  for (int kills = 0; kills < all_kills || (too_few() && kills < 3 * all_kills); ++kills) {
     struct Layout {
       int ranks, tensor, sequence;
       bool zero, asynchronous;
@@ -110,7 +112,7 @@ void ExpectToSurvive(int all_kills, const std::string& pattern) {
     if (!ReadMetrics(run, /*unfinished=*/true).empty())
       saved = ReadMetrics(run, /*unfinished=*/true).back()["step"];
   }
-  ASSERT_GT(saved, all_kills / 6);
+  ASSERT_FALSE(too_few()) << saved;
   EXPECT_GT(cut_off, 0);
   const ProcessResult finished =
       RunEyrie(4, WithSettings(arguments(run, 2), {"train.stop_after=5"}));

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -27,7 +28,8 @@ namespace eyrie {
 struct ProcessResult {
   int code = -1;  // exit status; 128 + n when killed by signal n
   std::string out, err;
-  double seconds = 0.0;
+  double seconds = 0.0;      // that it lasted
+  double cpu_seconds = 0.0;  // that it computed, whatever else the machine does
 };
 
 inline std::string ReadFile(const std::filesystem::path& file) {
@@ -84,7 +86,8 @@ inline ProcessResult Finish(pid_t child, const std::string& log) {
   const auto start = std::chrono::steady_clock::now();
   const auto lasted = [&] { return std::chrono::steady_clock::now() - start; };
   int status = 0;
-  for (auto next = std::chrono::seconds(600); waitpid(child, &status, WNOHANG) == 0;) {
+  rusage usage{};
+  for (auto next = std::chrono::seconds(600); wait4(child, &status, WNOHANG, &usage) == 0;) {
     if (lasted() > next) {
       kill(child, next == std::chrono::seconds(600) ? SIGTERM : SIGKILL);
       next += std::chrono::seconds(10);
@@ -96,6 +99,10 @@ inline ProcessResult Finish(pid_t child, const std::string& log) {
   result.out = ReadFile(log + ".out");
   result.err = ReadFile(log + ".err");
   result.seconds = std::chrono::duration<double>(lasted()).count();
+  for (const timeval& time : {usage.ru_utime, usage.ru_stime}) {
+    result.cpu_seconds +=
+        static_cast<double>(time.tv_sec) + 1e-6 * static_cast<double>(time.tv_usec);
+  }
   return result;
 }
 
