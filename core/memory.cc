@@ -14,8 +14,6 @@ namespace {
 // A cache line, and the unit of a GPU's memory traffic.
 constexpr size_t kAlignment = 256;
 
-size_t Aligned(size_t bytes) { return RoundUp(bytes, kAlignment); }
-
 // Tells AddressSanitizer who may touch memory of the host. Without it these are nothing.
 #ifdef __SANITIZE_ADDRESS__
 void Forbid(Device device, char* memory, size_t bytes) {
@@ -50,7 +48,7 @@ Arena::~Arena() { Allow(device_, region_->base(), peak_); }
 
 Tensor Arena::Allocate(DType dtype, Shape shape) {
   const Tensor tensor{region_->base() + used_, dtype, device_, shape};
-  const size_t bytes = Aligned(tensor.bytes());
+  const size_t bytes = RoundUp(tensor.bytes(), kAlignment);
   region_->Grow(used_ + bytes);
   Forbid(device_, region_->base() + used_, bytes);
   Allow(device_, region_->base() + used_, tensor.bytes());

@@ -50,10 +50,9 @@ struct Unit {
     // The later half first in every other pair: else half of the clusters would always have it,
     // and with it more tiles.
     const int half = down == 1 ? 0 : (unit + unit / 2) % 2;
-    int at = unit / down % across;
+    const int at = unit / down % across;
     pass = at >= view.Across(1) ? 1 : 0;
-    at -= view.Across(pass);
-    column_block = at;
+    column_block = at - view.Across(pass);
     first_column = column_block * kMlstmChunkColumns;
     chunk = unit / down / across % sizes.chunks;
     head = unit / down / across / sizes.chunks;

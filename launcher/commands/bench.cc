@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <CLI/App.hpp>
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -14,6 +15,7 @@
 #include "core/threads.h"
 #include "kernels/adamw/adamw.h"
 #include "kernels/streaming.h"
+#include "launcher/commands/commands.h"
 
 namespace eyrie {
 namespace {
@@ -250,6 +252,20 @@ void BenchReport::Print(bool json) const {
   for (const auto& row : rows_) {
     print([&](size_t i) { return CellText(row[i]); });
   }
+}
+
+void AddBenchCommand(CLI::App& app, ExitCode& code) {
+  CLI::App* command = app.add_subcommand(
+      "bench",
+      "Measure this machine's speed, next to what its memory and arithmetic allow.\n\n"
+      "Ceilings are measured in the same run, with as many threads. Figures are medians, on "
+      "random\n"
+      "data. With --json the table is one JSON object.");
+  command->require_subcommand(1);
+  AddBenchKernels(*command, code);
+  AddBenchCheckpoint(*command, code);
+  AddBenchStep(*command, code);
+  AddBenchDecode(*command, code);
 }
 
 }  // namespace eyrie

@@ -81,10 +81,9 @@ void AddEvalCommand(CLI::App& app, ExitCode& code) {
       "The file is cut into whole sequences, in order, and its tail left out. Prints one JSON\n"
       "object: loss (nats a token), perplexity, accuracy (the share of tokens that the largest\n"
       "logit predicts), exact_sequences (the share of sequences all of whose tokens it predicts),\n"
-      "tokens, sequences, sequence_length. Tokens are those whose labels count: with data.labels: "
-      "GIVEN, what\n"
-      "PREFIX.labels says. As in training, train.chunk_length tokens run at once (0: all), and\n"
-      "memory follows them. Under mpirun the ranks share the sequences.");
+      "tokens, sequences, sequence_length. Tokens are those whose labels count: with data.labels:\n"
+      "GIVEN, what PREFIX.labels says. As in training, train.chunk_length tokens run at once (0:\n"
+      "all), and memory follows them. Under mpirun the ranks share the sequences.");
   AddInferenceOptions(*command, options->inference);
   command->add_option("--data", options->data, "token file: PREFIX.bin and PREFIX.idx")
       ->required()

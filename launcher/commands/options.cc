@@ -5,6 +5,7 @@
 
 #include "core/error.h"
 #include "launcher/config.h"
+#include "launcher/inference.h"
 
 namespace eyrie {
 

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "configs/schema/config.pb.h"
-#include "launcher/inference.h"
 
 namespace CLI {
 class App;
@@ -13,6 +12,8 @@ class Validator;
 }  // namespace CLI
 
 namespace eyrie {
+
+struct InferenceOptions;  // launcher/inference.h
 
 // The configuration that a command line names.
 struct ConfigOptions {

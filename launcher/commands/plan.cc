@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "core/text.h"
 #include "launcher/commands/commands.h"
 #include "launcher/commands/options.h"
 #include "launcher/config.h"
@@ -123,17 +124,6 @@ std::string Format(const char* format, Values... values) {
   return text;
 }
 
-// "13,927,781,376"
-std::string Grouped(int64_t value) {
-  const std::string digits = std::to_string(value);
-  std::string text;
-  for (size_t i = 0; i < digits.size(); ++i) {
-    if (i > 0 && (digits.size() - i) % 3 == 0) text += ',';
-    text += digits[i];
-  }
-  return text;
-}
-
 std::string Seconds(double seconds) {
   if (seconds < 1e-3) return Format("%.1f us", seconds * 1e6);
   if (seconds < 1.0) return Format("%.2f ms", seconds * 1e3);
@@ -148,15 +138,15 @@ void Print(const Plan& plan, const config::Config& config, const config::Hardwar
                 remark.c_str());
   };
 
-  std::printf("model     %s parameters, %s on a rank\n", Grouped(plan.parameters).c_str(),
-              Grouped(plan.local_parameters).c_str());
+  std::printf("model     %s parameters, %s on a rank\n", WithCommas(plan.parameters).c_str(),
+              WithCommas(plan.local_parameters).c_str());
   std::printf("layout    %s %s: data %d x sequence %d x tensor %d\n",
-              Grouped(plan.shape.ranks()).c_str(), plan.shape.ranks() == 1 ? "rank" : "ranks",
+              WithCommas(plan.shape.ranks()).c_str(), plan.shape.ranks() == 1 ? "rank" : "ranks",
               plan.shape.data, plan.shape.sequence, plan.shape.tensor);
   std::printf("step      %s tokens; a rank runs %s x %s sequences of %s tokens\n",
-              Grouped(plan.tokens).c_str(), Grouped(plan.microbatches).c_str(),
-              Grouped(train.micro_batch_size()).c_str(),
-              Grouped(train.sequence_length() / plan.shape.sequence).c_str());
+              WithCommas(plan.tokens).c_str(), WithCommas(plan.microbatches).c_str(),
+              WithCommas(train.micro_batch_size()).c_str(),
+              WithCommas(train.sequence_length() / plan.shape.sequence).c_str());
   std::printf("hardware  %s\n", hardware.name().c_str());
 
   std::string others;
@@ -190,7 +180,7 @@ void Print(const Plan& plan, const config::Config& config, const config::Hardwar
   const auto sent = [&](const char* axis, int ranks, const Traffic& traffic, double seconds) {
     if (ranks == 1) return;
     row(axis, FormatBytes(traffic.bytes),
-        Format("%s messages over %d ranks, %s", Grouped(traffic.messages).c_str(), ranks,
+        Format("%s messages over %d ranks, %s", WithCommas(traffic.messages).c_str(), ranks,
                Seconds(seconds).c_str()));
   };
   if (plan.shape.ranks() == 1) std::printf("  nothing\n");
@@ -213,14 +203,14 @@ void Print(const Plan& plan, const config::Config& config, const config::Hardwar
       continue;
     }
     row(kind.c_str(), Seconds(seconds),
-        StrCat(Grouped(work.calls), " calls, ", FormatBytes(work.bytes),
+        StrCat(WithCommas(work.calls), " calls, ", FormatBytes(work.bytes),
                work.products > 0 ? Format(", %.4g TFLOP", work.products / 1e12) : ""));
   }
   if (rest > 0) row("other kernels", Seconds(rest), "");
   row("communication", Seconds(plan.time.exposed),
       "what no kernel hides, and takes from those that do");
   row("step", Seconds(plan.time.total()),
-      StrCat(Grouped(static_cast<int64_t>(plan.tokens_per_second)), " tokens/s, ",
+      StrCat(WithCommas(static_cast<int64_t>(plan.tokens_per_second)), " tokens/s, ",
              Format("%.1f %% of the peak by %.4g TFLOP of the model's a rank",
                     100.0 * plan.utilisation, plan.model_flops / 1e12)));
 }

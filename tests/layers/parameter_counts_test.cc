@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "core/text.h"
 #include "layers/model.h"
 #include "layers/registry.h"
 #include "tests/layers/config_files.h"
@@ -116,16 +117,6 @@ Formula FormulaOf(const std::string& name) {
                                                           {"quickstart", GriffinElements}};
   const auto found = formulas.find(name.substr(0, name.find('/')));
   return found == formulas.end() ? nullptr : found->second;
-}
-
-std::string WithCommas(int64_t value) {
-  const std::string digits = std::to_string(value);
-  std::string text;
-  for (size_t i = 0; i < digits.size(); ++i) {
-    if (i > 0 && (digits.size() - i) % 3 == 0) text += ',';
-    text += digits[i];
-  }
-  return text;
 }
 
 std::string Errors(const config::ModelConfig& model, int64_t tensor) {
