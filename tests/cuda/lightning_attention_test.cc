@@ -151,21 +151,24 @@ INSTANTIATE_TEST_SUITE_P(Times, CudaLightningAttentionOfTime, testing::Values(1,
                          kNameOfTime);
 
 // Keys of a rotating block are twice as wide as values; the backward pass exchanges the two.
-TEST(CudaLightningAttention, AnyWidths) {
+using KeysAndValues = std::pair<int64_t, int64_t>;
+class CudaLightningAttentionOfWidths : public testing::TestWithParam<KeysAndValues> {};
+
+TEST_P(CudaLightningAttentionOfWidths, MatchesTheCpu) {
   TestRandom random;
+  const auto [keys, values] = GetParam();
   for (const DType dtype : kCudaTypes) {
-    for (const auto& [keys, values] : {std::pair<int64_t, int64_t>{256, 128},
-                                       {128, 64},
-                                       {72, 200},
-                                       {8, 16},
-                                       {256, 256},
-                                       {5, 7},
-                                       {33, 40},
-                                       {130, 1}}) {
-      ExpectMatchesTheCpu({2, 100, 2, keys, values}, dtype, random);
-    }
+    ExpectMatchesTheCpu({2, 100, 2, keys, values}, dtype, random);
   }
 }
+INSTANTIATE_TEST_SUITE_P(Widths, CudaLightningAttentionOfWidths,
+                         testing::Values(KeysAndValues{256, 128}, KeysAndValues{128, 64},
+                                         KeysAndValues{72, 200}, KeysAndValues{8, 16},
+                                         KeysAndValues{256, 256}, KeysAndValues{5, 7},
+                                         KeysAndValues{33, 40}, KeysAndValues{130, 1}),
+                         [](const auto& widths) {
+                           return StrCat(widths.param.first, "x", widths.param.second);
+                         });
 
 // Few heads and many tokens: several chunks, a ragged last one.
 class CudaLightningAttentionOfChunks : public testing::TestWithParam<int64_t> {};
