@@ -13,6 +13,7 @@
 
 #include "core/early_launch.cuh"
 #include "core/few_rows.h"
+#include "core/numbers.cuh"
 #include "core/round.h"
 
 namespace eyrie {
@@ -132,11 +133,6 @@ class Cursor {
   int steps_, tile_, step_ = 0, column_ = 0;
 };
 
-__device__ __forceinline__ float Number(float x) { return x; }
-__device__ __forceinline__ float Number(Bf16 x) { return __bfloat162float(x); }
-__device__ __forceinline__ void Put(float* to, float x) { *to = x; }
-__device__ __forceinline__ void Put(Bf16* to, float x) { *to = __float2bfloat16_rn(x); }
-
 // The warps' sums of a tile, by A's row and B's row, padded against conflicts of banks.
 constexpr int kRowStride = kTileRows + 4;
 
@@ -163,11 +159,11 @@ __device__ __forceinline__ void Finish(const Products& all, int tile_index,
 #pragma unroll
   for (int warp = 0; warp < kWarps; ++warp) sum += shared[warp][a_row * kRowStride + b_row];
   const int64_t at = tile.batch * product.stride_c + a_row * product.ldc + column;
-  if (product.added != nullptr) sum += Number(static_cast<const C*>(product.added)[at]);
+  if (product.added != nullptr) sum += ToFloat(static_cast<const C*>(product.added)[at]);
   if (product.bias != nullptr) {
-    sum += Number(static_cast<const C*>(product.bias)[int64_t{tile.batch} * product.n + column]);
+    sum += ToFloat(static_cast<const C*>(product.bias)[int64_t{tile.batch} * product.n + column]);
   }
-  Put(static_cast<C*>(product.c) + at, sum);
+  static_cast<C*>(product.c)[at] = FromFloat<C>(sum);
 }
 
 // kGroups: of eight rows of A. kDepth: chunks whose loads are under way.

@@ -1,5 +1,6 @@
 // The CUDA side of core/tensor_math.h.
 #include "core/early_launch.cuh"
+#include "core/numbers.cuh"
 #include "core/round.h"
 #include "core/tensor_math.h"
 
@@ -7,11 +8,6 @@ namespace eyrie {
 namespace {
 
 constexpr int kThreads = 256;
-
-__device__ float Value(float x) { return x; }
-__device__ float Value(__nv_bfloat16 x) { return __bfloat162float(x); }
-__device__ void Store(float* to, float x) { *to = x; }
-__device__ void Store(__nv_bfloat16* to, float x) { *to = __float2bfloat16_rn(x); }
 
 unsigned Blocks(int64_t elements) {
   return static_cast<unsigned>(
@@ -26,7 +22,7 @@ __global__ void AddRowsKernel(const T* from, int64_t from_stride, T* to, int64_t
   to += blockIdx.y * to_stride;
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) {
-    Store(to + i, Value(to[i]) + Value(from[i]));
+    to[i] = FromFloat<T>(ToFloat(to[i]) + ToFloat(from[i]));
   }
 }
 
@@ -82,7 +78,7 @@ template <class From, class To>
 __global__ void ConvertKernel(const From* from, To* to, int64_t count) {
   const int64_t step = int64_t{gridDim.x} * blockDim.x;
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) {
-    Store(to + i, Value(from[i]));
+    to[i] = FromFloat<To>(ToFloat(from[i]));
   }
 }
 

@@ -8,23 +8,10 @@
 #include <initializer_list>
 #include <type_traits>
 
-#include "core/cuda.h"
+#include "core/numbers.cuh"
 #include "core/round.h"
 
 namespace eyrie {
-
-__device__ __forceinline__ float ToFloat(float x) { return x; }
-__device__ __forceinline__ float ToFloat(__nv_bfloat16 x) { return __bfloat162float(x); }
-template <class T>
-__device__ __forceinline__ T FromFloat(float x);
-template <>
-__device__ __forceinline__ float FromFloat<float>(float x) {
-  return x;
-}
-template <>
-__device__ __forceinline__ __nv_bfloat16 FromFloat<__nv_bfloat16>(float x) {
-  return __float2bfloat16_rn(x);
-}
 
 // N elements that are loaded and stored at once; N * sizeof(T) bytes, at most 16, and aligned so.
 template <class T, int N>

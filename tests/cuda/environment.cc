@@ -10,7 +10,6 @@ class WaitsSleep : public testing::Environment {
     ASSERT_EQ(cudaSetDeviceFlags(cudaDeviceScheduleBlockingSync), cudaSuccess);
   }
 };
-const testing::Environment* const kWaitsSleep =
-    testing::AddGlobalTestEnvironment(new WaitsSleep);
+const testing::Environment* const kWaitsSleep = testing::AddGlobalTestEnvironment(new WaitsSleep);
 
 }  // namespace
