@@ -45,7 +45,7 @@ void CheckRows(const char* kernel, const MlstmLayout& sizes,
 template <class T>
 void RunPass(const MlstmLayout& sizes, const MlstmScratch& scratch, MlstmPass<T> pass) {
   pass.log_decay = scratch.vectors.log_decay;
-  pass.decay = scratch.vectors.row;
+  pass.loss = scratch.vectors.row;
   pass.partial = scratch.partial;
   const auto run = [&](const MlstmPass<T>& part) {
     if constexpr (kTensorCores<T>) {

@@ -83,10 +83,7 @@ struct MlstmPass {
   const float *extra_sees, *extra_seen;
   const __nv_bfloat16* scores;  // [B, H, tiles, kMlstmTile, kMlstmTile], of [seeing, seen forward]
   const float* log_decay;       // [B, H, tiles] of a tile
-  // Where tokens go one by one, what each leaves of the state: the part that is kept where that is
-  // at most a half, else minus the part that is lost, so that neither is rounded off beside the
-  // other. -1 where nothing is kept.
-  const float* decay;
+  const float* loss;            // per token, one less than the decay, where tokens go one by one
   // States [B, H, chunks, ...] that enter and leave the chunks: [keys, values], an element at key *
   // key_stride + value * value_stride; and the further key's, [values]. Null: zeros, not wanted.
   const float *entering, *entering_extra;

@@ -10,11 +10,6 @@ namespace {
 constexpr int kWarps = kMlstmPassWarps, kThreads = kMlstmPassThreads;
 constexpr int kColumns = 4, kBlockValues = kWarps * kColumns;
 
-// An element of the state after a token's decay (MlstmPass::decay).
-__device__ __forceinline__ float Decayed(float element, float decay) {
-  return fmaf(decay, element, decay > 0.0f ? 0.0f : element);
-}
-
 // kRows: keys that a lane has, lane + 32 i.
 template <int kRows>
 __global__ void __launch_bounds__(kThreads)
@@ -23,7 +18,7 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kKeys = 32 * kRows, kStaged = kRows > 16 ? 4 : kRows > 8 ? 8 : 16;
   __shared__ float q[kStaged][kKeys], k[kStaged][kKeys], v[kStaged][kBlockValues];
   __shared__ float sees[kStaged], seen[kStaged], extra_sees[kStaged], extra_seen[kStaged];
-  __shared__ float decay[kStaged];
+  __shared__ float loss[kStaged];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int head = static_cast<int>(blockIdx.x), chunk = static_cast<int>(blockIdx.y);
   const int value_begin = static_cast<int>(blockIdx.z) * kBlockValues;
@@ -87,29 +82,31 @@ __global__ void __launch_bounds__(kThreads)
       seen[thread] = pass.seen[at];
       extra_sees[thread] = outputs && extra ? pass.extra_sees[at] : 0.0f;
       extra_seen[thread] = extra ? pass.extra_seen[at] : 0.0f;
-      decay[thread] = pass.decay[at];
+      loss[thread] = pass.loss[at];
     }
     __syncthreads();
     for (int t = 0; t < n; ++t) {
       at_restart(token_at(first + t) + (pass.reverse ? 1 : 0));
       // The decay lies before the token's own term in time, and so after it backward in time.
-      const float before = pass.reverse ? 0.0f : decay[t];
-      const float after = pass.reverse ? decay[t] : 0.0f;
+      const float before_loss = pass.reverse ? 0.0f : loss[t];
+      const float after_loss = pass.reverse ? loss[t] : 0.0f;
       float sums[kColumns] = {}, weighted[kColumns];
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) {
         const float value = v[t][warp * kColumns + j];
         weighted[j] = seen[t] * value;
-        extra_state[j] = fmaf(extra_seen[t], value, Decayed(extra_state[j], before));
+        const float decayed = fmaf(before_loss, extra_state[j], extra_state[j]);
+        extra_state[j] = fmaf(extra_seen[t], value, decayed);
       }
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
         const float key = k[t][lane + 32 * i], query = q[t][lane + 32 * i];
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) {
-          const float now = fmaf(key, weighted[j], Decayed(state[i][j], before));
+          const float decayed = fmaf(before_loss, state[i][j], state[i][j]);
+          const float now = fmaf(key, weighted[j], decayed);
           sums[j] = fmaf(query, now, sums[j]);
-          state[i][j] = Decayed(now, after);
+          state[i][j] = fmaf(after_loss, now, now);
         }
       }
       float mine = 0.0f;
@@ -119,7 +116,7 @@ __global__ void __launch_bounds__(kThreads)
           const float sum = fmaf(sees[t], WarpSum(sums[j]), extra_sees[t] * extra_state[j]);
           if (lane == j) mine = sum;
         }
-        extra_state[j] = Decayed(extra_state[j], after);
+        extra_state[j] = fmaf(after_loss, extra_state[j], extra_state[j]);
       }
       const int value = value_begin + warp * kColumns + lane, token = token_at(first + t);
       if (outputs && lane < kColumns && value < pass.values) {

@@ -159,9 +159,7 @@ __global__ void __launch_bounds__(32 * (kIndependent ? kFewWarps : kWarps))
           const float m_previous = i == 1 ? m_token[0] : lane > 0 ? neighbour : m_before;
           const bool starts = pair.document[i] == token;
           const float f = gates.log_f[sizes.Row(head, token)];
-          const float log_decay = f + (m_previous - m_token[i]);
-          const float kept = starts ? 0.0f : expf(log_decay), minus_lost = expm1f(log_decay);
-          row = kept == 0.0f ? -1.0f : kept <= 0.5f ? kept : minus_lost;
+          row = starts ? -1.0f : expm1f(f + (m_previous - m_token[i]));
           before_weight = static_cast<float>(scale);
           after_weight = expf(static_cast<float>(pair.log_i[i] - m_token[i]));
         } else if (valid) {
