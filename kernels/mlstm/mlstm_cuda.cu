@@ -45,7 +45,8 @@ void CheckRows(const char* kernel, const MlstmLayout& sizes,
 template <class T>
 void RunPass(const MlstmLayout& sizes, const MlstmScratch& scratch, MlstmPass<T> pass) {
   pass.log_decay = scratch.vectors.log_decay;
-  pass.loss = scratch.vectors.row;
+  pass.decay_whole = scratch.vectors.column;
+  pass.decay_part = scratch.vectors.row;
   pass.partial = scratch.partial;
   const auto run = [&](const MlstmPass<T>& part) {
     if constexpr (kTensorCores<T>) {

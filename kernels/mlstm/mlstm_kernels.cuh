@@ -83,7 +83,7 @@ struct MlstmPass {
   const float *extra_sees, *extra_seen;
   const __nv_bfloat16* scores;  // [B, H, tiles, kMlstmTile, kMlstmTile], of [seeing, seen forward]
   const float* log_decay;       // [B, H, tiles] of a tile
-  const float* loss;            // per token, one less than the decay, where tokens go one by one
+  const float *decay_whole, *decay_part;  // per token, their sum, where tokens go one by one
   // States [B, H, chunks, ...] that enter and leave the chunks: [keys, values], an element at key *
   // key_stride + value * value_stride; and the further key's, [values]. Null: zeros, not wanted.
   const float *entering, *entering_extra;

@@ -10,6 +10,16 @@ namespace {
 constexpr int kWarps = kMlstmPassWarps, kThreads = kMlstmPassThreads;
 constexpr int kColumns = 4, kBlockValues = kWarps * kColumns;
 
+// What a token leaves of the state: the sum of both, of which `whole` is 0 or 1. Thus neither a
+// small part that is kept nor a small one that is lost is rounded off beside the other.
+struct Decay {
+  float whole, part;
+
+  __device__ __forceinline__ float operator()(float element) const {
+    return fmaf(part, element, whole * element);
+  }
+};
+
 // kRows: keys that a lane has, lane + 32 i.
 template <int kRows>
 __global__ void __launch_bounds__(kThreads)
@@ -18,7 +28,7 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kKeys = 32 * kRows, kStaged = kRows > 16 ? 4 : kRows > 8 ? 8 : 16;
   __shared__ float q[kStaged][kKeys], k[kStaged][kKeys], v[kStaged][kBlockValues];
   __shared__ float sees[kStaged], seen[kStaged], extra_sees[kStaged], extra_seen[kStaged];
-  __shared__ float loss[kStaged];
+  __shared__ Decay decays[kStaged];
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int head = static_cast<int>(blockIdx.x), chunk = static_cast<int>(blockIdx.y);
   const int value_begin = static_cast<int>(blockIdx.z) * kBlockValues;
@@ -82,31 +92,29 @@ __global__ void __launch_bounds__(kThreads)
       seen[thread] = pass.seen[at];
       extra_sees[thread] = outputs && extra ? pass.extra_sees[at] : 0.0f;
       extra_seen[thread] = extra ? pass.extra_seen[at] : 0.0f;
-      loss[thread] = pass.loss[at];
+      decays[thread] = {pass.decay_whole[at], pass.decay_part[at]};
     }
     __syncthreads();
     for (int t = 0; t < n; ++t) {
       at_restart(token_at(first + t) + (pass.reverse ? 1 : 0));
       // The decay lies before the token's own term in time, and so after it backward in time.
-      const float before_loss = pass.reverse ? 0.0f : loss[t];
-      const float after_loss = pass.reverse ? loss[t] : 0.0f;
+      const Decay none{1.0f, 0.0f};
+      const Decay before = pass.reverse ? none : decays[t], after = pass.reverse ? decays[t] : none;
       float sums[kColumns] = {}, weighted[kColumns];
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) {
         const float value = v[t][warp * kColumns + j];
         weighted[j] = seen[t] * value;
-        const float decayed = fmaf(before_loss, extra_state[j], extra_state[j]);
-        extra_state[j] = fmaf(extra_seen[t], value, decayed);
+        extra_state[j] = fmaf(extra_seen[t], value, before(extra_state[j]));
       }
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
         const float key = k[t][lane + 32 * i], query = q[t][lane + 32 * i];
 #pragma unroll
         for (int j = 0; j < kColumns; ++j) {
-          const float decayed = fmaf(before_loss, state[i][j], state[i][j]);
-          const float now = fmaf(key, weighted[j], decayed);
+          const float now = fmaf(key, weighted[j], before(state[i][j]));
           sums[j] = fmaf(query, now, sums[j]);
-          state[i][j] = fmaf(after_loss, now, now);
+          state[i][j] = after(now);
         }
       }
       float mine = 0.0f;
@@ -116,7 +124,7 @@ __global__ void __launch_bounds__(kThreads)
           const float sum = fmaf(sees[t], WarpSum(sums[j]), extra_sees[t] * extra_state[j]);
           if (lane == j) mine = sum;
         }
-        extra_state[j] = fmaf(after_loss, extra_state[j], extra_state[j]);
+        extra_state[j] = after(extra_state[j]);
       }
       const int value = value_begin + warp * kColumns + lane, token = token_at(first + t);
       if (outputs && lane < kColumns && value < pass.values) {

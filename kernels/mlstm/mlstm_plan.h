@@ -114,7 +114,7 @@ EYRIE_HOST_DEVICE inline int64_t MlstmEndAt(const MlstmLayout& sizes, int head, 
 // What a pass needs of the gates, in the workspace.
 struct MlstmVectors {
   // Of scores: exp(row_t - column_s) is the weight of token s in token t of its tile. Where tokens
-  // go one by one, `row` is exp(f_t + m_{t-1} - m_t) - 1 instead.
+  // go one by one, their sum is exp(f_t + m_{t-1} - m_t) instead, with a column of 0 or 1.
   float *row, *column;
   float *before, *after;     // g_t (times 1 / b_t where inverse_b is given), w_t
   float* before_normaliser;  // g_t times the gradient of the normaliser; backward only

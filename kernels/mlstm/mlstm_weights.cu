@@ -158,8 +158,10 @@ __global__ void __launch_bounds__(32 * (kIndependent ? kFewWarps : kWarps))
         if (valid && gates.tokenwise) {
           const float m_previous = i == 1 ? m_token[0] : lane > 0 ? neighbour : m_before;
           const bool starts = pair.document[i] == token;
-          const float f = gates.log_f[sizes.Row(head, token)];
-          row = starts ? -1.0f : expm1f(f + (m_previous - m_token[i]));
+          const float log_decay = gates.log_f[sizes.Row(head, token)] + (m_previous - m_token[i]);
+          const float decay = starts ? 0.0f : expf(log_decay);
+          column = decay > 0.5f ? 1.0f : 0.0f;
+          row = decay > 0.5f ? expm1f(log_decay) : decay;
           before_weight = static_cast<float>(scale);
           after_weight = expf(static_cast<float>(pair.log_i[i] - m_token[i]));
         } else if (valid) {

@@ -417,6 +417,23 @@ TEST_P(CudaMlstmOfType, GatesWideOpenAndShut) {
 INSTANTIATE_TEST_SUITE_P(Types, CudaMlstmOfType, testing::ValuesIn(kCudaTypes),
                          [](const auto& type) { return std::string(Name(type.param)); });
 
+// One token forgets nearly all, and nothing else reaches the states: what is left of them is as
+// exact as they were.
+TEST(CudaMlstm, WhatLittleIsKept) {
+  TestRandom random;
+  for (const DType dtype : kCudaTypes) {
+    for (const MlstmOptions& options : {kKinds[1], kKinds[2]}) {
+      MlstmProblem problem(DType::kF64, {1, 5, 1, 16, 16}, options, random);
+      problem.UseOneDocument();
+      for (const Tensor& nothing : {problem.v.tensor, problem.dh.tensor}) {
+        std::memset(nothing.raw, 0, nothing.bytes());
+      }
+      for (int64_t t = 0; t < 5; ++t) Set(problem.log_f.tensor, t, t == 2 ? -7 : -1e-3);
+      ExpectMatchesTheCpu(problem, dtype);
+    }
+  }
+}
+
 // As when text is generated: the state stays where it is.
 TEST(CudaMlstm, SingleTokensInPlaceEqualOnePass) {
   TestRandom random;
