@@ -1,5 +1,5 @@
-// What the tests of the mLSTM's CUDA bodies share: problems on the GPU, compared with the CPU's body
-// in float64.
+// What the tests of the mLSTM's CUDA bodies share: problems on the GPU, compared with the CPU's
+// body in float64.
 #pragma once
 
 #include "tests/cuda/cuda_test_util.h"
@@ -10,14 +10,15 @@ namespace eyrie {
 // Exponential input gates, sigmoid ones, and those without a normaliser. The errors of the smallest
 // denominators would outweigh all others: hence the epsilon.
 inline const MlstmOptions kKinds[] = {{.epsilon = 0.1},
-                               {.stabilised = false, .epsilon = 0.1},
-                               {.stabilised = false, .normalised = false}};
+                                      {.stabilised = false, .epsilon = 0.1},
+                                      {.stabilised = false, .normalised = false}};
 
 // What forward saves for backward.
-inline constexpr OwnedTensor MlstmProblem::*kSaved[] = {&MlstmProblem::maximum, &MlstmProblem::normaliser};
+inline constexpr OwnedTensor MlstmProblem::*kSaved[] = {&MlstmProblem::maximum,
+                                                        &MlstmProblem::normaliser};
 
 inline OwnedMlstmState MapState(const OwnedMlstmState& from,
-                         const std::function<OwnedTensor(Tensor)>& map) {
+                                const std::function<OwnedTensor(Tensor)>& map) {
   OwnedMlstmState state;
   state.c = map(from.c.tensor);
   state.n = map(from.n.tensor);
@@ -73,14 +74,16 @@ inline void RoundWhatIsSaved(MlstmProblem& problem, DType dtype) {
 }
 
 // What all gates are closed to may vanish: hence a floor of the norm.
-inline void ExpectClose(const char* name, const Tensor& on_gpu, const Tensor& expected, DType dtype) {
+inline void ExpectClose(const char* name, const Tensor& on_gpu, const Tensor& expected,
+                        DType dtype) {
   EXPECT_LT(RelativeError(ToHost(on_gpu).tensor, expected, /*floor=*/1e-4), Tolerance(dtype))
       << name;
 }
 
 // Compares the forward pass, then the backward pass given what a forward pass saved, which may have
 // the products of its outputs with their gradients.
-inline void ExpectMatchesTheCpu(const MlstmProblem& problem, DType dtype, bool give_products = false) {
+inline void ExpectMatchesTheCpu(const MlstmProblem& problem, DType dtype,
+                                bool give_products = false) {
   const MlstmSizes& s = problem.sizes;
   SCOPED_TRACE(StrCat(Name(dtype), " B ", s.batch, " T ", s.time, " H ", s.heads, " dk ", s.keys,
                       " dv ", s.values, " state ", problem.with_state, " stabilised ",
@@ -120,7 +123,7 @@ inline void ExpectMatchesTheCpu(const MlstmProblem& problem, DType dtype, bool g
 }
 
 inline void ExpectMatchesTheCpu(const MlstmSizes& sizes, const MlstmOptions& options, DType dtype,
-                         TestRandom& random) {
+                                TestRandom& random) {
   MlstmProblem problem(DType::kF64, sizes, options, random, 2);
   problem.with_state = random.Int(0, 2) > 0;
   if (random.Int(0, 1) == 0) problem.UseOneDocument();
