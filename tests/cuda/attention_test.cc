@@ -104,7 +104,7 @@ TEST_P(CudaAttentionOfWidth, MatchesTheCpu) {
   }
 }
 INSTANTIATE_TEST_SUITE_P(Widths, CudaAttentionOfWidth, testing::Values(64, 128, 256, 96, 8, 20, 4),
-                         [](const auto& width) { return StrCat(width.param); });
+                         kNameOfParameter);
 
 // Of more rows and keys than a block takes.
 class CudaAttentionOfBlocks : public testing::TestWithParam<int64_t> {};
@@ -153,7 +153,7 @@ TEST_P(CudaAttentionOfBlocks, GiveTheSameBitsAgain) {
   }
 }
 INSTANTIATE_TEST_SUITE_P(Widths, CudaAttentionOfBlocks, testing::Values(64, 128, 256, 200, 20),
-                         [](const auto& width) { return StrCat(width.param); });
+                         kNameOfParameter);
 
 TEST(CudaAttention, TakesAnyPositions) {
   TestRandom random;

@@ -122,9 +122,7 @@ INSTANTIATE_TEST_SUITE_P(Shapes, CudaBlockMapOfShape,
                                          RowsAndWidth{130, 64}, RowsAndWidth{701, 20},
                                          RowsAndWidth{65, 516}, RowsAndWidth{1500, 2048},
                                          RowsAndWidth{70001, 20}, RowsAndWidth{60003, 24}),
-                         [](const auto& shape) {
-                           return StrCat(shape.param.first, "x", shape.param.second);
-                         });
+                         kNameOfParameter);
 
 TEST(CudaBlockMap, RefusesWrongTypesAndMissingWorkspace) {
   const OwnedTensor narrow = ZeroCuda(DType::kBF16, {3, 8}), wide = ZeroCuda(DType::kF32, {3, 8});

@@ -2,6 +2,10 @@
 // body in float64, given what the GPU was given: values rounded to the GPU's types.
 #pragma once
 
+#include <string>
+#include <tuple>
+#include <utility>
+
 #include "core/device.h"
 #include "tests/kernels/kernel_test_util.h"
 
@@ -43,5 +47,15 @@ inline double Tolerance(DType dtype) { return dtype == DType::kBF16 ? 1e-2 : 1e-
 
 // Both activation types of the CUDA bodies.
 inline constexpr DType kCudaTypes[] = {DType::kF32, DType::kBF16};
+
+// Names a test after its parameter: a number, an element type, or sizes ("70001x20").
+inline std::string NameOf(int64_t number) { return std::to_string(number); }
+inline std::string NameOf(DType dtype) { return std::string(Name(dtype)); }
+template <class Sizes>
+std::string NameOf(const Sizes& sizes) {
+  return std::apply(
+      [](auto first, auto... rest) { return (NameOf(first) + ... + ("x" + NameOf(rest))); }, sizes);
+}
+inline constexpr auto kNameOfParameter = [](const auto& test) { return NameOf(test.param); };
 
 }  // namespace eyrie

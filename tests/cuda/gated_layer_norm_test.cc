@@ -185,7 +185,7 @@ TEST_P(CudaGatedLayerNorm, RejectsWrongTypesWideGroupsAndMissingWorkspace) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, CudaGatedLayerNorm, testing::ValuesIn(kCudaTypes),
-                         [](const auto& type) { return std::string(Name(type.param)); });
+                         kNameOfParameter);
 
 }  // namespace
 }  // namespace eyrie

@@ -93,8 +93,7 @@ TEST_P(CudaLayerNorm, RejectsWrongTypesWideGroupsAndMissingWorkspace) {
                Error);
 }
 
-INSTANTIATE_TEST_SUITE_P(Types, CudaLayerNorm, testing::ValuesIn(kCudaTypes),
-                         [](const auto& type) { return std::string(Name(type.param)); });
+INSTANTIATE_TEST_SUITE_P(Types, CudaLayerNorm, testing::ValuesIn(kCudaTypes), kNameOfParameter);
 
 }  // namespace
 }  // namespace eyrie

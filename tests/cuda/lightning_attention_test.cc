@@ -138,7 +138,6 @@ void ExpectMatchesTheCpu(const Sizes& sizes, DType dtype, TestRandom& random) {
 }
 
 class CudaLightningAttentionOfTime : public testing::TestWithParam<int64_t> {};
-const auto kNameOfTime = [](const auto& time) { return StrCat(time.param); };
 
 TEST_P(CudaLightningAttentionOfTime, MatchesTheCpu) {
   TestRandom random;
@@ -148,10 +147,10 @@ TEST_P(CudaLightningAttentionOfTime, MatchesTheCpu) {
   }
 }
 INSTANTIATE_TEST_SUITE_P(Times, CudaLightningAttentionOfTime, testing::Values(1, 5, 64, 65, 150),
-                         kNameOfTime);
+                         kNameOfParameter);
 
-// Keys of a rotating block are twice as wide as values; the backward pass exchanges the two.
 using KeysAndValues = std::pair<int64_t, int64_t>;
+// Keys of a rotating block are twice as wide as values; the backward pass exchanges the two.
 class CudaLightningAttentionOfWidths : public testing::TestWithParam<KeysAndValues> {};
 
 TEST_P(CudaLightningAttentionOfWidths, MatchesTheCpu) {
@@ -166,9 +165,7 @@ INSTANTIATE_TEST_SUITE_P(Widths, CudaLightningAttentionOfWidths,
                                          KeysAndValues{72, 200}, KeysAndValues{8, 16},
                                          KeysAndValues{256, 256}, KeysAndValues{5, 7},
                                          KeysAndValues{33, 40}, KeysAndValues{130, 1}),
-                         [](const auto& widths) {
-                           return StrCat(widths.param.first, "x", widths.param.second);
-                         });
+                         kNameOfParameter);
 
 // Few heads and many tokens: several chunks, a ragged last one.
 class CudaLightningAttentionOfChunks : public testing::TestWithParam<int64_t> {};
@@ -180,7 +177,7 @@ TEST_P(CudaLightningAttentionOfChunks, MatchesTheCpu) {
   }
 }
 INSTANTIATE_TEST_SUITE_P(Times, CudaLightningAttentionOfChunks, testing::Values(512, 1000, 2049),
-                         kNameOfTime);
+                         kNameOfParameter);
 
 TEST(CudaLightningAttention, NarrowHeadsAreCutIntoChunksToo) {
   TestRandom random;

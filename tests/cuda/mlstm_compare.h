@@ -132,13 +132,5 @@ inline void ExpectMatchesTheCpu(const MlstmSizes& sizes, const MlstmOptions& opt
 
 using KeysAndValues = std::pair<int64_t, int64_t>;
 using TimeKeysAndValues = std::tuple<int64_t, int64_t, int64_t>;
-inline constexpr auto kNameOfTime = [](const auto& time) { return StrCat(time.param); };
-inline constexpr auto kNameOfWidths = [](const auto& widths) {
-  return StrCat(widths.param.first, "x", widths.param.second);
-};
-inline constexpr auto kNameOfSizes = [](const auto& sizes) {
-  const auto& [time, keys, values] = sizes.param;
-  return StrCat(time, "x", keys, "x", values);
-};
 
 }  // namespace eyrie

@@ -16,7 +16,7 @@ TEST_P(CudaMlstmOfTime, MatchesTheCpu) {
   }
 }
 INSTANTIATE_TEST_SUITE_P(Times, CudaMlstmOfTime, testing::Values(1, 2, 5, 63, 64, 65, 150),
-                         kNameOfTime);
+                         kNameOfParameter);
 
 // Widths that are no multiples of 16 are for float32 alone.
 class CudaMlstmOfAnyWidths : public testing::TestWithParam<KeysAndValues> {};
@@ -40,7 +40,7 @@ INSTANTIATE_TEST_SUITE_P(Widths, CudaMlstmOfAnyWidths,
                                          KeysAndValues{256, 512}, KeysAndValues{512, 16},
                                          KeysAndValues{320, 272}, KeysAndValues{5, 7},
                                          KeysAndValues{33, 40}, KeysAndValues{130, 1}),
-                         kNameOfWidths);
+                         kNameOfParameter);
 
 TEST(CudaMlstm, ProductsOfOutputsMayBeGiven) {
   TestRandom random;
@@ -65,7 +65,7 @@ INSTANTIATE_TEST_SUITE_P(Sizes, CudaMlstmLong,
                          testing::Values(TimeKeysAndValues{2100, 256, 512},
                                          TimeKeysAndValues{1100, 128, 176},
                                          TimeKeysAndValues{4200, 16, 32}),
-                         kNameOfSizes);
+                         kNameOfParameter);
 
 // Chosen by the caller, or (0) because heads are few.
 class CudaMlstmOfChunk : public testing::TestWithParam<int64_t> {};
@@ -81,7 +81,7 @@ TEST_P(CudaMlstmOfChunk, MatchesTheCpu) {
   }
 }
 INSTANTIATE_TEST_SUITE_P(Chunks, CudaMlstmOfChunk, testing::Values(1, 64, 100, 0),
-                         [](const auto& chunk) { return StrCat(chunk.param); });
+                         kNameOfParameter);
 
 // More heads in all than a grid of blocks may be high: the last sequences as they are alone.
 TEST(CudaMlstm, ManyShortSequences) {
@@ -168,8 +168,7 @@ TEST_P(CudaMlstmOfType, GatesWideOpenAndShut) {
     ExpectMatchesTheCpu(problem, GetParam());
   }
 }
-INSTANTIATE_TEST_SUITE_P(Types, CudaMlstmOfType, testing::ValuesIn(kCudaTypes),
-                         [](const auto& type) { return std::string(Name(type.param)); });
+INSTANTIATE_TEST_SUITE_P(Types, CudaMlstmOfType, testing::ValuesIn(kCudaTypes), kNameOfParameter);
 
 // One token forgets nearly all, and nothing else reaches the states: what is left of them is as
 // exact as they were.
@@ -180,7 +179,7 @@ TEST(CudaMlstm, WhatLittleIsKept) {
       MlstmProblem problem(DType::kF64, {1, 5, 1, 16, 16}, options, random);
       problem.UseOneDocument();
       for (const Tensor& nothing : {problem.v.tensor, problem.dh.tensor}) {
-        std::memset(nothing.raw, 0, nothing.bytes());
+        FillZero(nothing);
       }
       for (int64_t t = 0; t < 5; ++t) Set(problem.log_f.tensor, t, t == 2 ? -7 : -1e-3);
       ExpectMatchesTheCpu(problem, dtype);
@@ -285,7 +284,7 @@ TEST_P(CudaMlstmSummaries, MatchTheCpu) {
     }
   }
 }
-INSTANTIATE_TEST_SUITE_P(Times, CudaMlstmSummaries, testing::Values(1, 70, 300), kNameOfTime);
+INSTANTIATE_TEST_SUITE_P(Times, CudaMlstmSummaries, testing::Values(1, 70, 300), kNameOfParameter);
 
 TEST(CudaMlstm, RefusesWhatItCannotCompute) {
   TestRandom random;

@@ -22,7 +22,7 @@ INSTANTIATE_TEST_SUITE_P(Widths, CudaMlstmWarpgroups,
                                          KeysAndValues{256, 512}, KeysAndValues{144, 208},
                                          KeysAndValues{272, 464}, KeysAndValues{512, 64},
                                          KeysAndValues{480, 240}),
-                         kNameOfWidths);
+                         kNameOfParameter);
 
 // Wider heads than a block has keys of.
 class CudaMlstmOfWidths : public testing::TestWithParam<KeysAndValues> {};
@@ -41,7 +41,7 @@ INSTANTIATE_TEST_SUITE_P(WideHeads, CudaMlstmOfWidths,
                          testing::Values(KeysAndValues{528, 32}, KeysAndValues{16, 784},
                                          KeysAndValues{768, 768}, KeysAndValues{1024, 1024},
                                          KeysAndValues{640, 1280}, KeysAndValues{1280, 560}),
-                         kNameOfWidths);
+                         kNameOfParameter);
 
 // In bfloat16, Hopper takes wide heads by products over chunks of 512 tokens, or fewer if the
 // caller wants: whole ones, their parts, widths that do not fill the blocks of rows or of columns.
@@ -62,27 +62,28 @@ INSTANTIATE_TEST_SUITE_P(
                     TimeKeysAndValues{30, 528, 16}, TimeKeysAndValues{65, 16, 784},
                     TimeKeysAndValues{517, 768, 64}, TimeKeysAndValues{385, 640, 656},
                     TimeKeysAndValues{575, 144, 1280}),
-    kNameOfSizes);
+    kNameOfParameter);
 
 // Several chunks whose tokens are the rows of two clusters, all or in part.
 struct LongChunks {
   int64_t time, keys, values, chunk;
+  int kind;
 };
 class CudaMlstmLongChunks : public testing::TestWithParam<LongChunks> {};
 
 TEST_P(CudaMlstmLongChunks, OfWideHeadsMatchTheCpu) {
   TestRandom random;
   const LongChunks& sizes = GetParam();
-  MlstmOptions options = kKinds[random.Int(0, 2)];
+  MlstmOptions options = kKinds[sizes.kind];
   options.chunk = sizes.chunk;
   ExpectMatchesTheCpu({random.Int(1, 2), sizes.time, 1, sizes.keys, sizes.values}, options,
                       DType::kBF16, random);
 }
 INSTANTIATE_TEST_SUITE_P(Sizes, CudaMlstmLongChunks,
-                         testing::Values(LongChunks{1090, 528, 48, 0},
-                                         LongChunks{1536, 32, 528, 512},
-                                         LongChunks{700, 272, 544, 320},
-                                         LongChunks{900, 544, 272, 448}),
+                         testing::Values(LongChunks{1090, 528, 48, 0, 0},
+                                         LongChunks{1536, 32, 528, 512, 1},
+                                         LongChunks{700, 272, 544, 320, 2},
+                                         LongChunks{900, 544, 272, 448, 0}),
                          [](const auto& sizes) {
                            const LongChunks& s = sizes.param;
                            return StrCat(s.time, "x", s.keys, "x", s.values, "_", s.chunk);
@@ -115,7 +116,8 @@ TEST_P(CudaMlstmMemories, ServeTwice) {
     EXPECT_THROW(kept.Forward(), Error) << "memories of a sequence that a state enters";
   }
 }
-INSTANTIATE_TEST_SUITE_P(Times, CudaMlstmMemories, testing::Values(30, 700, 1100), kNameOfTime);
+INSTANTIATE_TEST_SUITE_P(Times, CudaMlstmMemories, testing::Values(30, 700, 1100),
+                         kNameOfParameter);
 
 }  // namespace
 }  // namespace eyrie

@@ -262,8 +262,7 @@ TEST_P(CudaSlstm, RejectsWrongTypesAndMissingWorkspace) {
   EXPECT_THROW(SlstmForward(bad), Error);
 }
 
-INSTANTIATE_TEST_SUITE_P(Types, CudaSlstm, testing::ValuesIn(kCudaTypes),
-                         [](const auto& type) { return std::string(Name(type.param)); });
+INSTANTIATE_TEST_SUITE_P(Types, CudaSlstm, testing::ValuesIn(kCudaTypes), kNameOfParameter);
 
 }  // namespace
 }  // namespace eyrie
