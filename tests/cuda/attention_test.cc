@@ -90,69 +90,86 @@ void Check(const Problem& problem) {
   for (DType dtype : kCudaTypes) Check(problem, dtype);
 }
 
-class CudaAttentionOfWidth : public testing::TestWithParam<int64_t> {};
+void ExpectSameBitsAgain(const Problem& on_cuda, DType dtype) {
+  const Results one = OnHost(SolveOnCuda(on_cuda, dtype), on_cuda);
+  const Results two = OnHost(SolveOnCuda(on_cuda, dtype), on_cuda);
+  EXPECT_TRUE(BitwiseEqual(one.o.tensor, two.o.tensor));
+  EXPECT_TRUE(BitwiseEqual(one.lse.tensor, two.lse.tensor));
+  EXPECT_TRUE(BitwiseEqual(one.dq.tensor, two.dq.tensor));
+  EXPECT_TRUE(BitwiseEqual(one.dk.tensor, two.dk.tensor));
+  EXPECT_TRUE(BitwiseEqual(one.dv.tensor, two.dv.tensor));
+  EXPECT_TRUE(BitwiseEqual(one.dpast_k.tensor, two.dpast_k.tensor));
+  EXPECT_TRUE(BitwiseEqual(one.dpast_v.tensor, two.dpast_v.tensor));
+}
+
+using TypeAndWidth = std::tuple<DType, int64_t>;
+class CudaAttentionOfWidth : public testing::TestWithParam<TypeAndWidth> {};
 
 TEST_P(CudaAttentionOfWidth, MatchesTheCpu) {
   TestRandom random;
+  const auto [dtype, width] = GetParam();
   for (int64_t heads : {1, 3, 10, 16}) {
     for (int64_t window : {int64_t{0}, int64_t{1}, random.Int(2, 90), int64_t{5000}}) {
       const int64_t batch = random.Int(1, 2), time = random.Int(1, 140);
       const int64_t past = random.Int(0, 1) * random.Int(1, 150);
-      Check(MakeProblem(batch, time, heads, GetParam(), past, window,
-                        random.Int(0, 1) == 0 ? 1000000 : random.Int(1, 100), random));
+      Check(MakeProblem(batch, time, heads, width, past, window,
+                        random.Int(0, 1) == 0 ? 1000000 : random.Int(1, 100), random),
+            dtype);
     }
   }
 }
-INSTANTIATE_TEST_SUITE_P(Widths, CudaAttentionOfWidth, testing::Values(64, 128, 256, 96, 8, 20, 4),
+INSTANTIATE_TEST_SUITE_P(Widths, CudaAttentionOfWidth,
+                         InBothTypes(testing::Values(64, 128, 256, 96, 8, 20, 4)),
                          kNameOfParameter);
 
 // Of more rows and keys than a block takes.
-class CudaAttentionOfBlocks : public testing::TestWithParam<int64_t> {};
+class CudaAttentionOfBlocks : public testing::TestWithParam<TypeAndWidth> {};
 
 TEST_P(CudaAttentionOfBlocks, ShareKeysAndRows) {
   TestRandom random;
+  const auto [dtype, width] = GetParam();
   // Rows for several tiles, keys for several parts; the last one has documents.
-  Check(MakeProblem(1, 515, 3, GetParam(), 0, 0, 1000000, random));
-  Check(MakeProblem(1, 515, 10, GetParam(), 77, 130, 1000000, random));
-  Check(MakeProblem(2, 515, 3, GetParam(), 260, 0, 60, random));
+  Check(MakeProblem(1, 515, 3, width, 0, 0, 1000000, random), dtype);
+  Check(MakeProblem(1, 515, 10, width, 77, 130, 1000000, random), dtype);
+  Check(MakeProblem(2, 515, 3, width, 260, 0, 60, random), dtype);
 }
 
+TEST_P(CudaAttentionOfBlocks, DecodeOverALongPast) {
+  TestRandom random;
+  const auto [dtype, width] = GetParam();
+  for (int64_t window : {0, 2048}) {
+    Problem problem = MakeProblem(2, 1, 16, width, 5000, window, 1000000, random);
+    Set(problem.positions.tensor, 0, 5000);
+    Check(problem, dtype);
+  }
+}
+
+TEST_P(CudaAttentionOfBlocks, GiveTheSameBitsAgain) {
+  TestRandom random;
+  const auto [dtype, width] = GetParam();
+  ExpectSameBitsAgain(CudaProblem(MakeProblem(2, 333, 10, width, 40, 0, 200, random), dtype),
+                      dtype);
+}
+INSTANTIATE_TEST_SUITE_P(Widths, CudaAttentionOfBlocks,
+                         InBothTypes(testing::Values(64, 128, 256, 200, 20)), kNameOfParameter);
+
+// On the tensor cores, whose blocks are the largest: in bfloat16, of rows of whole vectors.
+class CudaAttentionOfManyKeys : public testing::TestWithParam<int64_t> {};
+
 // Where blocks see all keys of their rows, several tiles of them, and take several tiles of rows.
-TEST_P(CudaAttentionOfBlocks, SeeManyKeys) {
+TEST_P(CudaAttentionOfManyKeys, MatchesTheCpu) {
   TestRandom random;
   Check(MakeProblem(2, 1100, 10, GetParam(), 0, 0, 1000000, random), DType::kBF16);
   Check(MakeProblem(2, 1077, 16, GetParam(), 333, 401, 1000000, random), DType::kBF16);
   Check(MakeProblem(3, 737, 11, GetParam(), 70, 0, 150, random), DType::kBF16);
 }
 
-TEST_P(CudaAttentionOfBlocks, DecodeOverALongPast) {
+TEST_P(CudaAttentionOfManyKeys, GivesTheSameBitsAgain) {
   TestRandom random;
-  for (int64_t window : {0, 2048}) {
-    Problem problem = MakeProblem(2, 1, 16, GetParam(), 5000, window, 1000000, random);
-    Set(problem.positions.tensor, 0, 5000);
-    Check(problem);
-  }
+  const Problem problem = MakeProblem(2, 901, 10, GetParam(), 40, 0, 200, random);
+  ExpectSameBitsAgain(CudaProblem(problem, DType::kBF16), DType::kBF16);
 }
-
-TEST_P(CudaAttentionOfBlocks, GiveTheSameBitsAgain) {
-  TestRandom random;
-  for (DType dtype : kCudaTypes) {
-    for (const int64_t time : {333, 901}) {
-      const Problem problem =
-          CudaProblem(MakeProblem(2, time, 10, GetParam(), 40, 0, 200, random), dtype);
-      const Results one = OnHost(SolveOnCuda(problem, dtype), problem);
-      const Results two = OnHost(SolveOnCuda(problem, dtype), problem);
-      EXPECT_TRUE(BitwiseEqual(one.o.tensor, two.o.tensor));
-      EXPECT_TRUE(BitwiseEqual(one.lse.tensor, two.lse.tensor));
-      EXPECT_TRUE(BitwiseEqual(one.dq.tensor, two.dq.tensor));
-      EXPECT_TRUE(BitwiseEqual(one.dk.tensor, two.dk.tensor));
-      EXPECT_TRUE(BitwiseEqual(one.dv.tensor, two.dv.tensor));
-      EXPECT_TRUE(BitwiseEqual(one.dpast_k.tensor, two.dpast_k.tensor));
-      EXPECT_TRUE(BitwiseEqual(one.dpast_v.tensor, two.dpast_v.tensor));
-    }
-  }
-}
-INSTANTIATE_TEST_SUITE_P(Widths, CudaAttentionOfBlocks, testing::Values(64, 128, 256, 200, 20),
+INSTANTIATE_TEST_SUITE_P(Widths, CudaAttentionOfManyKeys, testing::Values(64, 128, 256, 200),
                          kNameOfParameter);
 
 TEST(CudaAttention, TakesAnyPositions) {

@@ -47,6 +47,11 @@ inline double Tolerance(DType dtype) { return dtype == DType::kBF16 ? 1e-2 : 1e-
 
 // Both activation types of the CUDA bodies.
 inline constexpr DType kCudaTypes[] = {DType::kF32, DType::kBF16};
+// Parameters of a test of tuple<DType, Sizes>: each of `sizes` in either type.
+template <class Sizes>
+auto InBothTypes(const Sizes& sizes) {
+  return testing::Combine(testing::ValuesIn(kCudaTypes), sizes);
+}
 
 // Names a test after its parameter: a number, an element type, or sizes ("70001x20").
 inline std::string NameOf(int64_t number) { return std::to_string(number); }

@@ -137,47 +137,46 @@ void ExpectMatchesTheCpu(const Sizes& sizes, DType dtype, TestRandom& random) {
   }
 }
 
-class CudaLightningAttentionOfTime : public testing::TestWithParam<int64_t> {};
+using TypeAndTime = std::tuple<DType, int64_t>;
+class CudaLightningAttentionOfTime : public testing::TestWithParam<TypeAndTime> {};
 
 TEST_P(CudaLightningAttentionOfTime, MatchesTheCpu) {
   TestRandom random;
-  for (const DType dtype : kCudaTypes) {
-    ExpectMatchesTheCpu({2, GetParam(), 3, 64, 64}, dtype, random);
-    ExpectMatchesTheCpu({1, GetParam(), 2, 128, 128}, dtype, random);
-  }
+  const auto [dtype, time] = GetParam();
+  ExpectMatchesTheCpu({2, time, 3, 64, 64}, dtype, random);
+  ExpectMatchesTheCpu({1, time, 2, 128, 128}, dtype, random);
 }
-INSTANTIATE_TEST_SUITE_P(Times, CudaLightningAttentionOfTime, testing::Values(1, 5, 64, 65, 150),
-                         kNameOfParameter);
+INSTANTIATE_TEST_SUITE_P(Times, CudaLightningAttentionOfTime,
+                         InBothTypes(testing::Values(1, 5, 64, 65, 150)), kNameOfParameter);
 
 using KeysAndValues = std::pair<int64_t, int64_t>;
 // Keys of a rotating block are twice as wide as values; the backward pass exchanges the two.
-class CudaLightningAttentionOfWidths : public testing::TestWithParam<KeysAndValues> {};
+class CudaLightningAttentionOfWidths
+    : public testing::TestWithParam<std::tuple<DType, KeysAndValues>> {};
 
 TEST_P(CudaLightningAttentionOfWidths, MatchesTheCpu) {
   TestRandom random;
-  const auto [keys, values] = GetParam();
-  for (const DType dtype : kCudaTypes) {
-    ExpectMatchesTheCpu({2, 100, 2, keys, values}, dtype, random);
-  }
+  const auto& [dtype, widths] = GetParam();
+  ExpectMatchesTheCpu({2, 100, 2, widths.first, widths.second}, dtype, random);
 }
 INSTANTIATE_TEST_SUITE_P(Widths, CudaLightningAttentionOfWidths,
-                         testing::Values(KeysAndValues{256, 128}, KeysAndValues{128, 64},
-                                         KeysAndValues{72, 200}, KeysAndValues{8, 16},
-                                         KeysAndValues{256, 256}, KeysAndValues{5, 7},
-                                         KeysAndValues{33, 40}, KeysAndValues{130, 1}),
+                         InBothTypes(testing::Values(KeysAndValues{256, 128},
+                                                     KeysAndValues{128, 64}, KeysAndValues{72, 200},
+                                                     KeysAndValues{8, 16}, KeysAndValues{256, 256},
+                                                     KeysAndValues{5, 7}, KeysAndValues{33, 40},
+                                                     KeysAndValues{130, 1})),
                          kNameOfParameter);
 
 // Few heads and many tokens: several chunks, a ragged last one.
-class CudaLightningAttentionOfChunks : public testing::TestWithParam<int64_t> {};
+class CudaLightningAttentionOfChunks : public testing::TestWithParam<TypeAndTime> {};
 
 TEST_P(CudaLightningAttentionOfChunks, MatchesTheCpu) {
   TestRandom random;
-  for (const DType dtype : kCudaTypes) {
-    ExpectMatchesTheCpu({1, GetParam(), 2, 64, 128}, dtype, random);
-  }
+  const auto [dtype, time] = GetParam();
+  ExpectMatchesTheCpu({1, time, 2, 64, 128}, dtype, random);
 }
-INSTANTIATE_TEST_SUITE_P(Times, CudaLightningAttentionOfChunks, testing::Values(512, 1000, 2049),
-                         kNameOfParameter);
+INSTANTIATE_TEST_SUITE_P(Times, CudaLightningAttentionOfChunks,
+                         InBothTypes(testing::Values(512, 1000, 2049)), kNameOfParameter);
 
 TEST(CudaLightningAttention, NarrowHeadsAreCutIntoChunksToo) {
   TestRandom random;

@@ -131,6 +131,7 @@ inline void ExpectMatchesTheCpu(const MlstmSizes& sizes, const MlstmOptions& opt
 }
 
 using KeysAndValues = std::pair<int64_t, int64_t>;
+using TypeAndWidths = std::tuple<DType, KeysAndValues>;
 using TimeKeysAndValues = std::tuple<int64_t, int64_t, int64_t>;
 
 }  // namespace eyrie

@@ -4,42 +4,48 @@
 namespace eyrie {
 namespace {
 
-class CudaMlstmOfTime : public testing::TestWithParam<int64_t> {};
+using TypeAndTime = std::tuple<DType, int64_t>;
+class CudaMlstmOfTime : public testing::TestWithParam<TypeAndTime> {};
 
 TEST_P(CudaMlstmOfTime, MatchesTheCpu) {
   TestRandom random;
-  for (const DType dtype : kCudaTypes) {
-    for (MlstmOptions options : kKinds) {
-      options.normaliser_gradient = random.Int(0, 1) == 0;
-      ExpectMatchesTheCpu({2, GetParam(), 3, 32, 64}, options, dtype, random);
-    }
+  const auto [dtype, time] = GetParam();
+  for (MlstmOptions options : kKinds) {
+    options.normaliser_gradient = random.Int(0, 1) == 0;
+    ExpectMatchesTheCpu({2, time, 3, 32, 64}, options, dtype, random);
   }
 }
-INSTANTIATE_TEST_SUITE_P(Times, CudaMlstmOfTime, testing::Values(1, 2, 5, 63, 64, 65, 150),
-                         kNameOfParameter);
+INSTANTIATE_TEST_SUITE_P(Times, CudaMlstmOfTime,
+                         InBothTypes(testing::Values(1, 2, 5, 63, 64, 65, 150)), kNameOfParameter);
 
-// Widths that are no multiples of 16 are for float32 alone.
-class CudaMlstmOfAnyWidths : public testing::TestWithParam<KeysAndValues> {};
+class CudaMlstmOfAnyWidths : public testing::TestWithParam<TypeAndWidths> {};
 
 TEST_P(CudaMlstmOfAnyWidths, MatchesTheCpu) {
   TestRandom random;
-  const auto [keys, values] = GetParam();
-  if (keys % 16 == 0) {
-    for (const DType dtype : kCudaTypes) {
-      ExpectMatchesTheCpu({1, 100, 2, keys, values}, kKinds[random.Int(0, 2)], dtype, random);
-    }
-  } else {
-    ExpectMatchesTheCpu({2, 70, 2, keys, values}, kKinds[0], DType::kF32, random);
-    ExpectMatchesTheCpu({2, 1, 2, keys, values}, kKinds[0], DType::kF32, random);
-  }
+  const auto& [dtype, widths] = GetParam();
+  const auto [keys, values] = widths;
+  ExpectMatchesTheCpu({1, 100, 2, keys, values}, kKinds[random.Int(0, 2)], dtype, random);
 }
 INSTANTIATE_TEST_SUITE_P(Widths, CudaMlstmOfAnyWidths,
-                         testing::Values(KeysAndValues{16, 16}, KeysAndValues{16, 144},
-                                         KeysAndValues{64, 128}, KeysAndValues{80, 48},
-                                         KeysAndValues{128, 64}, KeysAndValues{128, 256},
-                                         KeysAndValues{256, 512}, KeysAndValues{512, 16},
-                                         KeysAndValues{320, 272}, KeysAndValues{5, 7},
-                                         KeysAndValues{33, 40}, KeysAndValues{130, 1}),
+                         InBothTypes(testing::Values(
+                             KeysAndValues{16, 16}, KeysAndValues{16, 144}, KeysAndValues{64, 128},
+                             KeysAndValues{80, 48}, KeysAndValues{128, 64}, KeysAndValues{128, 256},
+                             KeysAndValues{256, 512}, KeysAndValues{512, 16},
+                             KeysAndValues{320, 272})),
+                         kNameOfParameter);
+
+// Widths that are no multiples of 16 are for float32 alone.
+class CudaMlstmOfOddWidths : public testing::TestWithParam<KeysAndValues> {};
+
+TEST_P(CudaMlstmOfOddWidths, MatchesTheCpu) {
+  TestRandom random;
+  const auto [keys, values] = GetParam();
+  ExpectMatchesTheCpu({2, 70, 2, keys, values}, kKinds[0], DType::kF32, random);
+  ExpectMatchesTheCpu({2, 1, 2, keys, values}, kKinds[0], DType::kF32, random);
+}
+INSTANTIATE_TEST_SUITE_P(Widths, CudaMlstmOfOddWidths,
+                         testing::Values(KeysAndValues{5, 7}, KeysAndValues{33, 40},
+                                         KeysAndValues{130, 1}),
                          kNameOfParameter);
 
 TEST(CudaMlstm, ProductsOfOutputsMayBeGiven) {
@@ -51,36 +57,33 @@ TEST(CudaMlstm, ProductsOfOutputsMayBeGiven) {
 }
 
 // The forget gates' gradient starts again several times, at distances that depend on the size.
-class CudaMlstmLong : public testing::TestWithParam<TimeKeysAndValues> {};
+class CudaMlstmLong : public testing::TestWithParam<std::tuple<DType, TimeKeysAndValues>> {};
 
 TEST_P(CudaMlstmLong, MatchesTheCpu) {
   TestRandom random;
-  const auto [time, keys, values] = GetParam();
-  const MlstmOptions& options = kKinds[time / 100 % 3];
-  for (const DType dtype : kCudaTypes) {
-    ExpectMatchesTheCpu({1, time, 2, keys, values}, options, dtype, random);
-  }
+  const auto& [dtype, sizes] = GetParam();
+  const auto [time, keys, values] = sizes;
+  ExpectMatchesTheCpu({1, time, 2, keys, values}, kKinds[time / 100 % 3], dtype, random);
 }
 INSTANTIATE_TEST_SUITE_P(Sizes, CudaMlstmLong,
-                         testing::Values(TimeKeysAndValues{2100, 256, 512},
-                                         TimeKeysAndValues{1100, 128, 176},
-                                         TimeKeysAndValues{4200, 16, 32}),
+                         InBothTypes(testing::Values(TimeKeysAndValues{2100, 256, 512},
+                                                     TimeKeysAndValues{1100, 128, 176},
+                                                     TimeKeysAndValues{4200, 16, 32})),
                          kNameOfParameter);
 
 // Chosen by the caller, or (0) because heads are few.
-class CudaMlstmOfChunk : public testing::TestWithParam<int64_t> {};
+class CudaMlstmOfChunk : public testing::TestWithParam<std::tuple<DType, int64_t>> {};
 
 TEST_P(CudaMlstmOfChunk, MatchesTheCpu) {
   TestRandom random;
-  for (const DType dtype : kCudaTypes) {
-    for (MlstmOptions options : kKinds) {
-      options.chunk = GetParam();
-      ExpectMatchesTheCpu({1, random.Int(257, 600), 1, 64, 32}, options, dtype, random);
-    }
-    if (GetParam() == 0) ExpectMatchesTheCpu({1, 2200, 2, 32, 16}, kKinds[0], dtype, random);
+  const auto [dtype, chunk] = GetParam();
+  for (MlstmOptions options : kKinds) {
+    options.chunk = chunk;
+    ExpectMatchesTheCpu({1, random.Int(257, 600), 1, 64, 32}, options, dtype, random);
   }
+  if (chunk == 0) ExpectMatchesTheCpu({1, 2200, 2, 32, 16}, kKinds[0], dtype, random);
 }
-INSTANTIATE_TEST_SUITE_P(Chunks, CudaMlstmOfChunk, testing::Values(1, 64, 100, 0),
+INSTANTIATE_TEST_SUITE_P(Chunks, CudaMlstmOfChunk, InBothTypes(testing::Values(1, 64, 100, 0)),
                          kNameOfParameter);
 
 // More heads in all than a grid of blocks may be high: the last sequences as they are alone.
@@ -260,31 +263,31 @@ class CudaMlstmSummaries : public CudaMlstmOfTime {};
 
 TEST_P(CudaMlstmSummaries, MatchTheCpu) {
   TestRandom random;
-  for (const DType dtype : kCudaTypes) {
-    for (MlstmOptions options : kKinds) {
-      options.chunk = random.Int(0, 1) * 64;
-      // Wide enough for Hopper's own kernels, and for products over chunks.
-      const auto [keys, values] = std::array<std::pair<int64_t, int64_t>, 3>{
-          {{48, 80}, {272, 144}, {144, 528}}}[static_cast<size_t>(random.Int(0, 2))];
-      MlstmProblem problem(DType::kF64, {2, GetParam(), 2, keys, values}, options, random, 2);
-      if (random.Int(0, 1) == 0) problem.UseOneDocument();
-      MlstmProblem expected = RoundedProblem(problem, dtype);
-      expected.Forward();
-      RoundWhatIsSaved(expected, dtype);
-      expected.with_state = random.Int(0, 1) == 0;
-      const MlstmProblem gpu = CudaProblem(expected, dtype);
-      const auto right = Summaries(
-          expected, [](const Shape& shape) { return PoisonedTensor(DType::kF64, shape); });
-      const auto left =
-          Summaries(gpu, [](const Shape& shape) { return PoisonedCuda(DType::kF32, shape); });
-      for (size_t i = 0; i < right.size(); ++i) {
-        SCOPED_TRACE(StrCat(Name(dtype), " output ", i));
-        ExpectClose("summary", left[i].tensor, right[i].tensor, dtype);
-      }
+  const auto [dtype, time] = GetParam();
+  for (MlstmOptions options : kKinds) {
+    options.chunk = random.Int(0, 1) * 64;
+    // Wide enough for Hopper's own kernels, and for products over chunks.
+    const auto [keys, values] = std::array<std::pair<int64_t, int64_t>, 3>{
+        {{48, 80}, {272, 144}, {144, 528}}}[static_cast<size_t>(random.Int(0, 2))];
+    MlstmProblem problem(DType::kF64, {2, time, 2, keys, values}, options, random, 2);
+    if (random.Int(0, 1) == 0) problem.UseOneDocument();
+    MlstmProblem expected = RoundedProblem(problem, dtype);
+    expected.Forward();
+    RoundWhatIsSaved(expected, dtype);
+    expected.with_state = random.Int(0, 1) == 0;
+    const MlstmProblem gpu = CudaProblem(expected, dtype);
+    const auto right =
+        Summaries(expected, [](const Shape& shape) { return PoisonedTensor(DType::kF64, shape); });
+    const auto left =
+        Summaries(gpu, [](const Shape& shape) { return PoisonedCuda(DType::kF32, shape); });
+    for (size_t i = 0; i < right.size(); ++i) {
+      SCOPED_TRACE(StrCat(Name(dtype), " output ", i));
+      ExpectClose("summary", left[i].tensor, right[i].tensor, dtype);
     }
   }
 }
-INSTANTIATE_TEST_SUITE_P(Times, CudaMlstmSummaries, testing::Values(1, 70, 300), kNameOfParameter);
+INSTANTIATE_TEST_SUITE_P(Times, CudaMlstmSummaries, InBothTypes(testing::Values(1, 70, 300)),
+                         kNameOfParameter);
 
 TEST(CudaMlstm, RefusesWhatItCannotCompute) {
   TestRandom random;

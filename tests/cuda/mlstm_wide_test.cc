@@ -25,23 +25,22 @@ INSTANTIATE_TEST_SUITE_P(Widths, CudaMlstmWarpgroups,
                          kNameOfParameter);
 
 // Wider heads than a block has keys of.
-class CudaMlstmOfWidths : public testing::TestWithParam<KeysAndValues> {};
+class CudaMlstmOfWidths : public testing::TestWithParam<TypeAndWidths> {};
 
 TEST_P(CudaMlstmOfWidths, MatchesTheCpu) {
   TestRandom random;
-  const auto [keys, values] = GetParam();
-  int64_t kind = random.Int(0, 2);
-  for (const DType dtype : kCudaTypes) {
-    MlstmOptions options = kKinds[kind++ % 3];
-    options.chunk = random.Int(0, 1) * 64;
-    ExpectMatchesTheCpu({1, random.Int(65, 140), 2, keys, values}, options, dtype, random);
-  }
+  const auto& [dtype, widths] = GetParam();
+  const auto [keys, values] = widths;
+  MlstmOptions options = kKinds[random.Int(0, 2)];
+  options.chunk = random.Int(0, 1) * 64;
+  ExpectMatchesTheCpu({1, random.Int(65, 140), 2, keys, values}, options, dtype, random);
 }
-INSTANTIATE_TEST_SUITE_P(WideHeads, CudaMlstmOfWidths,
-                         testing::Values(KeysAndValues{528, 32}, KeysAndValues{16, 784},
-                                         KeysAndValues{768, 768}, KeysAndValues{1024, 1024},
-                                         KeysAndValues{640, 1280}, KeysAndValues{1280, 560}),
-                         kNameOfParameter);
+INSTANTIATE_TEST_SUITE_P(
+    WideHeads, CudaMlstmOfWidths,
+    InBothTypes(testing::Values(KeysAndValues{528, 32}, KeysAndValues{16, 784},
+                                KeysAndValues{768, 768}, KeysAndValues{1024, 1024},
+                                KeysAndValues{640, 1280}, KeysAndValues{1280, 560})),
+    kNameOfParameter);
 
 // In bfloat16, Hopper takes wide heads by products over chunks of 512 tokens, or fewer if the
 // caller wants: whole ones, their parts, widths that do not fill the blocks of rows or of columns.
