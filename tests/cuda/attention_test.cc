@@ -91,15 +91,8 @@ void Check(const Problem& problem) {
 }
 
 void ExpectSameBitsAgain(const Problem& on_cuda, DType dtype) {
-  const Results one = OnHost(SolveOnCuda(on_cuda, dtype), on_cuda);
-  const Results two = OnHost(SolveOnCuda(on_cuda, dtype), on_cuda);
-  EXPECT_TRUE(BitwiseEqual(one.o.tensor, two.o.tensor));
-  EXPECT_TRUE(BitwiseEqual(one.lse.tensor, two.lse.tensor));
-  EXPECT_TRUE(BitwiseEqual(one.dq.tensor, two.dq.tensor));
-  EXPECT_TRUE(BitwiseEqual(one.dk.tensor, two.dk.tensor));
-  EXPECT_TRUE(BitwiseEqual(one.dv.tensor, two.dv.tensor));
-  EXPECT_TRUE(BitwiseEqual(one.dpast_k.tensor, two.dpast_k.tensor));
-  EXPECT_TRUE(BitwiseEqual(one.dpast_v.tensor, two.dpast_v.tensor));
+  const auto solve = [&] { return OnHost(SolveOnCuda(on_cuda, dtype), on_cuda); };
+  ExpectSameBits(solve(), solve());
 }
 
 using TypeAndWidth = std::tuple<DType, int64_t>;

@@ -195,5 +195,15 @@ inline void ExpectNear(const Results& a, const Results& b, double tolerance) {
   EXPECT_LT(ErrorOf(a.dpast_v, b.dpast_v), tolerance);
 }
 
+inline void ExpectSameBits(const Results& one, const Results& two) {
+  EXPECT_TRUE(BitwiseEqual(one.o.tensor, two.o.tensor));
+  EXPECT_TRUE(BitwiseEqual(one.lse.tensor, two.lse.tensor));
+  EXPECT_TRUE(BitwiseEqual(one.dq.tensor, two.dq.tensor));
+  EXPECT_TRUE(BitwiseEqual(one.dk.tensor, two.dk.tensor));
+  EXPECT_TRUE(BitwiseEqual(one.dv.tensor, two.dv.tensor));
+  EXPECT_TRUE(BitwiseEqual(one.dpast_k.tensor, two.dpast_k.tensor));
+  EXPECT_TRUE(BitwiseEqual(one.dpast_v.tensor, two.dpast_v.tensor));
+}
+
 }  // namespace attention_test
 }  // namespace eyrie

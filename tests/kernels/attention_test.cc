@@ -156,13 +156,7 @@ TEST(Attention, ThreadsDoNotChangeABit) {
       Results one, two;
       WithThreads(1, [&] { one = Solve(problem); });
       WithThreads(2, [&] { two = Solve(problem); });
-      EXPECT_TRUE(BitwiseEqual(one.o.tensor, two.o.tensor));
-      EXPECT_TRUE(BitwiseEqual(one.lse.tensor, two.lse.tensor));
-      EXPECT_TRUE(BitwiseEqual(one.dq.tensor, two.dq.tensor));
-      EXPECT_TRUE(BitwiseEqual(one.dk.tensor, two.dk.tensor));
-      EXPECT_TRUE(BitwiseEqual(one.dv.tensor, two.dv.tensor));
-      EXPECT_TRUE(BitwiseEqual(one.dpast_k.tensor, two.dpast_k.tensor));
-      EXPECT_TRUE(BitwiseEqual(one.dpast_v.tensor, two.dpast_v.tensor));
+      ExpectSameBits(one, two);
     }
   }
 }
