@@ -215,7 +215,7 @@ namespace {
 
 // What both ways to resolve share, after defaults are written out.
 void Complete(config::Config& config, int ranks, ConfigErrors& errors) {
-  ValidateLimits(config, errors);
+  ValidateLimits(config, "", errors);
   ThrowIfAny(errors);
   auto& parallel = *config.mutable_parallel();
   errors.RequirePositive("parallel.tensor", parallel.tensor());
@@ -361,7 +361,14 @@ MeshShape MeshShapeOf(const config::ParallelConfig& parallel) {
 
 void RequireSameModel(const config::ModelConfig& saved, const config::ModelConfig& wanted,
                       const std::string& checkpoint) {
-  const std::string difference = FirstDifference(saved, wanted);
+  // Numbers are compared, whether they were written out or left to a mixer.
+  config::ModelConfig own = saved, other = wanted;
+  for (const MixerEntry& mixer : MixerRegistry()) {
+    if (mixer.complete == nullptr) continue;
+    mixer.complete(own);
+    mixer.complete(other);
+  }
+  const std::string difference = FirstDifference(own, other);
   if (!difference.empty()) {
     ThrowBadInput(checkpoint, ": another architecture: its model.", difference);
   }

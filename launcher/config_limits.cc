@@ -17,6 +17,8 @@ constexpr int64_t kUnlimited = std::numeric_limits<int64_t>::max();
 
 int64_t LargestMeant(const std::string& field) {
   if (field == "run.threads") return kMostThreads;
+  // In any unit of theirs, clocks count nanoseconds.
+  if (field == "run.timeout_seconds" || field == "run.network_delay_us") return 1'000'000'000;
   if (field == "model.depth") return 4096;
   if (field == "model.vocab_size") return std::numeric_limits<int32_t>::max();
   if (field == "model.attention.window") return kUnlimited;
@@ -28,7 +30,9 @@ int64_t LargestMeant(const std::string& field) {
   return kUnlimited;
 }
 
-void Validate(const Message& message, const std::string& path, ConfigErrors& errors) {
+}  // namespace
+
+void ValidateLimits(const Message& message, const std::string& path, ConfigErrors& errors) {
   const Reflection& reflection = *message.GetReflection();
   const auto bounded = [&](const std::string& name, int64_t value) {
     const int64_t most = LargestMeant(name);
@@ -40,7 +44,7 @@ void Validate(const Message& message, const std::string& path, ConfigErrors& err
     if (field->is_repeated() || !reflection.HasField(message, field)) continue;
     switch (field->cpp_type()) {
       case FieldDescriptor::CPPTYPE_MESSAGE:
-        Validate(reflection.GetMessage(message, field), name + ".", errors);
+        ValidateLimits(reflection.GetMessage(message, field), name + ".", errors);
         break;
       case FieldDescriptor::CPPTYPE_DOUBLE:
         if (!std::isfinite(reflection.GetDouble(message, field))) {
@@ -56,12 +60,6 @@ void Validate(const Message& message, const std::string& path, ConfigErrors& err
       default: break;
     }
   }
-}
-
-}  // namespace
-
-void ValidateLimits(const config::Config& config, ConfigErrors& errors) {
-  Validate(config, "", errors);
 }
 
 void ValidateSize(const config::Config& config, ConfigErrors& errors) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "launcher/agree.h"
+#include "launcher/run_lock.h"
 
 namespace eyrie {
 namespace {
@@ -60,6 +61,7 @@ void CheckRunDirectory(const fs::path& directory, Communicator& world) {
     if (error) {
       ThrowBadInput("run.directory: cannot create ", directory.string(), ": ", error.message());
     }
+    RequireUnlocked(directory);
     Probe(directory);
     for (const char* folder : {"checkpoints", "logs"}) {
       if (fs::exists(directory / folder, error)) Probe(directory / folder);

@@ -7,8 +7,9 @@
 
 namespace eyrie {
 
-// Checks that every rank can write into a run's directory, and leaves nothing behind: directories
-// that had to be created are removed. Collective over the job's ranks; throws kBadInput.
+// Checks that every rank can write into a run's directory and that no run does now, and leaves
+// nothing behind: directories that had to be created are removed. Collective over the job's ranks;
+// throws kBadInput.
 void CheckRunDirectory(const std::filesystem::path& directory, Communicator& world);
 
 }  // namespace eyrie

@@ -1,6 +1,7 @@
 #include "launcher/hardware.h"
 
 #include "launcher/config.h"
+#include "launcher/config_limits.h"
 
 namespace eyrie {
 
@@ -9,6 +10,7 @@ config::Hardware LoadHardware(const std::string& file) {
   if (file.empty()) return hardware;
   ParseTextFile(file, "hardware file", hardware);
   ConfigErrors errors;
+  ValidateLimits(hardware, file + ": ", errors);
   const auto require = [&](const char* field, bool holds, const char* what) {
     if (!holds) errors.Add(file, ": ", field, " must ", what);
   };

@@ -352,6 +352,10 @@ ExitCode Trainer::RunSteps() {
             << used.buffers << " bytes";
   Save();
   FinishSave();
+  if (signal != 0 && mesh_.is_root()) {
+    std::printf("%s: stopped by a signal, saved step %lld of %lld\n", directory_.c_str(),
+                static_cast<long long>(position_.step), static_cast<long long>(train.steps()));
+  }
   if (signal == SIGINT) return ExitCode::kInterrupted;
   if (signal == SIGTERM) return ExitCode::kTerminated;
   return ExitCode::kOk;

@@ -44,6 +44,8 @@ struct MixerEntry {
   // Whether a token's output depends on that token alone: such a mixer, and no other, may be the
   // second of a pattern's entry, and is not the first of two.
   bool channel_mixer = false;
+  // Writes out the numbers of a valid model that are left to this mixer. Null: there are none.
+  void (*complete)(config::ModelConfig& model) = nullptr;
 };
 
 const std::vector<MixerEntry>& MixerRegistry();

@@ -22,8 +22,11 @@ parser.add_argument("--steps", type=int, default=8)
 options = parser.parse_args()
 
 # Slow to load, and not needed for --help.
-import torch
-from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
+try:
+    import torch
+    from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
+except ImportError:
+    parser.error("needs PyTorch and transformers: pip install torch transformers")
 
 torch.set_num_threads(options.threads)
 torch.manual_seed(0)

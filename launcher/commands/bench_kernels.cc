@@ -294,11 +294,8 @@ void AddBenchKernels(CLI::App& bench, ExitCode& code) {
       ->check(PositiveCount());
   command->add_flag("--json", options->json, "print one JSON object");
   command->callback([options, &code] {
-    code = RunJob([&](Job& job) {
-      if (job.world().size() > 1)
-        ThrowBadInput("bench kernels measures one process, without mpirun");
-      return BenchKernels(*options);
-    });
+    RequireAlone("eyrie bench kernels");
+    code = BenchKernels(*options);
   });
 }
 

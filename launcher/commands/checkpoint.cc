@@ -68,6 +68,7 @@ void PrintModel(const config::ModelConfig& model, std::ostream& out) {
 }
 
 void Verify(const std::string& directory) {
+  RequireAlone("eyrie checkpoint verify");
   const fs::path checkpoint = FindCheckpoint(directory);
   const CheckpointSize size = VerifyCheckpoint(checkpoint);
   std::cout << checkpoint.string() << ": " << size.files << " files, " << size.tensors
@@ -175,8 +176,10 @@ void AddCheckpointCommand(CLI::App& app) {
 
   CLI::App* inspect = add("inspect", "Print its position, layout, model, tensors and files");
   inspect->footer("Reads the manifest alone; use verify to check the files.");
-  inspect->callback(
-      [arguments] { PrintCheckpoint(FindCheckpoint(arguments->directory), std::cout); });
+  inspect->callback([arguments] {
+    RequireAlone("eyrie checkpoint inspect");
+    PrintCheckpoint(FindCheckpoint(arguments->directory), std::cout);
+  });
 
   CLI::App* verify = add("verify", "Read every byte of every file and compare the checksums");
   verify->footer("Ends with exit code 2 and the name of the first damaged file, if there is one.");

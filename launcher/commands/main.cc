@@ -1,6 +1,11 @@
 // eyrie: trains recurrent language models on many machines. See docs/architecture.md.
+#include <fcntl.h>
+
 #include <CLI/CLI.hpp>
+#include <cerrno>
 #include <csignal>
+#include <cstdio>
+#include <cstring>
 #include <iostream>
 
 #include "launcher/agree.h"
@@ -23,12 +28,36 @@ std::string Message(const CLI::App& app, const CLI::ParseError& error) {
   return eyrie::StrCat(which, path, " takes a subcommand; see ", path, " --help");
 }
 
+// A file that took the place of a closed standard stream would be taken for it. What opens instead
+// cannot be used that way round, so that whoever misses the stream gets an error.
+void OccupyClosedStreams() {
+  for (int stream = 0; stream <= 2; ++stream) {
+    if (fcntl(stream, F_GETFD) < 0 && errno == EBADF) {
+      open("/dev/null", stream == 0 ? O_WRONLY : O_RDONLY);
+    }
+  }
+}
+
+// The exit code of a command, once all that it printed is out.
+int AfterOutput(eyrie::ExitCode code) {
+  std::cout.flush();
+  errno = 0;
+  const bool flushed = std::fflush(stdout) == 0;
+  if (!flushed || std::ferror(stdout) != 0 || !std::cout) {
+    const std::string reason = errno != 0 ? eyrie::StrCat(": ", std::strerror(errno)) : "";
+    eyrie::PrintError("standard output: cannot write" + reason);
+    if (code == eyrie::ExitCode::kOk) code = eyrie::ExitCode::kFailed;
+  }
+  return static_cast<int>(code);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   using eyrie::ExitCode;
   // A limit on the size of files is then an error of a write, like a full disk.
   std::signal(SIGXFSZ, SIG_IGN);
+  OccupyClosedStreams();
   CLI::App app{
       "Trains Griffin, Hawk, xLSTM, Mamba, TransNormerLLM and Transformer language models on many\n"
       "ranks, and works with their checkpoints. Start distributed commands with mpirun; alone, a\n"
@@ -54,7 +83,8 @@ int main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::Success& success) {  // --help, --version
-    return eyrie::SpeaksForJob() ? app.exit(success) : 0;
+    if (eyrie::SpeaksForJob()) app.exit(success);
+    return AfterOutput(ExitCode::kOk);
   } catch (const CLI::ParseError& error) {
     // As a job, whose ranks end together: mpirun kills the others when one is gone, and the one
     // that speaks must have spoken.
@@ -69,5 +99,6 @@ int main(int argc, char** argv) {
     eyrie::PrintError(error.what());
     return static_cast<int>(ExitCode::kFailed);
   }
-  return static_cast<int>(code);
+  // A run's results are in its directory, whether or not anybody saw its progress.
+  return app.got_subcommand("train") ? static_cast<int>(code) : AfterOutput(code);
 }

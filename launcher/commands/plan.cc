@@ -15,6 +15,7 @@
 #include "launcher/config.h"
 #include "launcher/device.h"
 #include "launcher/hardware.h"
+#include "launcher/job.h"
 
 namespace eyrie {
 namespace {
@@ -253,7 +254,10 @@ void AddPlanCommand(CLI::App& app, ExitCode& code) {
           "and activations, a CPU float32")
       ->type_name("FILE");
   command->add_flag("--json", options->json, "print one JSON object, in bytes and seconds");
-  command->callback([options, &code] { code = RunPlan(*options); });
+  command->callback([options, &code] {
+    RequireAlone("eyrie plan");
+    code = RunPlan(*options);
+  });
 }
 
 }  // namespace eyrie

@@ -1,6 +1,7 @@
 #include <glog/logging.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <filesystem>
@@ -15,12 +16,21 @@
 #include "launcher/dry_run.h"
 #include "launcher/job.h"
 #include "launcher/measure.h"
+#include "launcher/run_lock.h"
 #include "launcher/trace_file.h"
 #include "launcher/trainer.h"
 #include "parallel/observed_mesh.h"
 
 namespace eyrie {
 namespace {
+
+// How long a run waits for one before it to let go of the directory: the ranks of a killed mpirun
+// go on for a while, and a file server keeps the lock of a lost machine for a minute or two.
+std::chrono::seconds PatienceOf(const config::Config& config) {
+  constexpr int64_t kMost = 120;
+  const int64_t timeout = config.run().timeout_seconds();  // 0: none
+  return std::chrono::seconds(timeout > 0 ? std::min(timeout, kMost) : kMost);
+}
 
 struct TrainOptions {
   ConfigOptions config;
@@ -66,6 +76,7 @@ void RequireMemory(const config::Config& config, Communicator& world) {
 
 ExitCode Train(const TrainOptions& options, Job& job) {
   config::Config config;
+  std::optional<RunLock> lock;  // the first rank's
   Collectively(job.world(), [&] {
     config = options.config.Load();
     Resolve(config, job.world().size());
@@ -74,6 +85,7 @@ ExitCode Train(const TrainOptions& options, Job& job) {
       StartQuietLogging();
     } else {
       StartInDirectory(config, job.world().rank());
+      if (job.world().rank() == 0) lock.emplace(config.run().directory(), PatienceOf(config));
     }
   });
   if (options.dry_run) CheckRunDirectory(config.run().directory(), job.world());
@@ -103,12 +115,10 @@ void AddTrainCommand(CLI::App& app, ExitCode& code) {
       "Train a model as a configuration says, or continue a run.\n\n"
       "  mpirun -n 4 eyrie train --config configs/quickstart.textproto --set parallel.tensor=2\n\n"
       "The run directory (run.directory) receives the resolved configuration, metrics.jsonl,\n"
-      "TensorBoard event files, logs and checkpoints. Started again, a run continues from its "
-      "newest\n"
-      "complete checkpoint, on any layout. SIGTERM and SIGINT save, then end with 143 and 130; "
-      "so does\n"
-      "SIGUSR1, with 143, which mpirun passes on at once. Every field of the configuration is\n"
-      "described in configs/schema/config.proto.");
+      "TensorBoard event files, logs and checkpoints, of one run at a time. Started again, a\n"
+      "run continues from its newest complete checkpoint, on any layout. SIGTERM and SIGINT\n"
+      "save, then end with 143 and 130; so does SIGUSR1, with 143, which mpirun passes on at\n"
+      "once. Every field of the configuration is described in configs/schema/config.proto.");
   AddConfigOptions(*command, options->config);
   command->add_flag(
       "--dry-run", options->dry_run,

@@ -302,22 +302,27 @@ Tensor MambaMixer::HiddenState(const Run& run, const State* state) const {
 }
 
 MixerEntry MambaMixerEntry() {
-  return {"mamba",
-          [](const config::ModelConfig& model, int64_t tensor, ConfigErrors& errors) {
-            const auto& own = model.mamba();
-            errors.RequireDivisible("model.mamba.width", own.width(), "parallel.tensor", tensor);
-            if (own.states() < 1 || own.states() > kMostStates) {
-              errors.Add("model.mamba.states = ", own.states(), " is not from 1 to ", kMostStates);
-            }
-            if (own.dt_rank() < 0) errors.Add("model.mamba.dt_rank must not be negative");
-            if (own.dt_rank() > 0 && !own.input_dependent()) {
-              errors.Add("model.mamba.dt_rank is set, but input_dependent is false");
-            }
-          },
-          [](const config::ModelConfig& model, int64_t) -> std::unique_ptr<Mixer> {
-            return std::make_unique<MambaMixer>(model);
-          },
-          /*min_chunk=*/CausalConvolution::kHalo};
+  MixerEntry entry{
+      "mamba",
+      [](const config::ModelConfig& model, int64_t tensor, ConfigErrors& errors) {
+        const auto& own = model.mamba();
+        errors.RequireDivisible("model.mamba.width", own.width(), "parallel.tensor", tensor);
+        if (own.states() < 1 || own.states() > kMostStates) {
+          errors.Add("model.mamba.states = ", own.states(), " is not from 1 to ", kMostStates);
+        }
+        if (own.dt_rank() < 0) errors.Add("model.mamba.dt_rank must not be negative");
+        if (own.dt_rank() > 0 && !own.input_dependent()) {
+          errors.Add("model.mamba.dt_rank is set, but input_dependent is false");
+        }
+      },
+      [](const config::ModelConfig& model, int64_t) -> std::unique_ptr<Mixer> {
+        return std::make_unique<MambaMixer>(model);
+      },
+      /*min_chunk=*/CausalConvolution::kHalo};
+  entry.complete = [](config::ModelConfig& model) {
+    if (model.mamba().input_dependent()) model.mutable_mamba()->set_dt_rank(Rank(model));
+  };
+  return entry;
 }
 
 }  // namespace eyrie

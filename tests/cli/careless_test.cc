@@ -45,6 +45,35 @@ TEST_F(CarelessTest, CommandsOfOneProcessRefuseRanks) {
     EXPECT_FALSE(fs::exists(output + ".bin.partial"));
   }
   EXPECT_EQ(RunEyrie(1, {"synth", "parity", "--sequences", "3", "--output", output}).code, 0);
+  // The others would say everything as often as there are ranks.
+  for (const std::vector<std::string>& command :
+       {std::vector<std::string>{"plan", "--config", config_, "--ranks", "1"},
+        {"bench", "kernels", "--shape", "1,8,64"},
+        {"checkpoint", "inspect", run_.string()},
+        {"checkpoint", "verify", run_.string()}}) {
+    const ProcessResult result = RunEyrie(3, command);
+    ExpectBadInput(result, {"eyrie " + command[0], "as one process, without mpirun"});
+    EXPECT_EQ(result.out, "");
+  }
+}
+
+// A result that could not be written is a failure, and names itself.
+TEST_F(CarelessTest, ResultsThatAreLostAreFailures) {
+  ASSERT_EQ(Train(0, {"train.stop_after=1"}).code, 0);
+  const std::string run = run_.string(), log = (directory_ / "log").string();
+  for (const std::vector<std::string>& command :
+       {std::vector<std::string>{"eval", "--checkpoint", run, "--data", data_},
+        {"plan", "--config", config_, "--ranks", "1", "--json"},
+        {"checkpoint", "inspect", run},
+        {"--help"}}) {
+    for (const char* stream : {">/dev/full", ">&-"}) {
+      std::vector<std::string> shell = {"bash", "-c", std::string("exec \"$@\" ") + stream, "bash"};
+      for (const std::string& word : EyrieCommand(0, command)) shell.push_back(word);
+      const ProcessResult result = Finish(Start(shell, log), log);
+      EXPECT_EQ(result.code, 3) << command[0] << stream << result.err;
+      ExpectParts(OnlyLine(result), {"standard output: cannot write"});
+    }
+  }
 }
 
 TEST_F(CarelessTest, NumbersThatNobodyMeansAreRefusedByField) {
@@ -59,6 +88,8 @@ TEST_F(CarelessTest, NumbersThatNobodyMeansAreRefusedByField) {
            {"train.micro_batch_size=1073741825",
             "train.micro_batch_size = 1073741825 is more than"},
            {"run.threads=1025", "run.threads = 1025 is more than 1024"},
+           {"run.timeout_seconds=1000000001", "run.timeout_seconds = 1000000001 is more than"},
+           {"run.network_delay_us=9223372036854775807", "run.network_delay_us = 922337203685477"},
            {"model.norm_epsilon=inf", "model.norm_epsilon must be a finite number"},
            {"model.logit_soft_cap=nan", "model.logit_soft_cap must be a finite number"},
            {"model.attention.rotary_base=nan", "model.attention.rotary_base must be a finite"},

@@ -164,6 +164,8 @@ TEST_F(TrainTest, SignalsSaveAndEnd) {
       EXPECT_EQ(result.code, code) << result.err;
       const auto metrics = ReadMetrics(run);
       const int64_t last = metrics.back()["step"];
+      ExpectParts(result.out,
+                  {": stopped by a signal, saved step " + std::to_string(last) + " of"});
       const ProcessResult inspected = RunEyrie(0, {"checkpoint", "verify", run.string()});
       EXPECT_EQ(inspected.code, 0) << inspected.err;
       EXPECT_NE(inspected.out.find(std::to_string(last)), std::string::npos) << inspected.out;

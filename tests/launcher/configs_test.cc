@@ -72,6 +72,19 @@ TEST(ConfigFiles, AModelWithoutAFieldHasItsDefault) {
   EXPECT_THROW(RequireSameModel(older, complete.model(), "run"), Error);
 }
 
+// As an imported one has it written out, which the configuration leaves to the mixer.
+TEST(ConfigFiles, AnAutomaticNumberIsItsValue) {
+  config::Config automatic;
+  ASSERT_EQ(Load("mamba/tiny", 1, {}, automatic), "");
+  ASSERT_EQ(automatic.model().mamba().dt_rank(), 0);
+  config::ModelConfig written = automatic.model();
+  written.mutable_mamba()->set_dt_rank((written.width() + 15) / 16);
+  EXPECT_NO_THROW(RequireSameModel(written, automatic.model(), "run"));
+  EXPECT_NO_THROW(RequireSameModel(automatic.model(), written, "run"));
+  written.mutable_mamba()->set_dt_rank(1);
+  EXPECT_THROW(RequireSameModel(written, automatic.model(), "run"), Error);
+}
+
 // The models of tests and of the quickstart fit every layout of four ranks.
 TEST(ConfigFiles, SmallOnesFitFourRanks) {
   for (const std::string& name : Names()) {

@@ -352,6 +352,10 @@ TEST_F(HardwareTest, NamesTheFieldThatIsWrong) {
   EXPECT_NE(message("message_share: 2").find("message_share must lie in [0, 1]"),
             std::string::npos);
   EXPECT_NE(message("ranks_per_node: 0").find("ranks_per_node"), std::string::npos);
+  EXPECT_NE(message("reserved_bytes: inf").find("reserved_bytes must be a finite number"),
+            std::string::npos);
+  EXPECT_NE(message("kernel_latency: 1e400").find("kernel_latency must be a finite number"),
+            std::string::npos);
   EXPECT_NE(message("wheels: 4").find("wheels"), std::string::npos);
 }
 
