@@ -36,6 +36,7 @@ template <class T, int kWidth, int kWarps, bool kAdd>
 __global__ void __launch_bounds__(32 * kWarps, 32 / kWarps)
     ColumnSumKernel(const T* x, int64_t rows, int64_t chunk, int64_t width,
                     float* __restrict__ out) {
+  LetNextStart();
   AwaitEarlier();
   constexpr int kColumns = 32 * kWidth, kUnroll = 4;
   __shared__ float sums[kWarps][kColumns];

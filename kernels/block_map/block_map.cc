@@ -93,7 +93,7 @@ void BlockMapBackward(const BlockMapBackwardArgs& args) {
 int64_t BlockMapBackwardWorkspace(const Tensor& x, int64_t maps, int64_t gates) {
   if (!IsGpu(x.device)) return 0;
   const int64_t width = x.dim(-1), rows = x.size() / width;
-  const int64_t chunks = CeilDiv(rows, ColumnSumChunk(rows, width));
+  const int64_t chunks = CeilDiv(rows, BlockMapBackwardChunk(rows, width));
   return (chunks + 1) * BlockMapSums(width, maps, gates);
 }
 

@@ -11,6 +11,7 @@ constexpr int kWarps = 8, kThreads = 32 * kWarps;
 constexpr int kTileBlocks = 32, kTileColumns = kTileBlocks * kBlock;  // of channels
 constexpr int kParts = kThreads / kTileBlocks;                        // threads of one such block
 constexpr int kTileRows = kParts * kLaneRows;
+static_assert(kTileColumns == kBlockMapTileColumns && kTileRows == kBlockMapTileRows);
 // As many as an A100's shared memory has room for.
 template <class T>
 constexpr int kStagesOf = sizeof(T) == 2 ? 3 : 2;
@@ -236,18 +237,23 @@ template <class T, int kMaps>
 __global__ void __launch_bounds__(kTileColumns)
     AddGradientsKernel(const GateWeights<T, kMaps> weights, const float* sums,
                        const WeightGradients<kMaps> gradients) {
-  AwaitEarlier();
   constexpr int kUnroll = 4;  // gates that a thread has under way
   const int width = weights.width, gates = weights.gates;
   const int c = static_cast<int>(blockIdx.x) * kTileColumns + static_cast<int>(threadIdx.x);
   if (c >= width) return;
   const int64_t at = int64_t{c} * kBlock, weights_of_map = int64_t{width} * kBlock;
+  // The sum that this starts beside started when BackwardKernel had ended, and that one when all
+  // work before it had: what they do not write is there.
   Vector<T, kBlock> map[kMaps];
   Vector<float, kBlock> dw[kMaps];
 #pragma unroll
   for (int m = 0; m < kMaps; ++m) {
     map[m] = LoadVector<kBlock>(weights.w[m] + at);
     dw[m] = LoadVector<kBlock>(gradients.dw[m] + at);
+  }
+  AwaitEarlier();
+#pragma unroll
+  for (int m = 0; m < kMaps; ++m) {
     const Vector<float, kBlock> own = LoadVector<kBlock>(sums + m * weights_of_map + at);
 #pragma unroll
     for (int i = 0; i < kBlock; ++i) dw[m].values[i] += own[i];
@@ -294,7 +300,7 @@ void BlockMapBackwardCuda(const BlockMapBackwardArgs& args) {
   const char* kernel = "BlockMapBackward";
   const int64_t width = args.x.dim(-1);
   if (args.x.size() == 0) return;
-  const int64_t rows = args.x.size() / width, chunk = ColumnSumChunk(rows, width);
+  const int64_t rows = args.x.size() / width, chunk = BlockMapBackwardChunk(rows, width);
   const unsigned chunks = Pieces(rows, chunk);
   const bool gated = args.dgates.defined();
   const int64_t gates = gated ? args.dgates.dim(-1) : 0;

@@ -1,6 +1,6 @@
-// A warp takes eight rows after another of four vectors of channels, one a lane. What gates make of
-// the maps' outputs they make of x by folded weights (block_map_cuda.cuh): each block sums its
-// channels, and a second kernel the blocks' sums.
+// A warp takes eight rows after another of four vectors of channels, one a lane, or of eight, two a
+// lane. What gates make of the maps' outputs they make of x by folded weights (block_map_cuda.cuh):
+// each block sums its channels, and a second kernel the blocks' sums.
 #include "core/early_launch.cuh"
 #include "core/round.h"
 #include "kernels/block_map/block_map_cuda.cuh"
@@ -10,10 +10,11 @@ namespace eyrie {
 namespace {
 
 constexpr int kWarps = 8, kThreads = 32 * kWarps;
-constexpr int kRowsPerThread = 16;  // of a tile
+constexpr int kPairRows = 2 * 8;    // of a warp whose lanes have a pair
+constexpr int kLaneVectors = 2;     // without gates
+constexpr int kRowsPerThread = 16;  // of a tile, with gates
 constexpr int kTileRows = 8 * kRowsPerThread;
 constexpr int kUnroll = 2;  // pairs of rows that a thread has under way
-constexpr int kGroupRows = 8 * 2 * kUnroll;
 // Blocks that a multiprocessor holds.
 template <class T>
 constexpr int kResident = sizeof(T) == 2 ? 3 : 2;
@@ -194,10 +195,55 @@ struct ForwardTensors {
   float* gates;  // [gridDim.y, rows, gates]: of each block's channels
 };
 
+// Two vectors a lane: a warp's rows are whole cache lines of 128 bytes. The blocks' groups of rows
+// take turns, so that the rows that the GPU has under way lie together.
+template <class T, int kWidth, int kMaps>
+__global__ void __launch_bounds__(kThreads, kResident<T>)
+    ForwardKernel(const ForwardTensors<T, kMaps> tensors, int64_t rows) {
+  const int width = tensors.weights.width;
+  const int warp = static_cast<int>(blockIdx.y * kWarps + threadIdx.x / 32);
+  const int first = warp * kLaneVectors * 4 + Lane() % 4;
+  // Vectors past the end have zeros, the weights of the last ones, and are not stored.
+  const bool active[kLaneVectors] = {first * kWidth < width, (first + 4) * kWidth < width};
+  const int column[kLaneVectors] = {min(first * kWidth, width - kWidth),
+                                    min((first + 4) * kWidth, width - kWidth)};
+  const LaneMaps<T, kWidth, kMaps> maps[kLaneVectors] = {{tensors.weights.w, column[0]},
+                                                         {tensors.weights.w, column[1]}};
+#pragma unroll 1
+  for (int64_t group = int64_t{blockIdx.x} * kPairRows; group < rows;
+       group += int64_t{gridDim.x} * kPairRows) {
+    const int64_t row = group + Lane() / 4, upper = row * width, lower = upper + 8 * width;
+    const bool is_row[2] = {row < rows, row + 8 < rows};
+    RowPair<T, kWidth> x[kLaneVectors];
+#pragma unroll
+    for (int v = 0; v < kLaneVectors; ++v) {
+      x[v] = {};
+      const T* from = tensors.x + column[v];
+      if (active[v] && is_row[0]) x[v].upper = LoadVector<kWidth>(from + upper);
+      if (active[v] && is_row[1]) x[v].lower = LoadVector<kWidth>(from + lower);
+    }
+#pragma unroll
+    for (int m = 0; m < kMaps; ++m) {
+      RowPair<T, kWidth> y[kLaneVectors];
+#pragma unroll
+      for (int v = 0; v < kLaneVectors; ++v) y[v] = maps[v].Of(m, x[v]);
+#pragma unroll
+      for (int v = 0; v < kLaneVectors; ++v) {
+        if (active[v] && is_row[0]) StoreVector(tensors.y[m] + upper + column[v], y[v].upper);
+      }
+#pragma unroll
+      for (int v = 0; v < kLaneVectors; ++v) {
+        if (active[v] && is_row[1]) StoreVector(tensors.y[m] + lower + column[v], y[v].lower);
+      }
+    }
+  }
+}
+
 // A block's warps lie side by side, over `chunk` rows, a tile after another.
 template <class T, int kWidth, int kMaps>
 __global__ void __launch_bounds__(kThreads, kResident<T>)
-    ForwardKernel(const ForwardTensors<T, kMaps> tensors, int64_t rows, int64_t chunk) {
+    GatedForwardKernel(const ForwardTensors<T, kMaps> tensors, int64_t rows, int64_t chunk) {
+  LetNextStart();
   __shared__ float shared[kWarps][kTileRows][kGateTile];
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
   const int width = tensors.weights.width, gates = tensors.weights.gates;
@@ -208,7 +254,7 @@ __global__ void __launch_bounds__(kThreads, kResident<T>)
   const int64_t begin = int64_t{blockIdx.x} * chunk, end = min(rows, begin + chunk);
   const LaneMaps<T, kWidth, kMaps> maps(tensors.weights.w, column);
 
-  // The outputs of a tile, and its products with eight gates if there are any.
+  // The outputs of a tile, and its products with eight gates.
   const auto take = [&](int64_t tile, const LaneGates<T, kWidth>& of_gates, bool outputs) {
 #pragma unroll 1
     for (int k = 0; k < kRowsPerThread; k += 2 * kUnroll) {
@@ -223,17 +269,15 @@ __global__ void __launch_bounds__(kThreads, kResident<T>)
       RowPair<T, kWidth> x[kUnroll];
 #pragma unroll
       for (int u = 0; u < kUnroll; ++u) x[u] = {load(2 * u), load(2 * u + 1)};
-      if (gates > 0) {
 #pragma unroll
-        for (int u = 0; u < kUnroll; ++u) {
-          float sums[4];
-          of_gates.Of(x[u], sums);
+      for (int u = 0; u < kUnroll; ++u) {
+        float sums[4];
+        of_gates.Of(x[u], sums);
 #pragma unroll
-          for (int r = 0; r < 2; ++r) {
-            Vector<float, 2> pair;
-            pair.SetPair(0, sums[2 * r], sums[2 * r + 1]);
-            StoreVector(&shared[warp][(k + 2 * u + r) * 8 + Lane() / 4][Lane() % 4 * 2], pair);
-          }
+        for (int r = 0; r < 2; ++r) {
+          Vector<float, 2> pair;
+          pair.SetPair(0, sums[2 * r], sums[2 * r + 1]);
+          StoreVector(&shared[warp][(k + 2 * u + r) * 8 + Lane() / 4][Lane() % 4 * 2], pair);
         }
       }
       if (!outputs) continue;
@@ -257,7 +301,6 @@ __global__ void __launch_bounds__(kThreads, kResident<T>)
 #pragma unroll 1
     for (int64_t tile = begin; tile < end; tile += kTileRows) {
       take(tile, of_gates, first == 0);
-      if (gates == 0) continue;
       __syncthreads();
       float* to = tensors.gates + (int64_t{blockIdx.y} * rows + tile) * gates + first;
       for (int s = thread; s < kTileRows * kGateTile; s += kThreads) {
@@ -325,14 +368,24 @@ void BlockMapForwardCuda(const BlockMapForwardArgs& args) {
         tensors.weights.gates_w[m] = map.gates_w.data<T>();
         CheckAligned(kernel, tensors.weights.gates_w[m]);
       }
-      static_assert(32 * kBlock == kBlockMapGateColumns);
-      const unsigned parts = Pieces(width, 32 * (vectors ? kWidth : kBlock));
       // As many chunks of rows as the GPU takes at once.
-      const int64_t wanted = std::max<int64_t>(1, kResident<T> * kPlannedMultiprocessors / parts);
-      const int64_t chunk = RoundUp(CeilDiv(rows, wanted), kGroupRows);
-      Launch(kernel, vectors ? ForwardKernel<T, kWidth, kMaps> : ForwardKernel<T, kBlock, kMaps>,
+      const auto most_chunks = [](unsigned parts) {
+        return std::max<int64_t>(1, kResident<T> * kPlannedMultiprocessors / parts);
+      };
+      const int lane_columns = 32 * (vectors ? kWidth : kBlock);
+      if (!gated) {
+        const unsigned parts = Pieces(width, kLaneVectors * lane_columns);
+        const auto chunks = std::min(most_chunks(parts), CeilDiv(rows, int64_t{kPairRows}));
+        Launch(kernel, vectors ? ForwardKernel<T, kWidth, kMaps> : ForwardKernel<T, kBlock, kMaps>,
+               dim3(static_cast<unsigned>(chunks), parts), kThreads, 0, tensors, rows);
+        return;
+      }
+      static_assert(32 * kBlock == kBlockMapGateColumns);
+      const unsigned parts = Pieces(width, lane_columns);
+      const int64_t chunk = RoundUp(CeilDiv(rows, most_chunks(parts)), kUnroll * kPairRows);
+      Launch(kernel,
+             vectors ? GatedForwardKernel<T, kWidth, kMaps> : GatedForwardKernel<T, kBlock, kMaps>,
              dim3(Pieces(rows, chunk), parts), kThreads, 0, tensors, rows, chunk);
-      if (!gated) return;
       LaunchEarly(kernel, AddPartsKernel, Pieces(rows * gates, kThreads), kThreads, 0,
                   tensors.gates, static_cast<int>(parts), rows * gates, args.accumulate_gates,
                   args.gates.data<float>());
