@@ -363,11 +363,8 @@ void RequireSameModel(const config::ModelConfig& saved, const config::ModelConfi
                       const std::string& checkpoint) {
   // Numbers are compared, whether they were written out or left to a mixer.
   config::ModelConfig own = saved, other = wanted;
-  for (const MixerEntry& mixer : MixerRegistry()) {
-    if (mixer.complete == nullptr) continue;
-    mixer.complete(own);
-    mixer.complete(other);
-  }
+  CompleteModel(own);
+  CompleteModel(other);
   const std::string difference = FirstDifference(own, other);
   if (!difference.empty()) {
     ThrowBadInput(checkpoint, ": another architecture: its model.", difference);

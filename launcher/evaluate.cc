@@ -53,17 +53,19 @@ Evaluation Evaluate(Run& run, const Model& model, BatchReader& reader, int64_t s
   const int64_t share = CeilDiv(sequences, data.size());
   const int64_t begin = std::min(sequences, share * data.rank());
   const int64_t end = std::min(sequences, begin + share);
-  const OwnedTensor loss(DType::kF64, {2}, run.params.device());
+  const ArenaScope evaluation(run.arena);
+  const Tensor loss = run.arena.Allocate(DType::kF64, {2});
+  FillZero(loss);
   Counts counts;
   for (int64_t first = begin; first < end; first += micro_batch) {
     const int64_t count = std::min(micro_batch, end - first);
     run.positions = reader.positions(count);
     Model::Batch batch = reader.Read(first, count);
-    batch.loss = loss.tensor;
+    batch.loss = loss;
     ArenaScope scope(run.arena);
     Count(run.mesh, batch.labels, Evaluate(model, run, batch, chunk_length), counts);
   }
-  const Loss total = ReadLoss(loss.tensor);
+  const Loss total = ReadLoss(loss);
   const auto sum = [&](Communicator& ranks, auto value) {
     return AllReduceValue(ranks, static_cast<double>(value), ReduceOp::kSum);
   };

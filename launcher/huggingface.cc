@@ -19,6 +19,7 @@
 #include "launcher/staged_directory.h"
 #include "launcher/tokenizer.h"
 #include "layers/model.h"
+#include "layers/registry.h"
 
 namespace eyrie {
 namespace {
@@ -242,6 +243,7 @@ HuggingFaceSummary ExportHuggingFace(const fs::path& checkpoint, const fs::path&
   config.clear_parallel();
   config.clear_run();
   Resolve(config, 1);
+  CompleteModel(*config.mutable_model());
   const HuggingFaceFamily& family = FamilyFor(config.model(), source);
   const Model model(config.model(), /*tensor_size=*/1);
 

@@ -27,8 +27,6 @@ constexpr HuggingFaceName kNames[] = {
     {"norm_f.w", "backbone.norm_f.weight"},
 };
 
-int64_t AutomaticRank(int64_t width) { return (width + 15) / 16; }
-
 // Absent fields have the defaults of transformers' MambaConfig. Fields that it does not have, and
 // those that only initialise or say how to compute, do not change the model.
 config::ModelConfig Read(const HuggingFaceConfig& config) {
@@ -55,10 +53,9 @@ config::ModelConfig Read(const HuggingFaceConfig& config) {
   auto& mamba = *model.mutable_mamba();
   mamba.set_width(inner);
   mamba.set_states(config.Size("state_size", 16));
-  const bool automatic =
-      config.Has("time_step_rank") && config.json().at("time_step_rank") == "auto";
-  const int64_t rank = AutomaticRank(width);
-  mamba.set_dt_rank(automatic ? rank : config.Size("time_step_rank", rank));
+  if (config.Has("time_step_rank") && config.json().at("time_step_rank") != "auto") {
+    mamba.set_dt_rank(config.Size("time_step_rank", 0));
+  }
   return model;
 }
 
@@ -95,7 +92,7 @@ nlohmann::ordered_json Write(const config::ModelConfig& model) {
       {"residual_in_fp32", true},
       {"state_size", mamba.states()},
       {"tie_word_embeddings", true},
-      {"time_step_rank", mamba.dt_rank() > 0 ? mamba.dt_rank() : AutomaticRank(model.width())},
+      {"time_step_rank", mamba.dt_rank()},
       {"use_bias", false},
       {"use_cache", true},
       {"use_conv_bias", true},

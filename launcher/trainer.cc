@@ -348,8 +348,8 @@ ExitCode Trainer::RunSteps() {
   if (trace_ != nullptr) trace_->Write(mesh_);
   const MemoryUse used = memory();
   LOG(INFO) << "memory: parameters " << used.parameters << ", gradients " << used.gradients
-            << ", moments " << used.moments << ", activations " << used.activations << ", buffers "
-            << used.buffers << " bytes";
+            << ", masters " << used.masters << ", moments " << used.moments << ", activations "
+            << used.activations << ", buffers " << used.buffers << " bytes";
   Save();
   FinishSave();
   if (signal != 0 && mesh_.is_root()) {

@@ -50,6 +50,12 @@ const MixerEntry* FindMixer(const std::string& name) {
   return nullptr;
 }
 
+void CompleteModel(config::ModelConfig& model) {
+  for (const MixerEntry& entry : MixerRegistry()) {
+    if (entry.complete != nullptr) entry.complete(model);
+  }
+}
+
 std::vector<std::string> SplitPatternEntry(const std::string& entry) {
   std::vector<std::string> names(1);
   for (const char letter : entry) {

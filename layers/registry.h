@@ -51,6 +51,8 @@ struct MixerEntry {
 const std::vector<MixerEntry>& MixerRegistry();
 // Null when no mixer has this name.
 const MixerEntry* FindMixer(const std::string& name);
+// Writes out the numbers that a valid model leaves to its mixers.
+void CompleteModel(config::ModelConfig& model);
 // "recurrent+geglu" -> {"recurrent", "geglu"}
 std::vector<std::string> SplitPatternEntry(const std::string& entry);
 

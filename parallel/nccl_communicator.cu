@@ -1,5 +1,6 @@
 #include <nccl.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -58,6 +59,41 @@ class EventPool {
   std::vector<cudaEvent_t> all_, free_;
 };
 
+constexpr std::chrono::milliseconds kEvery{200};  // between the looks of threads that watch
+
+[[noreturn]] void End(const std::string& message) {
+  std::fprintf(stderr, "eyrie: %s\n", message.c_str());
+  std::fflush(stderr);
+  std::_Exit(static_cast<int>(ExitCode::kFailed));
+}
+
+// Ends the process after as many looks in a row without progress as make the timeout. They are
+// counted, and no clock is read, so that a process that was itself stopped accuses nobody.
+void EndIfLate(int64_t looks, int64_t timeout_seconds, const std::string& operation) {
+  if (looks * kEvery <= std::chrono::seconds(timeout_seconds)) return;
+  End(StrCat("communication among GPUs: nothing has finished for ", timeout_seconds,
+             " s (run.timeout_seconds)", operation));
+}
+
+// Watches, from a thread that asks CUDA nothing, over a call in which the host waits for all ranks,
+// as long as this object lives.
+class CallWatch {
+ public:
+  CallWatch(const char* call, int64_t timeout_seconds)
+      : thread_([this, call, timeout_seconds](const std::stop_token& stop) {
+          std::unique_lock lock(mutex_);
+          for (int64_t looks = 0; !stop.stop_requested(); ++looks) {
+            EndIfLate(looks, timeout_seconds, StrCat(", in ", call));
+            wake_.wait_for(lock, stop, kEvery, [] { return false; });
+          }
+        }) {}
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable_any wake_;
+  std::jthread thread_;
+};
+
 // Watches over a communicator from a thread of its own: the host may be stuck behind an operation
 // that a lost peer will never complete. It may then be stuck inside CUDA, where no other thread
 // gets an answer either; so a second thread, which asks CUDA nothing, watches the first.
@@ -99,25 +135,10 @@ class Watch {
   }
 
  private:
-  static constexpr std::chrono::milliseconds kEvery{200};
   struct Started {
     const char* operation;
     cudaEvent_t done;
   };
-
-  [[noreturn]] static void End(const std::string& message) {
-    std::fprintf(stderr, "eyrie: %s\n", message.c_str());
-    std::fflush(stderr);
-    std::_Exit(static_cast<int>(ExitCode::kFailed));
-  }
-
-  // Ends the process after as many looks in a row without progress as make the timeout. They are
-  // counted, and no clock is read, so that a process that was itself stopped accuses nobody.
-  void EndIfLate(int64_t looks, const char* operation) const {
-    if (looks * kEvery <= std::chrono::seconds(timeout_)) return;
-    End(StrCat("communication among GPUs: nothing has finished for ", timeout_,
-               " s (run.timeout_seconds)", operation));
-  }
 
   void Guard(const std::stop_token& stop) const {
     int64_t seen = -1, without_look = 0;
@@ -126,7 +147,7 @@ class Watch {
       const int64_t looks = looks_;
       without_look = looks == seen ? without_look + 1 : 0;
       seen = looks;
-      EndIfLate(without_look, "");
+      EndIfLate(without_look, timeout_, "");
     }
   }
 
@@ -149,7 +170,8 @@ class Watch {
         without_progress_ = 0;
       }
       if (!started_.empty()) {
-        EndIfLate(without_progress_, StrCat(", in or before ", started_.front().operation).c_str());
+        EndIfLate(without_progress_, timeout_,
+                  StrCat(", in or before ", started_.front().operation));
       }
     }
   }
@@ -166,6 +188,8 @@ class Watch {
   std::jthread guard_;
 };
 
+constexpr int64_t kLeastStartSeconds = 30;  // a start in order takes seconds
+
 class NcclCommunicator final : public Communicator {
  public:
   NcclCommunicator(std::unique_ptr<Communicator> host, int64_t timeout_seconds)
@@ -176,6 +200,7 @@ class NcclCommunicator final : public Communicator {
     const bool in_order = std::uncaught_exceptions() == 0;
     if (in_order) cudaStreamSynchronize(stream_);  // still watched
     watch_.reset();
+    const CallWatch watch("ending it", timeout_seconds_);
     if (in_order) {
       ncclCommDestroy(comm_);
     } else {
@@ -309,7 +334,10 @@ class NcclCommunicator final : public Communicator {
     const Tensor bytes{
         &id, DType::kI32, Device::kCpu, {static_cast<int64_t>(sizeof(id) / sizeof(int32_t))}};
     host_->Broadcast(bytes, 0).Wait();
-    EYRIE_NCCL_CHECK(ncclCommInitRank(&comm_, size(), id, rank()));
+    {
+      const CallWatch watch("starting it", std::max(timeout_seconds_, kLeastStartSeconds));
+      EYRIE_NCCL_CHECK(ncclCommInitRank(&comm_, size(), id, rank()));
+    }
     int least = 0, greatest = 0;
     EYRIE_CUDA_CHECK(cudaDeviceGetStreamPriorityRange(&least, &greatest));
     EYRIE_CUDA_CHECK(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, greatest));

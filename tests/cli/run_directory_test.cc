@@ -13,10 +13,7 @@ class RunDirectoryTest : public TrainingTest {
   // Starts a run without end, and waits for its first steps.
   pid_t StartRun(const std::string& log) const {
     const pid_t job = Start(EyrieCommand(0, Arguments({"train.steps=1000000"})), log);
-    for (int i = 0; i < 300 && ReadMetrics(run_, /*unfinished=*/true).size() < 3; ++i) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(100));
-    }
-    EXPECT_GE(ReadMetrics(run_, /*unfinished=*/true).size(), 3u) << ReadFile(log + ".err");
+    EXPECT_TRUE(WaitForSteps(run_, 3)) << ReadFile(log + ".err");
     return job;
   }
   const std::string log_ = (directory_ / "log").string();

@@ -83,10 +83,7 @@ TEST_F(RunTaskTest, StoppedItPrintsWhatItHas) {
   const std::string log = (directory_ / "log").string();
   const pid_t child = Start(Command(Short(kLong)), log);
   const fs::path run = directory_ / "runs" / "tasks-parity-slstm";
-  for (int tries = 0; tries < 2400; ++tries) {
-    if (!ReadMetrics(run, /*unfinished=*/true).empty()) break;
-    usleep(50'000);
-  }
+  EXPECT_TRUE(WaitForSteps(run, 1)) << ReadFile(log + ".err");
   kill(child, SIGTERM);
   const ProcessResult result = Finish(child, log);
   EXPECT_EQ(result.code, 143) << result.err;

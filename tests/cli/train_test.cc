@@ -147,11 +147,7 @@ TEST_F(TrainTest, SignalsSaveAndEnd) {
           Start(EyrieCommand(ranks, {"train", "--config", config_, "--set", "train.steps=1000000",
                                      "--set", "run.directory=" + run.string()}),
                 log);
-      // Let it train a little first.
-      for (int i = 0; i < 300 && ReadMetrics(run, /*unfinished=*/true).size() < 5; ++i) {
-        std::this_thread::sleep_for(std::chrono::milliseconds(100));
-      }
-      ASSERT_GE(ReadMetrics(run, /*unfinished=*/true).size(), 5u) << ReadFile(log + ".err");
+      ASSERT_TRUE(WaitForSteps(run, 5)) << ReadFile(log + ".err");
       if (ranks == 0 || number == SIGUSR1) {
         kill(child, number);  // mpirun passes SIGUSR1 on to every rank
       } else {

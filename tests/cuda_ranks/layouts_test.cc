@@ -55,6 +55,25 @@ TEST_F(CudaRanksTest, APeerThatHangsEndsTheJob) {
   }
 }
 
+TEST_F(CudaRanksTest, APeerThatHangsWhereRanksConnectEndsTheJob) {
+  const std::filesystem::path program = std::filesystem::read_symlink("/proc/self/exe");
+  const std::filesystem::path library = program.parent_path() / "libstopping_nccl.so";
+  ASSERT_TRUE(std::filesystem::exists(library)) << library;
+  setenv("LD_PRELOAD", library.c_str(), 1);
+  const TrainingJob job(directory_, "unconnected",
+                        {"run.device=cuda", "parallel.tensor=2", "run.timeout_seconds=3"});
+  unsetenv("LD_PRELOAD");
+  const ProcessResult result = job.Finish();
+  EXPECT_EQ(result.code, 3);
+  // To connect takes seconds; half a minute is granted.
+  EXPECT_GT(result.seconds, 29.0);
+  EXPECT_LT(result.seconds, 60.0);
+  const std::string expected =
+      "nothing has finished for 30 s (run.timeout_seconds), in starting it";
+  EXPECT_NE(OnlyLine(result).find(expected), std::string::npos) << result.err;
+  EXPECT_TRUE(job.RanksAreGone());
+}
+
 // Whose steps are replayed graphs. In bfloat16 the ranks' sums are rounded otherwise than one
 // rank's, which is enough for another token.
 TEST_F(CudaRanksTest, DecodingEndsWithAPeerThatHangsAndNotBefore) {

@@ -10,6 +10,7 @@
 #include "launcher/checkpoint.h"
 #include "launcher/config.h"
 #include "launcher/huggingface_family.h"
+#include "launcher/manifest.h"
 #include "launcher/reshard.h"
 #include "tests/launcher/huggingface_util.h"
 #include "tests/launcher/sentencepiece_model.h"
@@ -63,6 +64,18 @@ TEST_F(HuggingFaceTest, ImportGivesBackWhatWasExported) {
   const std::string shard = "/model-00000-of-00001.safetensors";
   EXPECT_EQ(Slurp(Path("first" + shard)), Slurp(Path("second" + shard)));
   EXPECT_EQ(Slurp(Path("first/manifest.textproto")), Slurp(Path("second/manifest.textproto")));
+}
+
+// A number that transformers leaves to the model's width is left to it here too, and exported as
+// what it is.
+TEST_F(HuggingFaceTest, AutomaticRankOfMamba) {
+  const auto golden = nlohmann::json::parse(Slurp(Golden("small", "mamba") / "config.json"));
+  ASSERT_EQ(golden.at("time_step_rank"), 2);  // of 32 channels
+  ImportHuggingFace(WithConfig({{"time_step_rank", "auto"}}, "mamba"), Path("checkpoint"));
+  EXPECT_EQ(ReadManifest(Path("checkpoint")).config().model().mamba().dt_rank(), 0);
+  ExportHuggingFace(Path("checkpoint"), Path("exported"), {});
+  EXPECT_EQ(ReadFolder(Path("exported")), ReadFolder(Golden("small", "mamba")));
+  EXPECT_EQ(nlohmann::json::parse(Slurp(Path("exported/config.json"))).at("time_step_rank"), 2);
 }
 
 TEST_F(HuggingFaceTest, ExportDividesLargeModels) {

@@ -191,6 +191,15 @@ inline std::vector<nlohmann::json> ReadMetrics(const std::filesystem::path& run,
   return lines;
 }
 
+// Waits until a run has trained so many steps; false if it has not within two minutes.
+inline bool WaitForSteps(const std::filesystem::path& run, size_t steps) {
+  for (int i = 0; i < 1200; ++i) {
+    if (ReadMetrics(run, /*unfinished=*/true).size() >= steps) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  }
+  return false;
+}
+
 // A token file that can be learnt from: each token mostly follows from the one before it.
 inline void WriteTokenFile(const std::string& prefix, int64_t documents, int32_t vocab,
                            uint32_t seed) {

@@ -26,13 +26,7 @@ class TrainingJob {
   }
 
   // Waits for the first steps; false if none comes.
-  bool Underway() const {
-    for (int i = 0; i < 600; ++i) {
-      if (ReadMetrics(run_, /*unfinished=*/true).size() > 2) return ranks().size() == 2;
-      std::this_thread::sleep_for(std::chrono::milliseconds(100));
-    }
-    return false;
-  }
+  bool Underway() const { return WaitForSteps(run_, 3) && ranks().size() == 2; }
   const std::filesystem::path& run() const { return run_; }
   std::vector<pid_t> ranks() const { return RanksOf(run_); }
   bool RanksAreGone() const { return eyrie::RanksAreGone(run_); }
