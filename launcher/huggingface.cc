@@ -185,6 +185,7 @@ HuggingFaceSummary ImportHuggingFace(const fs::path& folder, const fs::path& out
   const HuggingFaceFamily& family = FamilyOf(description);
   config::Config config;
   *config.mutable_model() = family.read(description);
+  CompleteModel(*config.mutable_model());
   const fs::path tokenizer = folder / kTokenizerName;
   const bool has_tokenizer = fs::exists(tokenizer, error);
   if (has_tokenizer) {

@@ -66,13 +66,12 @@ TEST_F(HuggingFaceTest, ImportGivesBackWhatWasExported) {
   EXPECT_EQ(Slurp(Path("first/manifest.textproto")), Slurp(Path("second/manifest.textproto")));
 }
 
-// A number that transformers leaves to the model's width is left to it here too, and exported as
-// what it is.
+// A number that transformers leaves to the model's width is imported as what it is.
 TEST_F(HuggingFaceTest, AutomaticRankOfMamba) {
   const auto golden = nlohmann::json::parse(Slurp(Golden("small", "mamba") / "config.json"));
   ASSERT_EQ(golden.at("time_step_rank"), 2);  // of 32 channels
   ImportHuggingFace(WithConfig({{"time_step_rank", "auto"}}, "mamba"), Path("checkpoint"));
-  EXPECT_EQ(ReadManifest(Path("checkpoint")).config().model().mamba().dt_rank(), 0);
+  EXPECT_EQ(ReadManifest(Path("checkpoint")).config().model().mamba().dt_rank(), 2);
   ExportHuggingFace(Path("checkpoint"), Path("exported"), {});
   EXPECT_EQ(ReadFolder(Path("exported")), ReadFolder(Golden("small", "mamba")));
   EXPECT_EQ(nlohmann::json::parse(Slurp(Path("exported/config.json"))).at("time_step_rank"), 2);
@@ -221,6 +220,7 @@ TEST_F(HuggingFaceTest, ReadsMambasConfiguration) {
     config::Config config;
     *config.mutable_model() = family->read(HuggingFaceConfig(file));
     Resolve(config, 1);
+    CompleteModel(*config.mutable_model());
     return ToText(config.model());
   };
   config::Config ours = LoadConfig(EYRIE_SOURCE_DIR "/configs/mamba/2.8b.textproto");
