@@ -47,6 +47,12 @@ TEST_F(CudaRanksTest, TwoGpusEqualOneInMixedPrecisionButForRounding) {
   for (const Layout& layout : kPairs) ExpectSame(train(layout), one, 3e-2, layout.name);
 }
 
+TEST_F(CudaRanksTest, RunsRepeatBitByBit) {
+  for (const Layout& layout : kPairs) {
+    ExpectBitwise("a", "b", layout, {"run.device=cuda", "train.precision=MIXED"});
+  }
+}
+
 TEST_F(CudaRanksTest, APeerThatHangsEndsTheJob) {
   for (const Layout& layout : kPairs) {
     ExpectHangEndsJob(directory_, layout.name,
