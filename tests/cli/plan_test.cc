@@ -181,7 +181,7 @@ class PlanAgainstRuns : public testing::Test {
       ++logs;
     }
     ASSERT_EQ(logs, ranks);
-    ASSERT_EQ(largest.size(), 5u);
+    ASSERT_EQ(largest.size(), 6u);
 
     const ProcessResult planned = RunPlan(
         config, {"--json", "--hardware", kLaptop, "--ranks", std::to_string(ranks)}, settings);
