@@ -87,16 +87,20 @@ namespace {
 
 int DeviceCount() { return 0; }
 void SelectDevice(int) { Refuse(); }
+DeviceId IdOf(int) { Refuse(); }
 std::string DeviceName() { Refuse(); }
 size_t FreeMemory() { Refuse(); }
 size_t TotalMemory() { Refuse(); }
 void* Allocate(size_t) { Refuse(); }
 void Free(void*) { Refuse(); }
+int64_t MemoryCalls() { Refuse(); }
 void Copy(void*, const void*, size_t, bool) { Refuse(); }
 void CopyPitched(void*, size_t, const void*, size_t, size_t, size_t) { Refuse(); }
 void Zero(void*, size_t) { Refuse(); }
 void Synchronize() { Refuse(); }
 double SecondsOf(const std::function<void()>&) { Refuse(); }
+std::shared_ptr<void> MarkStream(void*) { Refuse(); }
+double SecondsBetween(const std::shared_ptr<void>&, const std::shared_ptr<void>&) { Refuse(); }
 void* RecordGraph(const std::function<void()>&) { Refuse(); }
 void LaunchGraph(void*) { Refuse(); }
 void DropGraph(void*) {}

@@ -2,6 +2,7 @@
 // one stream, the compute stream (core/cuda.h); communication has streams of its own.
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -52,6 +53,9 @@ namespace cuda {
 int DeviceCount();
 // Makes GPU `index` the one this process works on. Call once, before any memory is taken there.
 void SelectDevice(int index);
+// What no other GPU has.
+using DeviceId = std::array<char, 16>;
+DeviceId IdOf(int index);
 // "NVIDIA H100 80GB HBM3".
 std::string DeviceName();
 // Bytes of the GPU's memory that nobody uses, and all there are.
@@ -60,6 +64,9 @@ size_t TotalMemory();
 
 void* Allocate(size_t bytes);
 void Free(void* pointer);
+// Calls so far of this process that took memory from the GPU's driver or gave it back: those above,
+// and of regions.
+int64_t MemoryCalls();
 void Copy(void* to, const void* from, size_t bytes, bool to_host);
 // `rows` pieces of `bytes` bytes, their starts `to_pitch` and `from_pitch` bytes apart.
 void CopyPitched(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t bytes,
@@ -68,6 +75,10 @@ void Zero(void* pointer, size_t bytes);
 void Synchronize();
 // The time that the GPU spends on what `body` gives to the compute stream, in seconds.
 double SecondsOf(const std::function<void()>& body);
+// A mark behind all that a cudaStream_t (null: the compute stream) has been given, and the time
+// from one to another, once the device has come to both.
+std::shared_ptr<void> MarkStream(void* stream = nullptr);
+double SecondsBetween(const std::shared_ptr<void>& begin, const std::shared_ptr<void>& end);
 // What `body` gives to the compute stream, which does not run yet; to be launched any number of
 // times, then dropped.
 void* RecordGraph(const std::function<void()>& body);

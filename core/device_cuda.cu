@@ -3,6 +3,7 @@
 #include <nvtx3/nvToolsExt.h>
 
 #include <algorithm>
+#include <atomic>
 #include <vector>
 
 #include "core/cuda.h"
@@ -12,6 +13,8 @@
 
 namespace eyrie {
 namespace {
+
+std::atomic<int64_t> memory_calls = 0;
 
 // The driver's entry points, fetched at run time: nothing links against the driver.
 template <class Function>
@@ -45,6 +48,12 @@ int CurrentDevice() {
   return device;
 }
 
+int Attribute(cudaDeviceAttr attribute) {
+  int value = 0;
+  EYRIE_CUDA_CHECK(cudaDeviceGetAttribute(&value, attribute, CurrentDevice()));
+  return value;
+}
+
 // Physical pages mapped one after the other into a reserved range of addresses.
 class CudaRegion final : public Region {
  public:
@@ -58,6 +67,7 @@ class CudaRegion final : public Region {
   }
   ~CudaRegion() override {
     cudaStreamSynchronize(ComputeStream());
+    ++memory_calls;
     const CUdeviceptr address = reinterpret_cast<CUdeviceptr>(base_);
     if (taken() > 0) driver_.unmap(address, taken());
     for (const CUmemGenericAllocationHandle page : pages_) driver_.release(page);
@@ -70,6 +80,7 @@ class CudaRegion final : public Region {
   size_t Take(size_t from, size_t to) override {
     const size_t end = RoundUp(to, kGranule);
     if (end > kReserved) ThrowFailure("out of GPU memory: ", to, " bytes of scratch");
+    ++memory_calls;
     CUmemGenericAllocationHandle page{};
     Check(driver_.create(&page, end - from, &properties_, 0), "scratch");
     pages_.push_back(page);
@@ -92,13 +103,15 @@ class CudaRegion final : public Region {
 }  // namespace
 
 int Multiprocessors() {
-  static const int count = [] {
-    int value = 0;
-    EYRIE_CUDA_CHECK(
-        cudaDeviceGetAttribute(&value, cudaDevAttrMultiProcessorCount, CurrentDevice()));
-    return value;
-  }();
+  static const int count = Attribute(cudaDevAttrMultiProcessorCount);
   return count;
+}
+
+void RequireSharedMemory(size_t bytes) {
+  static const int most = Attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  if (bytes <= static_cast<size_t>(most)) return;
+  ThrowFailure("this GPU gives a block of threads ", most, " bytes of shared memory, and a kernel ",
+               "for this model needs ", bytes);
 }
 
 namespace cuda {
@@ -109,6 +122,15 @@ int DeviceCount() {
 }
 
 void SelectDevice(int index) { EYRIE_CUDA_CHECK(cudaSetDevice(index)); }
+
+DeviceId IdOf(int index) {
+  cudaDeviceProp properties{};
+  EYRIE_CUDA_CHECK(cudaGetDeviceProperties(&properties, index));
+  DeviceId id;
+  static_assert(sizeof(properties.uuid.bytes) == sizeof(id));
+  std::copy_n(properties.uuid.bytes, id.size(), id.begin());
+  return id;
+}
 
 std::string DeviceName() {
   cudaDeviceProp properties{};
@@ -129,6 +151,7 @@ size_t TotalMemory() {
 }
 
 void* Allocate(size_t bytes) {
+  ++memory_calls;
   void* pointer = nullptr;
   const cudaError_t code = cudaMalloc(&pointer, bytes == 0 ? 1 : bytes);
   if (code == cudaErrorMemoryAllocation) ThrowFailure("out of GPU memory: ", bytes, " bytes");
@@ -137,7 +160,12 @@ void* Allocate(size_t bytes) {
   return pointer;
 }
 
-void Free(void* pointer) { cudaFree(pointer); }
+void Free(void* pointer) {
+  ++memory_calls;
+  cudaFree(pointer);
+}
+
+int64_t MemoryCalls() { return memory_calls; }
 
 void Copy(void* to, const void* from, size_t bytes, bool to_host) {
   EYRIE_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, ComputeStream()));
@@ -192,19 +220,40 @@ void EndRange(uint64_t range) { nvtxRangeEnd(range); }
 
 void Synchronize() { EYRIE_CUDA_CHECK(cudaDeviceSynchronize()); }
 
-double SecondsOf(const std::function<void()>& body) {
-  cudaEvent_t begin = nullptr, end = nullptr;
-  EYRIE_CUDA_CHECK(cudaEventCreate(&begin));
-  EYRIE_CUDA_CHECK(cudaEventCreate(&end));
-  EYRIE_CUDA_CHECK(cudaEventRecord(begin, ComputeStream()));
-  body();
-  EYRIE_CUDA_CHECK(cudaEventRecord(end, ComputeStream()));
-  EYRIE_CUDA_CHECK(cudaEventSynchronize(end));
+namespace {
+
+std::shared_ptr<void> NewEvent() {
+  cudaEvent_t event = nullptr;
+  EYRIE_CUDA_CHECK(cudaEventCreate(&event));
+  return {event, [](void* handle) { cudaEventDestroy(static_cast<cudaEvent_t>(handle)); }};
+}
+
+cudaEvent_t Handle(const std::shared_ptr<void>& event) {
+  return static_cast<cudaEvent_t>(event.get());
+}
+
+}  // namespace
+
+std::shared_ptr<void> MarkStream(void* stream) {
+  std::shared_ptr<void> mark = NewEvent();
+  EYRIE_CUDA_CHECK(cudaEventRecord(
+      Handle(mark), stream == nullptr ? ComputeStream() : static_cast<cudaStream_t>(stream)));
+  return mark;
+}
+
+double SecondsBetween(const std::shared_ptr<void>& begin, const std::shared_ptr<void>& end) {
+  for (const auto& mark : {begin, end}) EYRIE_CUDA_CHECK(cudaEventSynchronize(Handle(mark)));
   float milliseconds = 0.0f;
-  EYRIE_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, begin, end));
-  cudaEventDestroy(begin);
-  cudaEventDestroy(end);
+  EYRIE_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, Handle(begin), Handle(end)));
   return milliseconds * 1e-3;
+}
+
+double SecondsOf(const std::function<void()>& body) {
+  const auto begin = NewEvent(), end = NewEvent();
+  EYRIE_CUDA_CHECK(cudaEventRecord(Handle(begin), ComputeStream()));
+  body();
+  EYRIE_CUDA_CHECK(cudaEventRecord(Handle(end), ComputeStream()));
+  return SecondsBetween(begin, end);
 }
 
 void* RecordGraph(const std::function<void()>& body) {

@@ -1,13 +1,14 @@
 #include "launcher/trace_file.h"
 
 #include <algorithm>
-#include <cstring>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <string_view>
+#include <utility>
 #include <vector>
 
-#include "core/memory.h"
 #include "launcher/agree.h"
+#include "parallel/text_messages.h"
 
 namespace eyrie {
 namespace {
@@ -18,15 +19,6 @@ using nlohmann::json;
 constexpr int kFirstAxis = 1000;
 const std::vector<std::string> kAxes = {"tensor", "sequence", "data", "replicas", "world"};
 
-// Text of whatever length, in units that communicators know, blanks at its end.
-OwnedTensor Pack(const std::string& text) {
-  const auto words = static_cast<int64_t>((text.size() + 3) / 4);
-  OwnedTensor packed(DType::kI32, {words});
-  std::memset(packed.tensor.raw, ' ', packed.tensor.bytes());
-  std::memcpy(packed.tensor.raw, text.data(), text.size());
-  return packed;
-}
-
 void Name(const char* what, int pid, int tid, const std::string& name, std::string& lines) {
   lines += json{{"name", what}, {"ph", "M"}, {"pid", pid}, {"tid", tid}, {"args", {{"name", name}}}}
                .dump() +
@@ -35,15 +27,21 @@ void Name(const char* what, int pid, int tid, const std::string& name, std::stri
 
 }  // namespace
 
-TraceFile::TraceFile(const std::string& path, const Mesh& mesh) : path_(path) {
+TraceFile::TraceFile(const std::string& path, Device device, const Mesh& mesh)
+    : path_(path), trace_(device) {
   Collectively(mesh.world(), [&] {
     if (!mesh.is_root()) return;
     out_.open(path, std::ios::binary | std::ios::trunc);
     if (!out_) ThrowBadInput("run.trace: cannot write ", path);
   });
+}
+
+void TraceFile::Start(const Mesh& mesh) {
   // The nearest that ranks on different nodes have to one clock.
+  Synchronize(trace_.device());
   mesh.world().Barrier();
-  origin_ = Trace::Clock::now();
+  origin_ = Moment::OnBoth(trace_.device());
+  trace_.Start();
 }
 
 std::string TraceFile::Events(const Mesh& mesh) const {
@@ -56,17 +54,19 @@ std::string TraceFile::Events(const Mesh& mesh) const {
   std::map<int, std::string> threads;
   int id = 0;
   for (const Trace::Span& span : trace_.spans()) {
-    const auto microseconds = [&](Trace::Clock::time_point time) {
-      return std::chrono::duration<double, std::micro>(time - origin_).count();
+    const auto microseconds = [&](const Moment& moment) {
+      return 1e6 * moment.SecondsSince(origin_);
     };
-    json event = {{"name", span.name}, {"pid", rank}, {"ts", microseconds(span.begin)}};
+    const double begin = std::max(microseconds(span.begin), microseconds(span.after));
+    const double end = microseconds(span.end);
+    json event = {{"name", span.name}, {"pid", rank}, {"ts", begin}};
     if (span.axis != nullptr) event["args"]["axis"] = span.axis;
     if (span.kind != Trace::Kind::kCommunication) {
       threads.try_emplace(span.slice, StrCat("slice ", span.slice));
       event["cat"] = span.kind == Trace::Kind::kCompute ? "compute" : "wait";
       event["ph"] = "X";
       event["tid"] = span.slice;
-      event["dur"] = microseconds(span.end) - microseconds(span.begin);
+      event["dur"] = end - begin;
       lines += event.dump() + ",\n";
       continue;
     }
@@ -81,7 +81,7 @@ std::string TraceFile::Events(const Mesh& mesh) const {
     event["ph"] = "b";
     lines += event.dump() + ",\n";
     event["ph"] = "e";
-    event["ts"] = microseconds(span.end);
+    event["ts"] = end;
     lines += event.dump() + ",\n";
   }
   for (const auto& [tid, name] : threads) Name("thread_name", rank, tid, name, lines);
@@ -92,30 +92,16 @@ void TraceFile::Write(const Mesh& mesh) {
   if (written_) return;
   written_ = true;
   trace_.Stop();
-  Communicator& world = mesh.world();
-  OwnedTensor mine = Pack(Events(mesh));
-  const OwnedTensor length(DType::kI32, {1}), lengths(DType::kI32, {world.size()});
-  *length.tensor.data<int32_t>() = static_cast<int32_t>(mine.tensor.size());
-  world.AllGather(length.tensor, lengths.tensor).Wait();
-  std::string all;
-  const auto append = [&](const Tensor& text) {
-    all.append(static_cast<const char*>(text.raw), text.bytes());
-  };
-  if (world.rank() == 0) {
-    append(mine.tensor);
-    for (int rank = 1; rank < world.size(); ++rank) {
-      const OwnedTensor theirs(DType::kI32, {lengths.tensor.data<int32_t>()[rank]});
-      world.Exchange({}, {{theirs.tensor, rank}}).Wait();
-      append(theirs.tensor);
-    }
-  } else {
-    world.Exchange({{mine.tensor, 0}}, {}).Wait();
-  }
-  Collectively(world, [&] {
+  if (mesh.is_root()) out_ << "{\"displayTimeUnit\": \"ms\", \"traceEvents\": [";
+  bool first = true;
+  GatherText(mesh.world(), Events(mesh), [&](const std::string& events) {
+    // Every line ends in a comma.
+    if (!std::exchange(first, false)) out_ << ',';
+    out_ << '\n' << std::string_view(events).substr(0, events.rfind(','));
+  });
+  Collectively(mesh.world(), [&] {
     if (!mesh.is_root()) return;
-    // Every line ended in a comma.
-    all.resize(all.rfind(','));
-    out_ << "{\"displayTimeUnit\": \"ms\", \"traceEvents\": [\n" << all << "\n]}\n";
+    out_ << "\n]}\n";
     out_.close();
     if (!out_) ThrowFailure("run.trace: cannot write ", path_);
   });

@@ -15,11 +15,13 @@ namespace eyrie {
 
 class TraceFile {
  public:
-  // Creates the file, on the root rank, and starts recording. Collective over the mesh; throws
-  // kBadInput.
-  TraceFile(const std::string& path, const Mesh& mesh);
+  // Creates the file, on the root rank. Collective over the mesh; throws kBadInput. `device` is
+  // where the ranks compute.
+  TraceFile(const std::string& path, Device device, const Mesh& mesh);
 
   Trace& trace() { return trace_; }
+  // Starts the recording, at time 0. Collective over the mesh.
+  void Start(const Mesh& mesh);
   // Ends the recording, and writes that of all ranks; a second call does nothing. Collective over
   // the mesh.
   void Write(const Mesh& mesh);
@@ -32,7 +34,7 @@ class TraceFile {
   std::ofstream out_;
   bool written_ = false;
   Trace trace_;
-  Trace::Clock::time_point origin_;
+  Moment origin_;
 };
 
 }  // namespace eyrie

@@ -4,9 +4,11 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
+#include "core/moment.h"
 #include "core/tensor.h"
 
 namespace eyrie {
@@ -21,6 +23,9 @@ class Event {
     // Moves the operation on, if that takes the caller's help, without waiting. True when it is
     // known to be complete.
     virtual bool Progress() { return false; }
+    // When it completes, if a stream tells that, on which it was the last; to be asked for before
+    // another operation is started.
+    virtual std::optional<Moment> Completion() { return std::nullopt; }
   };
 
   Event() = default;  // already complete
@@ -36,6 +41,9 @@ class Event {
     pending_.reset();
   }
   bool Progress() { return pending_ == nullptr || pending_->Progress(); }
+  std::optional<Moment> Completion() {
+    return pending_ == nullptr ? std::nullopt : pending_->Completion();
+  }
 
  private:
   std::unique_ptr<Pending> pending_;

@@ -17,23 +17,23 @@ class CommunicatorWrapper : public Communicator {
   int rank() const override { return inner_.rank(); }
   int size() const override { return inner_.size(); }
   Event AllReduce(const Tensor& tensor, ReduceOp op) override {
-    return Pass({"all-reduce", tensor.bytes()}, inner_.AllReduce(tensor, op));
+    return Pass({"all-reduce", tensor.bytes()}, [&] { return inner_.AllReduce(tensor, op); });
   }
   Event AllGather(const Tensor& in, const Tensor& out) override {
-    return Pass({"all-gather", out.bytes()}, inner_.AllGather(in, out));
+    return Pass({"all-gather", out.bytes()}, [&] { return inner_.AllGather(in, out); });
   }
   Event ReduceScatter(const Tensor& in, const Tensor& out) override {
-    return Pass({"reduce-scatter", in.bytes()}, inner_.ReduceScatter(in, out));
+    return Pass({"reduce-scatter", in.bytes()}, [&] { return inner_.ReduceScatter(in, out); });
   }
   Event Broadcast(const Tensor& tensor, int root) override {
-    return Pass({"broadcast", tensor.bytes()}, inner_.Broadcast(tensor, root));
+    return Pass({"broadcast", tensor.bytes()}, [&] { return inner_.Broadcast(tensor, root); });
   }
   Event Exchange(const std::vector<Message>& sent, const std::vector<Message>& received) override {
     size_t bytes = 0;
     for (const auto* messages : {&sent, &received}) {
       for (const Message& message : *messages) bytes += message.tensor.bytes();
     }
-    return Pass({"exchange", bytes}, inner_.Exchange(sent, received));
+    return Pass({"exchange", bytes}, [&] { return inner_.Exchange(sent, received); });
   }
   void Progress() override { inner_.Progress(); }
   void Replayed() override { inner_.Replayed(); }
@@ -49,12 +49,17 @@ class CommunicatorWrapper : public Communicator {
     const char* name;
     size_t bytes;  // of the tensors on this rank
   };
-  // What to hand out instead of `event`, that of an operation just started in a group of several.
+  // Of an operation in a group of several: comes before it is started, and after, with its event,
+  // to say what to hand out instead.
+  virtual void Starting() {}
   virtual Event Started(const Operation& operation, Event event) = 0;
 
  private:
-  Event Pass(const Operation& operation, Event event) {
-    return size() == 1 ? std::move(event) : Started(operation, std::move(event));
+  template <class Start>
+  Event Pass(const Operation& operation, const Start& start) {
+    if (size() == 1) return start();
+    Starting();
+    return Started(operation, start());
   }
 
   Communicator& inner_;

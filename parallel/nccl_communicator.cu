@@ -280,7 +280,8 @@ class NcclCommunicator final : public Communicator {
   // Orders the compute stream after the operation.
   class Pending final : public Event::Pending {
    public:
-    Pending(EventPool& pool, cudaEvent_t done) : pool_(pool), done_(done) {}
+    Pending(EventPool& pool, cudaEvent_t done, cudaStream_t stream)
+        : pool_(pool), done_(done), stream_(stream) {}
     ~Pending() override {
       if (std::uncaught_exceptions() == 0) Pending::Wait();
     }
@@ -290,10 +291,12 @@ class NcclCommunicator final : public Communicator {
       pool_.Give(done_);
       done_ = nullptr;
     }
+    std::optional<Moment> Completion() override { return Moment(cuda::MarkStream(stream_)); }
 
    private:
     EventPool& pool_;
     cudaEvent_t done_;
+    cudaStream_t stream_;
   };
 
   // Whether what the stream is given goes into a graph.
@@ -322,7 +325,7 @@ class NcclCommunicator final : public Communicator {
     EYRIE_CUDA_CHECK(cudaEventRecord(done, stream_));
     // An event of a graph cannot be asked for, and asking would spoil the recording.
     if (!Records(stream_)) watch_->Add(name, stream_);
-    return Event(std::make_unique<Pending>(events_, done));
+    return Event(std::make_unique<Pending>(events_, done, stream_));
   }
 
   // All ranks of the group come here together, with their first operation on the GPU.

@@ -12,7 +12,7 @@
 namespace eyrie {
 namespace {
 
-using Clock = Trace::Clock;
+using Clock = Moment::Clock;
 
 class Transfer;
 
@@ -23,12 +23,14 @@ struct Observer {
   std::vector<Transfer*> under_way;
 };
 
-// An operation that has been started.
+// An operation that has been started. If `add`, its span is added when this rank learns of its
+// completion.
 class Transfer final : public Event::Pending {
  public:
-  Transfer(std::shared_ptr<Observer> observer, Trace::Span span, Event inner)
+  Transfer(std::shared_ptr<Observer> observer, Trace::Span span, bool add, Event inner)
       : observer_(std::move(observer)),
         span_(std::move(span)),
+        add_(add),
         range_(std::in_place, span_.name),
         inner_(std::move(inner)) {
     observer_->under_way.push_back(this);
@@ -50,11 +52,13 @@ class Transfer final : public Event::Pending {
   }
 
  private:
-  Clock::time_point Arrival() const { return span_.begin + observer_->latency; }
+  Clock::time_point Arrival() const { return begin_ + observer_->latency; }
   void Complete() {
-    span_.end = Clock::now();
     range_.reset();
-    if (observer_->trace != nullptr) observer_->trace->Add(span_);
+    if (add_) {
+      span_.end = Moment::OnHost();
+      observer_->trace->Add(span_);
+    }
     Leave();
     done_ = true;
   }
@@ -62,6 +66,8 @@ class Transfer final : public Event::Pending {
 
   std::shared_ptr<Observer> observer_;
   Trace::Span span_;
+  bool add_;
+  Clock::time_point begin_ = Clock::now();
   std::optional<ProfilerRange> range_;
   Event inner_;
   bool done_ = false;
@@ -80,18 +86,34 @@ class ObservedCommunicator final : public CommunicatorWrapper {
   }
 
  private:
+  bool recording() const { return observer_->trace != nullptr && observer_->trace->recording(); }
+
+  void Starting() override {
+    if (recording()) given_ = Moment::Of(observer_->trace->device());
+  }
   Event Started(const Operation& operation, Event event) override {
     Trace::Span span{.kind = Trace::Kind::kCommunication,
                      .name = operation.name,
                      .axis = axis_,
-                     .slice = observer_->trace == nullptr ? 0 : observer_->trace->slice(),
+                     .slice = recording() ? observer_->trace->slice() : 0,
                      .bytes = operation.bytes,
-                     .begin = Clock::now()};
-    return Event(std::make_unique<Transfer>(observer_, std::move(span), std::move(event)));
+                     .begin = Moment::OnHost()};
+    bool add = recording();
+    if (const auto completion = add ? event.Completion() : std::nullopt) {
+      // A stream takes one operation after the other.
+      span.begin = given_;
+      span.after = std::exchange(last_, *completion);
+      span.end = last_;
+      observer_->trace->Add(span);
+      add = false;
+    }
+    return Event(std::make_unique<Transfer>(observer_, std::move(span), add, std::move(event)));
   }
 
   const char* axis_;
   std::shared_ptr<Observer> observer_;
+  Moment given_;  // the latest operation: on a GPU, when the compute stream has made its data
+  Moment last_;   // the end of the latest one on a stream
 };
 
 }  // namespace

@@ -9,8 +9,9 @@
 namespace eyrie {
 
 // `mesh`, which must outlive it, with every operation recorded in `trace` (null: not) from its
-// start to the moment when this rank learnt of its completion, and every wait. An operation
-// completes no sooner than `latency` after its start; the rank may compute meanwhile.
+// start to its completion (on a GPU, on the communicator's stream), or to the moment when this rank
+// learnt of it (on a CPU), and every wait. An operation completes no sooner than `latency` after
+// its start; the rank may compute meanwhile.
 Mesh ObservedMesh(const Mesh& mesh, Trace* trace, std::chrono::microseconds latency);
 
 }  // namespace eyrie

@@ -1,5 +1,6 @@
 #include "parallel/trace.h"
 
+#include <exception>
 #include <utility>
 
 namespace eyrie {
@@ -13,12 +14,17 @@ Trace::Scope::Scope(Trace* trace, Kind kind, const std::string& what, const char
 }
 
 Trace::Scope::~Scope() {
-  if (trace_ != nullptr) trace_->Switch(std::move(outer_));
+  if (trace_ == nullptr) return;
+  // On a GPU that has failed there is nothing more to record; the error is on its way.
+  if (std::uncaught_exceptions() > 0) trace_->Stop();
+  trace_->Switch(std::move(outer_));
 }
 
 void Trace::Switch(Span next) {
-  current_.end = next.begin = Clock::now();
-  if (current_.kind != Kind::kIdle) Add(std::move(current_));
+  if (recording_) {
+    current_.end = next.begin = Moment::Of(device_);
+    if (current_.kind != Kind::kIdle) Add(std::move(current_));
+  }
   current_ = std::move(next);
 }
 

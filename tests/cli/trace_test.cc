@@ -4,31 +4,18 @@
 
 #include <algorithm>
 #include <map>
-#include <set>
 
+#include "tests/support/timeline.h"
 #include "tests/support/training_test.h"
 
 namespace eyrie {
 namespace {
 
-using nlohmann::json;
-
-struct Span {
-  double begin, end;
-  int slice;
-};
-
-// What one rank of a trace tells of an axis of the mesh.
-struct Timeline {
-  std::vector<Span> compute, communication, waits;
-};
-
 // Of an operation's time, how long another slice computed.
-double OtherSlicesComputed(const Timeline& timeline, const Span& operation) {
+double OtherSlicesComputed(const Timeline& timeline, const Timeline::Span& operation) {
   double sum = 0.0;
-  for (const Span& span : timeline.compute) {
-    if (span.slice == operation.slice) continue;
-    sum += std::max(0.0, std::min(span.end, operation.end) - std::max(span.begin, operation.begin));
+  for (const Timeline::Span& span : timeline.compute) {
+    if (span.slice != operation.slice) sum += Overlap(span, operation);
   }
   return sum;
 }
@@ -49,52 +36,23 @@ class TraceTest : public TrainingTest {
         TrainBriefly({"parallel." + axis + "=2", "train.batch_slices=" + std::to_string(slices),
                       "run.network_delay_us=5000", "run.trace=" + file, "run.trace_steps=2"});
     EXPECT_EQ(result.code, 0) << result.err;
-    const json trace = json::parse(ReadFile(file));
-    std::map<int, Timeline> ranks;
-    std::map<std::string, json> started;
-    std::set<std::string> names, optimizer;
-    for (const json& event : trace.at("traceEvents")) {
-      const std::string phase = event.at("ph");
-      const int rank = event.at("pid"), thread = event.at("tid");
-      if (phase == "M") {
-        names.insert(std::to_string(rank) + " " + event.at("args").at("name").get<std::string>());
-        continue;
+    std::map<int, Timeline> ranks = ReadTimelines(file);
+    EXPECT_EQ(ranks.size(), 2u);
+    for (auto& [rank, timeline] : ranks) {
+      int optimizer = 0;
+      for (const Timeline::Span& span : timeline.compute) {
+        EXPECT_LT(span.slice, slices);
+        optimizer += span.name == "optimizer";
       }
-      const std::string category = event.at("cat"), name = event.at("name");
-      const double time = event.at("ts");
-      EXPECT_GE(time, 0.0);
-      if (phase == "X") {
-        const double length = event.at("dur");
-        EXPECT_GE(length, 0.0);
-        const Span span{time, time + length, thread};
-        EXPECT_LT(thread, slices);
-        if (category == "compute") ranks[rank].compute.push_back(span);
-        if (category == "compute" && name == "optimizer") {
-          optimizer.insert(std::to_string(rank) + " at " + std::to_string(time));
-        }
-        if (category == "wait" && event.at("args").at("axis") == axis) {
-          ranks[rank].waits.push_back(span);
-        }
-        continue;
+      EXPECT_EQ(optimizer, 2);  // a step
+      for (const Timeline::Span& span : timeline.communication) {
+        EXPECT_GE(span.end - span.begin, 4999.0) << span.name;
       }
-      EXPECT_EQ(category, "communication");
-      const std::string id = event.at("id");
-      if (phase == "b") {
-        EXPECT_TRUE(started.emplace(id, event).second) << id;
-        continue;
-      }
-      EXPECT_EQ(phase, "e");
-      EXPECT_EQ(started.count(id), 1u) << id;
-      const json& args = event.at("args");
-      const Span span{started[id].at("ts"), time, args.at("slice")};
-      EXPECT_GE(span.end - span.begin, 4999.0) << name;
-      if (args.at("axis") == axis) ranks[rank].communication.push_back(span);
-      started.erase(id);
+      EXPECT_TRUE(timeline.threads.contains("slice 0"));
+      EXPECT_EQ(timeline.threads.contains("slice 1"), slices == 2);
+      timeline.ExpectOneThingAtATime();
+      timeline.communication = timeline.Along(timeline.communication, axis);
     }
-    EXPECT_TRUE(started.empty());
-    for (const char* expected : {"0 slice 0", "1 slice 0"}) EXPECT_TRUE(names.contains(expected));
-    EXPECT_EQ(names.contains("1 slice 1"), slices == 2);
-    EXPECT_EQ(optimizer.size(), 4u);  // two ranks, two steps
     return ranks;
   }
 };
@@ -107,9 +65,10 @@ TEST_F(TraceTest, SlicesComputeWhileMessagesTravel) {
     ASSERT_EQ(sliced.size(), 2u);
     for (const int rank : {0, 1}) {
       const auto hidden = [](const Timeline& timeline) {
-        return std::count_if(
-            timeline.communication.begin(), timeline.communication.end(),
-            [&](const Span& operation) { return OtherSlicesComputed(timeline, operation) > 0; });
+        return std::count_if(timeline.communication.begin(), timeline.communication.end(),
+                             [&](const Timeline::Span& operation) {
+                               return OtherSlicesComputed(timeline, operation) > 0;
+                             });
       };
       // Each slice has operations of its own, and nearly all are hidden: only a slice that is alone
       // has nothing to wait with, and what is done once a step.
@@ -118,12 +77,6 @@ TEST_F(TraceTest, SlicesComputeWhileMessagesTravel) {
       EXPECT_GT(operations, 1.8 * static_cast<double>(whole[rank].communication.size()));
       EXPECT_EQ(hidden(whole[rank]), 0);
       EXPECT_GT(static_cast<double>(hidden(sliced[rank])), 0.9 * operations);
-      // One thing at a time.
-      std::vector<Span> busy = sliced[rank].compute;
-      busy.insert(busy.end(), sliced[rank].waits.begin(), sliced[rank].waits.end());
-      std::sort(busy.begin(), busy.end(),
-                [](const Span& a, const Span& b) { return a.begin < b.begin; });
-      for (size_t i = 1; i < busy.size(); ++i) EXPECT_GE(busy[i].begin, busy[i - 1].end - 0.01);
     }
   }
 }

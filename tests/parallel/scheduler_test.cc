@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "parallel/communicator_wrapper.h"
 #include "parallel/observed_mesh.h"
 #include "tests/support/fake_communicator.h"
 
@@ -103,12 +104,12 @@ TEST(Scheduler, RanksWithUnequalMessagesKeepOneOrder) {
   });
 }
 
-double Milliseconds(const Trace::Span& a) {
-  return std::chrono::duration<double, std::milli>(a.end - a.begin).count();
-}
+double Milliseconds(const Trace::Span& a) { return 1e3 * a.end.SecondsSince(a.begin); }
 
 TEST(Trace, AnInnerScopeInterruptsTheOuterOne) {
   Trace trace;
+  { const Trace::Scope early(&trace, Trace::Kind::kCompute, "early"); }
+  trace.Start();
   {
     const Trace::Scope outer(&trace, Trace::Kind::kCompute, "layer", " forward");
     std::this_thread::sleep_for(milliseconds(2));
@@ -126,7 +127,9 @@ TEST(Trace, AnInnerScopeInterruptsTheOuterOne) {
   for (const size_t i : {0, 1, 2}) {
     EXPECT_EQ(spans[i].name, i == 1 ? "other" : "layer forward");
     EXPECT_EQ(spans[i].slice, i == 1 ? 1 : 0);
-    EXPECT_GE(spans[i].begin, i == 0 ? spans[0].begin : spans[i - 1].end);
+    if (i > 0) {
+      EXPECT_GE(spans[i].begin.SecondsSince(spans[i - 1].end), 0.0);
+    }
     EXPECT_GE(Milliseconds(spans[i]), i < 2 ? 2.0 : 0.0);
   }
 }
@@ -135,13 +138,14 @@ TEST(ObservedMesh, OperationsTakeAtLeastTheLatencyWhileTheRankComputes) {
   RunRanks(2, [](std::unique_ptr<Communicator> world) {
     const Mesh plain({.tensor = 2}, std::move(world));
     Trace trace;
+    trace.Start();
     const Mesh mesh = ObservedMesh(plain, &trace, milliseconds(20));
     double x = 1, y = 2;
-    const auto start = Trace::Clock::now();
+    const auto start = Moment::Clock::now();
     Event a = mesh.tensor().AllReduce(Tensor{&x, DType::kF64, Device::kCpu, {1}}, ReduceOp::kSum);
     Event b = mesh.tensor().AllReduce(Tensor{&y, DType::kF64, Device::kCpu, {1}}, ReduceOp::kSum);
     a.Wait();
-    EXPECT_GE(Trace::Clock::now() - start, milliseconds(20));
+    EXPECT_GE(Moment::Clock::now() - start, milliseconds(20));
     // They travelled at the same time: a look tells that the second one is there too.
     std::this_thread::sleep_until(start + milliseconds(60));
     mesh.world().Progress();
@@ -168,6 +172,61 @@ TEST(ObservedMesh, OperationsTakeAtLeastTheLatencyWhileTheRankComputes) {
     EXPECT_EQ(under_way[0].bytes, 8u);
     b.Wait();
     EXPECT_EQ(trace.spans().size(), 3u);
+  });
+}
+
+// Operations whose completion is known from the start, as that of a GPU's streams.
+class StreamingCommunicator final : public CommunicatorWrapper {
+ public:
+  using CommunicatorWrapper::CommunicatorWrapper;
+
+ private:
+  class Pending final : public Event::Pending {
+   public:
+    explicit Pending(Event inner) : inner_(std::move(inner)) {}
+    void Wait() override { inner_.Wait(); }
+    std::optional<Moment> Completion() override { return end_; }
+
+   private:
+    Event inner_;
+    Moment end_ = Moment::OnHost();
+  };
+  Event Started(const Operation& /*operation*/, Event event) override {
+    return Event(std::make_unique<Pending>(std::move(event)));
+  }
+};
+
+TEST(ObservedMesh, TakesAStreamsWordForWhenAnOperationEnds) {
+  RunRanks(2, [](std::unique_ptr<Communicator> world) {
+    const Mesh plain({.tensor = 2}, std::move(world));
+    const Mesh streaming(plain, [](const char* /*axis*/, Communicator& inner) {
+      return std::make_unique<StreamingCommunicator>(inner);
+    });
+    Trace trace;
+    const Mesh mesh = ObservedMesh(streaming, &trace, milliseconds(0));
+    double x = 1;
+    const Tensor view{&x, DType::kF64, Device::kCpu, {1}};
+    // Given before the recording starts.
+    Event early = mesh.tensor().AllReduce(view, ReduceOp::kSum);
+    trace.Start();
+    early.Wait();
+    std::vector<Event> events;
+    for (int i = 0; i < 2; ++i) events.push_back(mesh.tensor().AllReduce(view, ReduceOp::kSum));
+    const Moment given = Moment::OnHost();
+    std::this_thread::sleep_for(milliseconds(2));
+    events.clear();
+    EXPECT_EQ(x, 8);
+
+    std::vector<Trace::Span> under_way;
+    for (const Trace::Span& span : trace.spans()) {
+      if (span.kind == Trace::Kind::kCommunication) under_way.push_back(span);
+    }
+    ASSERT_EQ(under_way.size(), 2u);
+    for (const Trace::Span& span : under_way) {
+      EXPECT_GE(span.end.SecondsSince(span.begin), 0.0);
+      EXPECT_LE(span.end.SecondsSince(given), 0.0);
+    }
+    EXPECT_EQ(under_way[1].after.SecondsSince(under_way[0].end), 0.0);
   });
 }
 
