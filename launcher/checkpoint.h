@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -55,7 +56,8 @@ void LoadParameters(const std::filesystem::path& checkpoint, const config::Manif
 std::string CheckpointName(int64_t step);
 
 // Removes the oldest checkpoints beyond `keep` (0: keeps all), and what interrupted saves left.
-// Call on one rank, while no save is under way.
+// Call on one rank, while no save is under way. Throws, in the end, of the first that it could not
+// remove.
 void PruneCheckpoints(const std::filesystem::path& directory, int64_t keep);
 
 // The complete checkpoint of the highest step, if `directory` (a checkpoints/) holds or is any.
@@ -64,6 +66,16 @@ std::optional<std::filesystem::path> NewestCheckpoint(const std::filesystem::pat
 // What a user means by `path`: a checkpoint itself, or the newest one of a run directory or of a
 // checkpoints folder. Throws kBadInput naming `path` if there is none.
 std::filesystem::path FindCheckpoint(const std::filesystem::path& path);
+
+struct FoundCheckpoint {
+  std::filesystem::path path;
+  config::Manifest manifest;
+};
+// What `find` returns on the root, for all ranks: whatever they see of a file system, they go on
+// from the same checkpoint. Collective; throws an AgreedError of what `find` and ReadManifest
+// throw.
+std::optional<FoundCheckpoint> FindOnRoot(
+    Communicator& world, const std::function<std::optional<std::filesystem::path>()>& find);
 
 struct CheckpointSize {
   int64_t files = 0;  // the manifest included

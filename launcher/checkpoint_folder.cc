@@ -7,9 +7,11 @@
 #include <string_view>
 #include <system_error>
 
+#include "launcher/agree.h"
 #include "launcher/checkpoint.h"
 #include "launcher/manifest.h"
 #include "launcher/staged_directory.h"
+#include "parallel/text_messages.h"
 
 namespace eyrie {
 namespace {
@@ -103,18 +105,27 @@ std::string CheckpointName(int64_t step) {
 
 void PruneCheckpoints(const fs::path& directory, int64_t keep) {
   const Folder folder = List(directory);
-  for (const fs::path& path : folder.leftovers) Remove(path);
-  if (keep <= 0) return;
+  std::optional<Error> first;
+  const auto attempt = [&](const auto& body) {
+    try {
+      body();
+    } catch (const Error& error) {
+      if (!first) first = error;
+    }
+  };
+  for (const fs::path& path : folder.leftovers) attempt([&] { Remove(path); });
   int64_t excess = static_cast<int64_t>(folder.checkpoints.size()) - keep;
-  for (const auto& [step, path] : folder.checkpoints) {
-    if (excess-- <= 0) break;
-    // Under another name first: half a checkpoint must not look like one.
-    const fs::path doomed = TemporaryName(directory / CheckpointName(step), getpid());
-    std::error_code error;
-    fs::rename(path, doomed, error);
-    if (error) ThrowFailure(path.string(), ": cannot remove: ", error.message());
-    Remove(doomed);
+  for (auto each = folder.checkpoints.begin(); keep > 0 && excess > 0; ++each, --excess) {
+    attempt([&, step = each->first, path = each->second] {
+      // Under another name first: half a checkpoint must not look like one.
+      const fs::path doomed = TemporaryName(directory / CheckpointName(step), getpid());
+      std::error_code error;
+      fs::rename(path, doomed, error);
+      if (error) ThrowFailure(path.string(), ": cannot remove: ", error.message());
+      Remove(doomed);
+    });
   }
+  if (first) throw Error(*first);
 }
 
 std::optional<fs::path> NewestCheckpoint(const fs::path& directory) {
@@ -131,6 +142,24 @@ fs::path FindCheckpoint(const fs::path& path) {
   std::error_code error;
   if (!fs::exists(path, error)) ThrowBadInput(path.string(), ": no such directory");
   ThrowBadInput(path.string(), ": holds no complete checkpoint");
+}
+
+std::optional<FoundCheckpoint> FindOnRoot(Communicator& world,
+                                          const std::function<std::optional<fs::path>()>& find) {
+  FoundCheckpoint found;
+  std::string manifest;
+  Collectively(world, [&] {
+    if (world.rank() != 0) return;
+    found.path = find().value_or("");
+    if (found.path.empty()) return;
+    found.manifest = ReadManifest(found.path);
+    manifest = found.manifest.SerializeAsString();
+  });
+  found.path = BroadcastText(world, found.path.string());
+  if (found.path.empty()) return std::nullopt;
+  const std::string text = BroadcastText(world, manifest);
+  EYRIE_CHECK(found.manifest.ParseFromString(text));
+  return found;
 }
 
 }  // namespace eyrie

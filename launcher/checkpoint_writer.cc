@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstring>
 #include <optional>
 #include <thread>
@@ -175,6 +176,12 @@ CheckpointWriter::Progress CheckpointWriter::progress() const {
 
 void CheckpointWriter::Finish() {
   EYRIE_CHECK(under_way());
+  // A disk may stall for longer than ranks wait for one another: they meet while any still writes.
+  const auto writing = [&] {
+    const double mine = progress() == Progress::kWriting ? 1 : 0;
+    return AllReduceValue(mesh_.world(), mine, ReduceOp::kMax) != 0;
+  };
+  while (writing()) std::this_thread::sleep_for(std::chrono::milliseconds(20));
   // If an error leaves this function, the staged directory goes; all ranks have stopped writing.
   if (save_->thread.joinable()) save_->thread.join();
   const std::unique_ptr<Save> save = std::move(save_);

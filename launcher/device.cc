@@ -1,9 +1,12 @@
 #include "launcher/device.h"
 
+#include <algorithm>
 #include <utility>
+#include <vector>
 
 #include "core/device.h"
 #include "launcher/agree.h"
+#include "launcher/host_name.h"
 #include "launcher/node_memory.h"
 #include "parallel/nccl_communicator.h"
 
@@ -62,19 +65,45 @@ double AvailableMemory(Device device, int ranks_on_node) {
   return NodeMemory() / ranks_on_node;
 }
 
-std::unique_ptr<Communicator> UseDevice(const config::Config& config,
-                                        std::unique_ptr<Communicator> world) {
-  if (DeviceOf(config) == Device::kCpu) return world;
-  const auto node = world->SplitNode();
-  const int ranks = node->size();
-  Collectively(*world, [&] {
-    const int gpus = cuda::DeviceCount();
-    if (ranks > gpus) {
+namespace {
+
+// The GPU of this rank's number on its node; or the only one it sees, as of launchers that show
+// each rank its own.
+void SelectGpu(Communicator& world) {
+  const auto node = world.SplitNode();
+  const int ranks = node->size(), gpus = cuda::DeviceCount();
+  const int index = gpus == 1 ? 0 : node->rank();
+  cuda::DeviceId id{};
+  static_assert(sizeof(id) % sizeof(int32_t) == 0);
+  constexpr int64_t kWords = sizeof(id) / sizeof(int32_t);
+  std::vector<cuda::DeviceId> ids(static_cast<size_t>(ranks));
+  Collectively(world, [&] {
+    if (index < gpus) id = cuda::IdOf(index);
+  });
+  node->AllGather(Tensor{&id, DType::kI32, Device::kCpu, {kWords}},
+                  Tensor{ids.data(), DType::kI32, Device::kCpu, {ranks * kWords}})
+      .Wait();
+  Collectively(world, [&] {
+    if (index >= gpus || std::count(ids.begin(), ids.end(), id) > 1) {
       ThrowBadInput("run.device: ", ranks, " ranks on a node with ", gpus,
                     gpus == 1 ? " GPU" : " GPUs", "; a GPU serves one rank");
     }
-    cuda::SelectDevice(node->rank());
+    cuda::SelectDevice(index);
   });
+}
+
+}  // namespace
+
+std::unique_ptr<Communicator> UseDevice(const config::Config& config,
+                                        std::unique_ptr<Communicator> world) {
+  const bool gpu = DeviceOf(config) == Device::kCuda;
+  const bool any_gpu = AllReduceValue(*world, gpu ? 1 : 0, ReduceOp::kMax) != 0;
+  Collectively(*world, [&] {
+    if (gpu == any_gpu) return;
+    ThrowBadInput("run.device: ", HostName(), " has no GPU that CUDA can use, but others have");
+  });
+  if (!any_gpu) return world;
+  SelectGpu(*world);
   if constexpr (kCudaBuild) {
     return MakeNcclCommunicator(std::move(world), config.run().timeout_seconds());
   }

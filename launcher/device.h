@@ -26,9 +26,10 @@ void ValidateDevice(const config::Config& config, ConfigErrors& errors);
 // selected, or an equal share of the memory of a node (NodeMemory) with so many ranks.
 double AvailableMemory(Device device, int ranks_on_node);
 
-// Makes this rank's GPU, if the run computes on GPUs, the one of its number on the node, and gives
-// back a communicator of the same ranks that also moves tensors between GPUs. Throws kBadInput
-// where a node has fewer GPUs than ranks.
+// Makes this rank's GPU, if the run computes on GPUs, the one of its number on the node, or the
+// only one that it sees, and gives back a communicator of the same ranks that also moves tensors
+// between GPUs. Throws an AgreedError where two ranks of a node would share a GPU, or where some
+// ranks have one and others none.
 std::unique_ptr<Communicator> UseDevice(const config::Config& config,
                                         std::unique_ptr<Communicator> world);
 

@@ -10,6 +10,7 @@
 
 #include "launcher/agree.h"
 #include "launcher/run_lock.h"
+#include "launcher/shared_directory.h"
 
 namespace eyrie {
 namespace {
@@ -61,6 +62,10 @@ void CheckRunDirectory(const fs::path& directory, Communicator& world) {
     if (error) {
       ThrowBadInput("run.directory: cannot create ", directory.string(), ": ", error.message());
     }
+  });
+  RequireShared(directory, world);
+  Collectively(world, [&] {
+    std::error_code error;
     RequireUnlocked(directory);
     Probe(directory);
     for (const char* folder : {"checkpoints", "logs"}) {

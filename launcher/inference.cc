@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <numeric>
+#include <optional>
 #include <utility>
 
 #include "launcher/agree.h"
@@ -20,11 +21,11 @@ constexpr int64_t kChunk = 256;
 }  // namespace
 
 Inference::Inference(const InferenceOptions& options, Layout layout, Job& job) {
-  std::filesystem::path checkpoint;
-  config::Manifest manifest;
+  const auto found =
+      FindOnRoot(job.world(), [&] { return std::optional(FindCheckpoint(options.checkpoint)); });
+  const std::filesystem::path& checkpoint = found->path;
+  const config::Manifest& manifest = found->manifest;
   Collectively(job.world(), [&] {
-    checkpoint = FindCheckpoint(options.checkpoint);
-    manifest = ReadManifest(checkpoint);
     tokenizer_ = TokenizerOf(checkpoint, manifest);
     config_ = manifest.config();
     config_.clear_parallel();

@@ -1,7 +1,5 @@
 #include "launcher/tensorboard.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -11,6 +9,7 @@
 #include <string_view>
 
 #include "core/error.h"
+#include "launcher/host_name.h"
 
 namespace eyrie {
 namespace {
@@ -61,12 +60,9 @@ fs::path NextFile(const fs::path& directory) {
     if (!name.starts_with(kPrefix)) continue;
     time = std::max(time, std::strtoll(name.c_str() + kPrefix.size(), nullptr, 10) + 1);
   }
-  char host[256] = "";
-  if (gethostname(host, sizeof host - 1) != 0 || host[0] == '\0')
-    std::snprintf(host, 10, "unknown");
   char digits[32];
   std::snprintf(digits, sizeof digits, "%010lld.", time);
-  return directory / StrCat(kPrefix, digits, host);
+  return directory / StrCat(kPrefix, digits, HostName());
 }
 
 }  // namespace

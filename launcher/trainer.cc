@@ -91,27 +91,42 @@ std::vector<NamedFlat> Trainer::Groups() const {
 
 void Trainer::Start() {
   const fs::path checkpoints = directory_ / "checkpoints";
-  std::optional<fs::path> from;
-  Collectively(mesh_.world(), [&] {
+  const auto found = FindOnRoot(mesh_.world(), [&] {
     const std::string& resume = config_.checkpoint().resume();
-    from = NewestCheckpoint(checkpoints);
+    std::optional<fs::path> from = NewestCheckpoint(checkpoints);
     if (resume == "never" && from) {
       ThrowBadInput("checkpoint.resume is \"never\", but ", from->string(), " exists");
     }
     if (resume != "never" && resume != "newest" && !from) from = FindCheckpoint(resume);
+    return from;
   });
   Collectively(mesh_.world(), [&] {
-    if (!from) {
+    if (!found) {
       params_.Initialise(config_.train().seed());
       return;
     }
-    const config::Manifest manifest = ReadManifest(*from);
-    RequireSameModel(manifest.config().model(), config_.model(), from->string());
-    position_ = LoadCheckpoint(*from, manifest, params_, Groups());
-    if (from->parent_path() == checkpoints) saved_step_ = position_.step;
-    source_ = from->string();
+    const auto& [from, manifest] = *found;
+    RequireSameModel(manifest.config().model(), config_.model(), from.string());
+    position_ = LoadCheckpoint(from, manifest, params_, Groups());
+    source_ = from.string();
+    if (from.parent_path() != checkpoints) return;
+    saved_step_ = position_.step;
+    if (mesh_.is_root()) WarnOfOtherData(manifest.config());
   });
-  if (from && params_.masters().defined()) params_.PublishMasters();
+  if (found && params_.masters().defined()) params_.PublishMasters();
+}
+
+void Trainer::WarnOfOtherData(const config::Config& before) const {
+  const auto compare = [&](const char* field, const auto& was, const auto& is) {
+    if (was == is || position_.samples == 0) return;
+    LOG(WARNING) << source_ << ": " << field << " was " << was << ", and is " << is
+                 << ": the sequences after the first " << position_.samples
+                 << " are not those that would have followed";
+  };
+  compare("train.seed", before.train().seed(), config_.train().seed());
+  compare("train.sequence_length", before.train().sequence_length(),
+          config_.train().sequence_length());
+  compare("data.train", before.data().train(), config_.data().train());
 }
 
 std::string Trainer::Summary() const {
@@ -279,7 +294,12 @@ void Trainer::FinishSave() {
   if (!writer_.under_way()) return;
   writer_.Finish();
   Collectively(mesh_.world(), [&] {
-    if (mesh_.is_root()) PruneCheckpoints(directory_ / "checkpoints", config_.checkpoint().keep());
+    if (!mesh_.is_root()) return;
+    try {
+      PruneCheckpoints(directory_ / "checkpoints", config_.checkpoint().keep());
+    } catch (const Error& error) {  // a reader may hold it; nothing is lost
+      LOG(WARNING) << error.what();
+    }
   });
   LOG(INFO) << "saved step " << saved_step_;
 }
@@ -296,7 +316,8 @@ ExitCode Trainer::Run() {
   try {
     return RunSteps();
   } catch (const AgreedError&) {
-    FinishSave();  // of a step before
+    params_.GatherDone();  // no message may be under way when its memory goes
+    FinishSave();          // of a step before
     throw;
   }
 }
@@ -326,6 +347,7 @@ ExitCode Trainer::RunSteps() {
                 static_cast<long long>(position_.step), static_cast<long long>(train.steps()));
   }
   int signal = 0;
+  if (trace_ != nullptr) trace_->Start(mesh_);
   while (position_.step < last && signal == 0) {
     StepMetrics metrics = Step();
     const int64_t step = position_.step;

@@ -41,6 +41,8 @@ class Trainer {
   std::vector<NamedFlat> Groups() const;
   // Picks what to start from and loads it.
   void Start();
+  // Of settings that say which sequences come when, if others than those of the run so far.
+  void WarnOfOtherData(const config::Config& before) const;
   // One optimiser step.
   StepMetrics Step();
   // Where this run ends: the last step, or stop_after.

@@ -2,6 +2,7 @@
 
 #include <set>
 
+#include "kernels/norm/rms_norm.h"
 #include "layers/mixers/attention.h"
 #include "layers/mixers/glu.h"
 #include "layers/mixers/lightning.h"
@@ -101,6 +102,9 @@ void ValidateModel(const config::ModelConfig& model, int64_t tensor, ConfigError
 }
 
 void ValidateModelOnGpu(const config::ModelConfig& model, DType activations, ConfigErrors& errors) {
+  if (model.width() > kMaxNormWidthCuda) {
+    errors.Add("model.width = ", model.width(), "; GPUs take at most ", kMaxNormWidthCuda);
+  }
   std::set<std::string> seen;
   for (const std::string& pattern : model.pattern()) {
     for (const std::string& name : SplitPatternEntry(pattern)) {

@@ -10,13 +10,16 @@
 //   P = softmax(dh^-1/2 q k^T)      o = P v
 //
 // B sequences, T tokens, H query heads, dh head width, P past rows. float32 or float64 on the CPU;
-// float32 or bfloat16 on a GPU, where dh divides by 4 and is at most 256, and bfloat16 with a dh
-// that divides by 8 runs on the tensor cores. lse keeps full precision (core/dtype.h).
+// float32 or bfloat16 on a GPU, where dh divides by 4 and is at most kMaxAttentionCudaWidth, and
+// bfloat16 with a dh that divides by 8 runs on the tensor cores. lse keeps full precision
+// (core/dtype.h).
 #pragma once
 
 #include "core/tensor.h"
 
 namespace eyrie {
+
+inline constexpr int64_t kMaxAttentionCudaWidth = 256;
 
 // Pairs of a query and a key that it sees, of one head and a sequence that is one document, for the
 // `tokens` queries that follow `before` others.

@@ -119,7 +119,7 @@ T* Pointer(const char* kernel, const Tensor& tensor) {
 template <class T, class Args>
 AttentionView<T> ViewOf(const char* kernel, const Args& args) {
   const AttentionSizes sizes = SizesOf(args);
-  if (sizes.width % 4 != 0 || sizes.width > 256) {
+  if (sizes.width % 4 != 0 || sizes.width > kMaxAttentionCudaWidth) {
     ThrowFailure(kernel, ": no CUDA body for a head width of ", sizes.width);
   }
   if (sizes.rows() > INT_MAX / 2 || sizes.keys() > INT_MAX / 2) {

@@ -117,12 +117,14 @@ struct AttentionSizes {
 // Those of a forward or backward pass's arguments.
 template <class Args>
 AttentionSizes SizesOf(const Args& args) {
+  const int64_t past = args.past_k.defined() ? args.past_k.dim(1) : 0;
   return {.sequences = args.q.dim(0),
           .tokens = args.q.dim(1),
           .heads = args.q.dim(2),
           .width = args.q.dim(3),
-          .past = args.past_k.defined() ? args.past_k.dim(1) : 0,
-          .window = args.window};
+          .past = past,
+          // As far as there are keys; 0, all of them, stays.
+          .window = std::min(args.window, args.k.dim(1) + past)};
 }
 
 // Parts that the keys of a tile of queries are cut into, each for a block of its own: more than one

@@ -16,7 +16,7 @@
 // B sequences, T tokens, H heads of width dk (keys) and dv (values); positions rise by one inside a
 // document. States, rate and what a summary holds have full precision, the others the activations'
 // type: float32, on the CPU also float64, on a GPU also bfloat16. On a GPU dk and dv are at most
-// 256.
+// kMaxLightningCudaWidth.
 //
 // A workspace is scratch of float32: as many elements as the function beside it says; where that is
 // 0, it may be absent. Its contents mean nothing before and after a call.
@@ -25,6 +25,8 @@
 #include "core/tensor.h"
 
 namespace eyrie {
+
+inline constexpr int64_t kMaxLightningCudaWidth = 256;
 
 struct LightningAttentionForwardArgs {
   Tensor q, k;       // [B, T, H, dk]

@@ -46,8 +46,9 @@ void RunChunks(const LightningView<__nv_bfloat16>& view, int sequences, bool ten
 void LightningPassCuda(const LightningPass& pass, const Tensor& workspace) {
   const char* kernel = "LightningAttention";
   const int64_t keys = pass.k.dim(3), values = pass.v.dim(3);
-  EYRIE_CHECK(keys <= kMaxLightningWidth && values <= kMaxLightningWidth, kernel, ": heads of ",
-              keys, " keys and ", values, " values, at most ", kMaxLightningWidth);
+  EYRIE_CHECK(keys <= kMaxLightningCudaWidth && values <= kMaxLightningCudaWidth, kernel,
+              ": heads of ", keys, " keys and ", values, " values, at most ",
+              kMaxLightningCudaWidth);
   const int sequences = static_cast<int>(pass.k.dim(0));
   const LightningChunks chunks(pass.k, pass.v);
   DispatchCuda(kernel, pass.k, [&]<class T>(T) {

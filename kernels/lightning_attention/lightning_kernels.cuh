@@ -55,7 +55,4 @@ void LightningChunksMma(const LightningView<__nv_bfloat16>& view, int sequences)
 template <class T>
 void LightningChunksPlain(const LightningView<T>& view, int sequences);
 
-// The most keys and values of a head.
-inline constexpr int kMaxLightningWidth = 256;
-
 }  // namespace eyrie

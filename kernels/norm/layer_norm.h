@@ -9,7 +9,7 @@
 //
 // N rows of G groups of D channels. mean, rstd and dweight have full precision, the others the
 // activations' type: float32, on the CPU also float64, on a GPU also bfloat16, where D is at most
-// 16384.
+// kMaxNormWidthCuda (rms_norm.h).
 #pragma once
 
 #include "core/tensor.h"

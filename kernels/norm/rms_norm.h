@@ -5,12 +5,15 @@
 // or without one: SimpleRMSNorm (Qin et al., "TransNormerLLM", arXiv:2307.14995, equation 14).
 //
 // N rows of width D. rstd and dweight have full precision, the others the activations' type:
-// float32, on the CPU also float64, on a GPU also bfloat16, where D is at most 16384.
+// float32, on the CPU also float64, on a GPU also bfloat16, where D is at most
+// kMaxNormWidthCuda, the widest rows that a block of threads holds in its registers.
 #pragma once
 
 #include "core/tensor.h"
 
 namespace eyrie {
+
+inline constexpr int64_t kMaxNormWidthCuda = 16384;
 
 struct RmsNormForwardArgs {
   Tensor x;       // [..., D], N rows

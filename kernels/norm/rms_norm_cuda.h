@@ -6,8 +6,6 @@
 
 namespace eyrie {
 
-// The widest rows that a block can hold in its registers.
-inline constexpr int64_t kMaxNormWidthCuda = 16384;
 inline void CheckNormWidth(const char* kernel, int64_t width, int64_t most = kMaxNormWidthCuda) {
   EYRIE_CHECK(width <= most, kernel, ": rows or groups of ", width, " elements, at most ", most);
 }

@@ -1,5 +1,6 @@
 // eyrie: trains recurrent language models on many machines. See docs/architecture.md.
 #include <fcntl.h>
+#include <sys/resource.h>
 
 #include <CLI/CLI.hpp>
 #include <cerrno>
@@ -38,6 +39,15 @@ void OccupyClosedStreams() {
   }
 }
 
+// A checkpoint has a file for each rank that wrote it, and any number of ranks may read them all:
+// as many files may be open as the system allows, not as many as it thinks usual.
+void AllowManyFiles() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 // The exit code of a command, once all that it printed is out.
 int AfterOutput(eyrie::ExitCode code) {
   std::cout.flush();
@@ -58,6 +68,7 @@ int main(int argc, char** argv) {
   // A limit on the size of files is then an error of a write, like a full disk.
   std::signal(SIGXFSZ, SIG_IGN);
   OccupyClosedStreams();
+  AllowManyFiles();
   CLI::App app{
       "Trains Griffin, Hawk, xLSTM, Mamba, TransNormerLLM and Transformer language models on many\n"
       "ranks, and works with their checkpoints. Start distributed commands with mpirun; alone, a\n"

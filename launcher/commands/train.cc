@@ -17,6 +17,7 @@
 #include "launcher/job.h"
 #include "launcher/measure.h"
 #include "launcher/run_lock.h"
+#include "launcher/shared_directory.h"
 #include "launcher/trace_file.h"
 #include "launcher/trainer.h"
 #include "parallel/observed_mesh.h"
@@ -28,8 +29,8 @@ namespace {
 // go on for a while, and a file server keeps the lock of a lost machine for a minute or two.
 std::chrono::seconds PatienceOf(const config::Config& config) {
   constexpr int64_t kMost = 120;
-  const int64_t timeout = config.run().timeout_seconds();  // 0: none
-  return std::chrono::seconds(timeout > 0 ? std::min(timeout, kMost) : kMost);
+  const int64_t timeout = config.run().timeout_seconds();
+  return std::chrono::seconds(std::min(timeout, kMost));
 }
 
 struct TrainOptions {
@@ -88,11 +89,17 @@ ExitCode Train(const TrainOptions& options, Job& job) {
       if (job.world().rank() == 0) lock.emplace(config.run().directory(), PatienceOf(config));
     }
   });
-  if (options.dry_run) CheckRunDirectory(config.run().directory(), job.world());
+  if (options.dry_run) {
+    CheckRunDirectory(config.run().directory(), job.world());
+  } else {
+    RequireShared(config.run().directory(), job.world());
+  }
   const Mesh plain = job.MakeMesh(config);
   RequireMemory(config, job.world());
   std::optional<TraceFile> trace;
-  if (!options.dry_run && !config.run().trace().empty()) trace.emplace(config.run().trace(), plain);
+  if (!options.dry_run && !config.run().trace().empty()) {
+    trace.emplace(config.run().trace(), DeviceOf(config), plain);
+  }
   // What goes through the observed mesh is recorded, or delayed.
   std::optional<Mesh> observed;
   if (trace || config.run().network_delay_us() > 0) {

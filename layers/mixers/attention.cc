@@ -233,13 +233,21 @@ void Validate(const config::ModelConfig& model, int64_t tensor, ConfigErrors& er
   if (own.rotary_base() <= 0) errors.Add("model.attention.rotary_base must be positive");
 }
 
+void ValidateOnGpu(const config::ModelConfig& model, DType /*activations*/, ConfigErrors& errors) {
+  const int64_t width = model.attention().head_width();
+  if (width <= kMaxAttentionCudaWidth) return;
+  errors.Add("model.attention.head_width = ", width, "; GPUs take at most ",
+             kMaxAttentionCudaWidth);
+}
+
 }  // namespace
 
 MixerEntry GlobalAttentionMixerEntry() {
   return {"attention", Validate,
           [](const config::ModelConfig& model, int64_t) -> std::unique_ptr<Mixer> {
             return std::make_unique<AttentionMixer>(model, 0);
-          }};
+          },
+          /*min_chunk=*/1, ValidateOnGpu};
 }
 
 MixerEntry LocalAttentionMixerEntry() {
@@ -250,7 +258,8 @@ MixerEntry LocalAttentionMixerEntry() {
           },
           [](const config::ModelConfig& model, int64_t) -> std::unique_ptr<Mixer> {
             return std::make_unique<AttentionMixer>(model, model.attention().window());
-          }};
+          },
+          /*min_chunk=*/1, ValidateOnGpu};
 }
 
 }  // namespace eyrie

@@ -9,11 +9,13 @@
 #include "kernels/gated_norm/gated_norm.h"
 #include "kernels/lightning_attention/lightning_attention.h"
 #include "kernels/lrpe/lrpe.h"
+#include "layers/registry.h"
 #include "parallel/sequence_exchange.h"
 
 namespace eyrie {
 namespace {
 
+constexpr char kName[] = "lightning_attention";
 constexpr SlotId kState = 0;
 constexpr double kInitStd = 0.02;
 
@@ -320,7 +322,7 @@ void LightningAttentionMixer::Backward(Run& run, const Tensor& x, const Tensor& 
 }
 
 MixerEntry LightningAttentionMixerEntry() {
-  return {"lightning_attention",
+  return {kName,
           [](const config::ModelConfig& model, int64_t tensor, ConfigErrors& errors) {
             const config::LightningAttentionConfig& own = model.lightning_attention();
             errors.RequireDivisible("model.lightning_attention.heads", own.heads(),
@@ -329,6 +331,16 @@ MixerEntry LightningAttentionMixerEntry() {
           },
           [](const config::ModelConfig& model, int64_t block) -> std::unique_ptr<Mixer> {
             return std::make_unique<LightningAttentionMixer>(model, block);
+          },
+          /*min_chunk=*/1,
+          [](const config::ModelConfig& model, DType, ConfigErrors& errors) {
+            // In the first block features of positions make keys twice as wide.
+            const bool first = SplitPatternEntry(model.pattern(0)).front() == kName;
+            const int64_t most = kMaxLightningCudaWidth / (first ? 2 : 1);
+            const int64_t width = model.lightning_attention().head_width();
+            if (width <= most) return;
+            errors.Add("model.lightning_attention.head_width = ", width, "; GPUs take at most ",
+                       most, first ? " where it is the first block's" : "");
           }};
 }
 

@@ -94,6 +94,16 @@ TEST_F(CheckpointCommandTest, ReshardChangesTheLayout) {
   EXPECT_EQ(Files(back), Files(checkpoints_ / "step-00000012"));
 }
 
+// A checkpoint may have more shards than a process usually opens files.
+TEST_F(CheckpointCommandTest, ReadsMoreShardsThanFilesAreAllowedAtFirst) {
+  const std::string out = Path("many");
+  Output("checkpoint reshard " + Path("run") + " --output " + out +
+         " --set parallel.tensor=2 --set parallel.data=8 --set parallel.zero=OPTIMIZER_STATE");
+  const ProcessResult result = RunCommand(
+      {"bash", "-c", "ulimit -Sn 12; exec \"$0\" checkpoint verify \"$1\"", EyrieBinary(), out});
+  EXPECT_EQ(result.code, 0) << result.err;
+}
+
 TEST_F(CheckpointCommandTest, ReshardRefusesImpossibleLayouts) {
   const std::string command = "checkpoint reshard " + Path("run") + " --output " + Path("out");
   for (const auto& [setting, named] :

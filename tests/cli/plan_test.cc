@@ -92,13 +92,18 @@ TEST(PlanCommand, RefusesInOneLineThatNamesTheField) {
   // Heads that GPUs do not take; the CPU does.
   const std::string xlstm = kConfigs + "xlstm/tiny.textproto";
   const std::string large = kConfigs + "xlstm/large-tiny.textproto";
+  const std::string transnormer = kConfigs + "transnormer/tiny.textproto";
+  const char* heads = "model.lightning_attention.head_width";
   for (const auto& [config, field, width] : {std::tuple{xlstm, "model.mlstm.width", "5376"},
                                              {large, "model.mlstm.width", "5376"},
                                              {large, "model.mlstm.key_width", "5376"},
-                                             {large, "model.mlstm.key_width", "40"}}) {
+                                             {large, "model.mlstm.key_width", "40"},
+                                             {transnormer, heads, "132"},
+                                             {tiny, "model.attention.head_width", "260"},
+                                             {tiny, "model.width", "16640"}}) {
     const std::vector<std::string> settings = {std::string(field) + "=" + width};
     refused(config, {"--ranks", "1"}, settings, field);
-    EXPECT_EQ(RunPlan(config, {"--ranks", "1", "--hardware", kLaptop}, settings).code, 0);
+    EXPECT_EQ(RunPlan(config, {"--ranks", "1", "--hardware", kLaptop}, settings).code, 0) << field;
   }
 }
 

@@ -6,6 +6,7 @@
 
 #include "core/device.h"
 #include "tests/support/hang.h"
+#include "tests/support/timeline.h"
 
 namespace eyrie {
 namespace {
@@ -47,9 +48,55 @@ TEST_F(CudaRanksTest, TwoGpusEqualOneInMixedPrecisionButForRounding) {
   for (const Layout& layout : kPairs) ExpectSame(train(layout), one, 3e-2, layout.name);
 }
 
+// As launchers start ranks that show each its own GPU.
+TEST_F(CudaRanksTest, EachRankMaySeeItsOwnGpuAlone) {
+  const std::string config = WriteText(
+      directory_ / "own.textproto", SmallTrainingConfig(directory_ / "data", directory_ / "own"));
+  const std::vector<std::vector<std::string>> options = {{"-x", "CUDA_VISIBLE_DEVICES=0"},
+                                                         {"-x", "CUDA_VISIBLE_DEVICES=1"}};
+  const ProcessResult result = RunCommand(
+      EyrieCommand(options, WithSettings({"train", "--config", config}, {"run.device=cuda"})));
+  EXPECT_EQ(result.code, 0) << result.err;
+  ExpectSame(ReadMetrics(directory_ / "own"),
+             Train("all", {"d2", 1, 2, 2}, {"run.device=cuda", "parallel.data=2"}), 0.0, "own");
+}
+
 TEST_F(CudaRanksTest, RunsRepeatBitByBit) {
   for (const Layout& layout : kPairs) {
     ExpectBitwise("a", "b", layout, {"run.device=cuda", "train.precision=MIXED"});
+  }
+}
+
+// Times are those of the streams; gradients travel under the backward pass.
+TEST_F(CudaRanksTest, TheTimelineShowsWhatTheGpusDid) {
+  // Microseconds: times are float32 milliseconds, and the host's clock is not the GPU's.
+  constexpr double kResolution = 20.0;
+  for (const Layout& layout : kPairs) {
+    SCOPED_TRACE(layout.name);
+    const std::string file = (directory_ / StrCat(layout.name, ".json")).string();
+    Train(layout.name, layout,
+          {"run.device=cuda", StrCat("run.trace=", file), "run.trace_steps=3",
+           "parallel.bucket_bytes=4096"});
+    const std::map<int, Timeline> ranks = ReadTimelines(file);
+    ASSERT_EQ(ranks.size(), 2u);
+    const char* axis = layout.tensor > 1 ? "tensor" : layout.data > 1 ? "replicas" : "sequence";
+    for (const auto& [rank, timeline] : ranks) {
+      timeline.ExpectOneThingAtATime(kResolution);
+      const auto operations = timeline.Along(timeline.communication, axis);
+      ASSERT_GT(operations.size(), 6u);
+      EXPECT_FALSE(timeline.Along(timeline.waits, axis).empty());
+      double hidden = 0.0;
+      for (size_t i = 0; i < operations.size(); ++i) {
+        // Of one communicator, one after the other.
+        if (i > 0) {
+          EXPECT_GE(operations[i].begin, operations[i - 1].end - kResolution);
+        }
+        for (const auto& computing : timeline.compute) hidden += Overlap(computing, operations[i]);
+      }
+      if (layout.data > 1) {
+        EXPECT_GT(hidden, 0.0);
+      }
+    }
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <nlohmann/json.hpp>
@@ -10,6 +11,7 @@
 #include "launcher/config.h"
 #include "launcher/indexed_dataset.h"
 #include "launcher/trainer.h"
+#include "parallel/communicator_wrapper.h"
 #include "tests/launcher/checkpoint_util.h"
 
 namespace eyrie {
@@ -150,6 +152,51 @@ TEST_F(CheckpointWriterTest, TheTokenizerMayGoWhileTheRunGoesOn) {
   });
   EXPECT_EQ(outcome.codes, (std::vector<int>{2, 2}));
   EXPECT_NE(outcome.message.find("words.model"), std::string::npos) << outcome.message;
+}
+
+// Ranks wait for one another for run.timeout_seconds only, and disks may stall for longer: those
+// that are done keep meeting those that write.
+TEST_F(CheckpointWriterTest, RanksMeetWhileADiskIsBusy) {
+  class Counting final : public CommunicatorWrapper {
+   public:
+    Counting(Communicator& inner, std::atomic<int>& count)
+        : CommunicatorWrapper(inner), count_(count) {}
+
+   private:
+    Event Started(const Operation& /*operation*/, Event event) override {
+      ++count_;
+      return event;
+    }
+    std::atomic<int>& count_;
+  };
+  const MeshShape shape{1, 1, 2};
+  const config::Config config = ConfigFor(shape);
+  Gate gate;
+  std::atomic<int> meetings = 0;
+  const Outcome outcome = OnMesh(shape, [&](const Mesh& plain) {
+    const Mesh mesh(plain, [&](const char* /*axis*/, Communicator& inner) {
+      return std::make_unique<Counting>(inner, meetings);
+    });
+    TestRank rank(table_, mesh);
+    // The second rank's disk alone is busy.
+    const bool busy = mesh.world().rank() == 1;
+    CheckpointWriter writer(checkpoints_, config, mesh, rank.params,
+                            busy ? gate.Sink() : WriteShard);
+    writer.Begin(rank.groups(), PositionAt(1), /*asynchronous=*/true);
+    const int before = meetings;
+    std::jthread opener([&, busy] {
+      if (!busy) return;
+      const auto give_up = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+      while (meetings < before + 20 && std::chrono::steady_clock::now() < give_up) {
+        std::this_thread::yield();
+      }
+      EXPECT_GE(meetings, before + 20);
+      gate.Open();
+    });
+    writer.Finish();
+  });
+  EXPECT_EQ(outcome.codes, (std::vector<int>{0, 0}));
+  EXPECT_EQ(Names(), (std::vector<std::string>{"step-00000001"}));
 }
 
 TEST_F(CheckpointWriterTest, ASaveThatIsDroppedLeavesNothing) {

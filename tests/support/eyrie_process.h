@@ -54,6 +54,19 @@ inline std::vector<std::string> EyrieCommand(int ranks, const std::vector<std::s
   return command;
 }
 
+// The same with a rank for each of `options`, what mpirun is told of that rank alone.
+inline std::vector<std::string> EyrieCommand(const std::vector<std::vector<std::string>>& options,
+                                             const std::vector<std::string>& arguments) {
+  std::vector<std::string> command = {"mpirun", "--oversubscribe", "--bind-to", "none"};
+  for (size_t rank = 0; rank < options.size(); ++rank) {
+    if (rank > 0) command.push_back(":");
+    command.insert(command.end(), options[rank].begin(), options[rank].end());
+    command.insert(command.end(), {"-n", "1", EyrieBinary()});
+    command.insert(command.end(), arguments.begin(), arguments.end());
+  }
+  return command;
+}
+
 // Starts a process with its output in files `log`.out and `log`.err.
 inline pid_t Start(const std::vector<std::string>& command, const std::string& log) {
   std::fflush(nullptr);  // or both would write what waits
@@ -106,13 +119,16 @@ inline ProcessResult Finish(pid_t child, const std::string& log) {
   return result;
 }
 
-inline ProcessResult RunEyrie(int ranks, const std::vector<std::string>& arguments) {
+inline ProcessResult RunCommand(std::vector<std::string> command) {
   const TestDirectory directory;
   const std::string log = (directory / "log").string();
-  std::vector<std::string> command = EyrieCommand(ranks, arguments);
   // A hang must not hang the tests.
   command.insert(command.begin(), {"timeout", "--kill-after=5", "300"});
   return Finish(Start(command, log), log);
+}
+
+inline ProcessResult RunEyrie(int ranks, const std::vector<std::string>& arguments) {
+  return RunCommand(EyrieCommand(ranks, arguments));
 }
 
 // A command line with settings of a configuration behind it.
