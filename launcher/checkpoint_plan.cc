@@ -16,6 +16,12 @@ struct Box {
   int64_t offset = 0;  // elements
 };
 
+// The replica that writes a whole slice, where each has one.
+int WriterOf(ParamId param, size_t group, MeshShape mesh) {
+  const size_t replicas = static_cast<size_t>(mesh.data * mesh.sequence);
+  return static_cast<int>((static_cast<size_t>(param) + group) % replicas);
+}
+
 // Adds pieces to the plan, still with a file for each rank of the mesh.
 class Planner {
  public:
@@ -71,9 +77,8 @@ class Planner {
           AddPieces(group, param, owner * mesh_.tensor + part, boxes);
         }
       } else {
-        const size_t replicas = static_cast<size_t>(mesh_.data * mesh_.sequence);
-        const int replica = static_cast<int>((static_cast<size_t>(param) + group) % replicas);
-        AddPieces(group, param, replica * mesh_.tensor + part, {{slice, buckets_.offset(param)}});
+        AddPieces(group, param, WriterOf(param, group, mesh_) * mesh_.tensor + part,
+                  {{slice, buckets_.offset(param)}});
       }
     }
   }
@@ -128,6 +133,29 @@ class Planner {
 CheckpointPlan PlanCheckpoint(const ParamTable& table, const std::vector<StoredGroup>& groups,
                               MeshShape mesh, const BucketPlan& buckets) {
   return Planner(table, groups, mesh, buckets).Plan();
+}
+
+int64_t LargestShard(const ParamTable& table, const std::vector<StoredGroup>& groups,
+                     MeshShape mesh, const BucketPlan& buckets) {
+  // Of each replica's first tensor rank, which also writes what the tensor ranks share.
+  std::vector<int64_t> bytes(static_cast<size_t>(mesh.data * mesh.sequence));
+  std::vector<int64_t> owned(bytes.size());  // elements
+  for (int owner = 0; buckets.sharded() && owner < buckets.owners(); ++owner) {
+    for (const BucketPlan::Part& part : buckets.Parts(owner)) {
+      owned[static_cast<size_t>(owner)] += part.range.size();
+    }
+  }
+  for (size_t group = 0; group < groups.size(); ++group) {
+    const auto each = static_cast<int64_t>(SizeOf(groups[group].dtype));
+    const bool sharded = groups[group].owned && buckets.sharded();
+    for (size_t i = 0; sharded && i < bytes.size(); ++i) bytes[i] += each * owned[i];
+    for (ParamId param = 0; !sharded && param < static_cast<ParamId>(table.specs().size());
+         ++param) {
+      bytes[static_cast<size_t>(WriterOf(param, group, mesh))] +=
+          each * LocalSlice(table.spec(param), mesh.tensor, 0).extent.size();
+    }
+  }
+  return *std::max_element(bytes.begin(), bytes.end());
 }
 
 }  // namespace eyrie

@@ -42,6 +42,8 @@ class CheckpointWriter {
 
   // Between Begin and Finish.
   bool under_way() const { return save_ != nullptr; }
+  // Of the copy that it keeps for asynchronous saves, and has from the first one on.
+  size_t copy_bytes() const { return snapshot_.bytes(); }
   // How this rank's share is doing. In the order of urgency: of all ranks, the largest says what
   // to do, which is to Finish unless it is kWriting.
   enum class Progress : int { kDone, kWriting, kFailed };

@@ -7,6 +7,7 @@
 #include "launcher/bucket_options.h"
 #include "launcher/config.h"
 #include "launcher/optimizer.h"
+#include "launcher/shard_files.h"
 #include "layers/chunked.h"
 #include "layers/slices.h"
 
@@ -21,16 +22,27 @@ std::string FormatBytes(double bytes) {
   return StrCat(text, kUnits[power]);
 }
 
-void RequireMemory(const MemoryUse& taken, double available, int rank) {
-  if (static_cast<double>(taken.total()) <= available) return;
+void RequireMemory(const MemoryUse& taken, Device device, double available, int rank) {
+  const int64_t total = taken.total(device);
+  if (static_cast<double>(total) <= available) return;
+  if (device == Device::kCpu && static_cast<double>(total - taken.copy) <= available) {
+    RequireHostMemory(taken, available - static_cast<double>(total - taken.copy), rank);
+  }
   const int64_t model = taken.parameters + taken.gradients + taken.masters + taken.moments;
   const bool batch = taken.activations > model;
   ThrowBadInput(batch ? "train.micro_batch_size" : "parallel", ": rank ", rank, " would take ",
-                FormatBytes(taken.total()), " of memory, ", FormatBytes(taken.activations),
+                FormatBytes(total), " of memory, ", FormatBytes(taken.activations),
                 " of them for activations and ", FormatBytes(model),
                 " for parameters, gradients and the optimiser, but has ", FormatBytes(available),
                 batch ? "; see also train.recompute, train.chunk_length and parallel"
                       : "; see also parallel.tensor, parallel.zero and optimizer.moments");
+}
+
+void RequireHostMemory(const MemoryUse& taken, double available, int rank) {
+  if (static_cast<double>(taken.copy) <= available) return;
+  ThrowBadInput("checkpoint.asynchronous: rank ", rank, " would take ", FormatBytes(taken.copy),
+                " of the host's memory for a copy of what it saves, but has ",
+                FormatBytes(available), "; false waits for the disk and needs none");
 }
 
 StepMeasure MeasureStep(const config::Config& config, const Precision& precision, Device device,
@@ -102,6 +114,14 @@ StepMeasure MeasureStep(const config::Config& config, const Precision& precision
                                bytes(BatchReader::BufferBytes(micro, train.sequence_length(),
                                                               shape.sequence, labels)) *
                                    (train.validation_interval() > 0 ? 2 : 1)};
+  if (config.checkpoint().asynchronous()) {
+    const DType moments = precision.moments;
+    measure.memory.copy = LargestShard(model.params(),
+                                       {{"", precision.masters, precision.has_masters()},
+                                        {"", moments, true},
+                                        {"", moments, true}},
+                                       shape, params.plan());
+  }
   return measure;
 }
 

@@ -22,9 +22,13 @@ struct MemoryUse {
   int64_t activations = 0;  // the arena at its fullest: what is saved, states, scratch
   int64_t buffers = 0;      // batches as they are read; scratch of the optimiser and of cuBLASLt
   int64_t reserved = 0;     // of the driver and libraries, where a plan knows (Hardware)
+  int64_t copy = 0;         // that an asynchronous save writes from, in memory of the host; in a
+                            // measure, the most that any rank takes
 
-  int64_t total() const {
-    return parameters + gradients + masters + moments + activations + buffers + reserved;
+  // Of the device that computes.
+  int64_t total(Device device) const {
+    return parameters + gradients + masters + moments + activations + buffers + reserved +
+           (device == Device::kCpu ? copy : 0);
   }
 };
 
@@ -33,8 +37,9 @@ std::string FormatBytes(double bytes);
 inline std::string FormatBytes(int64_t bytes) { return FormatBytes(static_cast<double>(bytes)); }
 
 // Throws kBadInput, naming the field that has most to do with it, where rank `rank` takes more than
-// `available` bytes.
-void RequireMemory(const MemoryUse& taken, double available, int rank);
+// `available` bytes of the device's memory, or of the host's.
+void RequireMemory(const MemoryUse& taken, Device device, double available, int rank);
+void RequireHostMemory(const MemoryUse& taken, double available, int rank);
 
 struct StepMeasure {
   MemoryUse memory;

@@ -115,7 +115,7 @@ Plan MakePlan(const config::Config& config, const config::Hardware& hardware) {
     const int rank = chunk * plan.shape.tensor;
     StepMeasure measure = MeasureStep(config, precision, device, rank);
     measure.memory.reserved = static_cast<int64_t>(hardware.reserved_bytes());
-    if (measure.memory.total() <= plan.memory.total()) continue;
+    if (measure.memory.total(device) <= plan.memory.total(device)) continue;
     plan.rank = rank;
     plan.memory = measure.memory;
     plan.traffic = measure.traffic;

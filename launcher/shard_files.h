@@ -50,6 +50,9 @@ struct CheckpointPlan {
 
 CheckpointPlan PlanCheckpoint(const ParamTable& table, const std::vector<StoredGroup>& groups,
                               MeshShape mesh, const BucketPlan& buckets);
+// The most bytes of pieces in a file of that plan, without making it.
+int64_t LargestShard(const ParamTable& table, const std::vector<StoredGroup>& groups,
+                     MeshShape mesh, const BucketPlan& buckets);
 
 // The size of a piece.
 size_t BytesOf(const CheckpointPlan& plan, const PlannedPiece& piece);

@@ -159,7 +159,8 @@ MemoryUse Trainer::memory() const {
           .moments = bytes(optimizer_.moment_bytes()),
           .activations = bytes(arena_.peak_bytes() + slices_.peak_bytes()),
           .buffers = bytes(optimizer_.workspace_bytes() + GemmWorkspaceBytes(params_.device())) +
-                     reader(train_) + reader(validation_)};
+                     reader(train_) + reader(validation_),
+          .copy = bytes(writer_.copy_bytes())};
 }
 
 int64_t Trainer::LastStep() const {
@@ -368,12 +369,13 @@ ExitCode Trainer::RunSteps() {
     if (interval > 0 && step % interval == 0) Save();
   }
   if (trace_ != nullptr) trace_->Write(mesh_);
+  Save();
+  FinishSave();
   const MemoryUse used = memory();
   LOG(INFO) << "memory: parameters " << used.parameters << ", gradients " << used.gradients
             << ", masters " << used.masters << ", moments " << used.moments << ", activations "
-            << used.activations << ", buffers " << used.buffers << " bytes";
-  Save();
-  FinishSave();
+            << used.activations << ", buffers " << used.buffers << ", copy " << used.copy
+            << " bytes";
   if (signal != 0 && mesh_.is_root()) {
     std::printf("%s: stopped by a signal, saved step %lld of %lld\n", directory_.c_str(),
                 static_cast<long long>(position_.step), static_cast<long long>(train.steps()));

@@ -91,7 +91,8 @@ ordered_json ToJson(const Plan& plan, const config::Hardware& hardware) {
             {"activations", memory.activations},
             {"buffers", memory.buffers},
             {"reserved", memory.reserved},
-            {"total", memory.total()}}},
+            {"copy", memory.copy},
+            {"total", memory.total(DeviceOf(hardware))}}},
           {"activations",
            {{"NOTHING", plan.activations_nothing},
             {"SELECTIVE", plan.activations_selective},
@@ -173,8 +174,15 @@ void Print(const Plan& plan, const config::Config& config, const config::Hardwar
   row("buffers", FormatBytes(plan.memory.buffers), "");
   if (plan.memory.reserved > 0)
     row("reserved", FormatBytes(plan.memory.reserved), "by driver and libraries");
-  const bool fits = static_cast<double>(plan.memory.total()) <= hardware.memory_bytes();
-  row("total", FormatBytes(plan.memory.total()),
+  const Device device = DeviceOf(hardware);
+  if (plan.memory.copy > 0) {
+    row("copy", FormatBytes(plan.memory.copy),
+        StrCat("that checkpoints are written from",
+               device == Device::kCpu ? "" : ", in the host's memory, not in the total"));
+  }
+  const int64_t total = plan.memory.total(device);
+  const bool fits = static_cast<double>(total) <= hardware.memory_bytes();
+  row("total", FormatBytes(total),
       StrCat(fits ? "fits into " : "DOES NOT FIT into ", FormatBytes(hardware.memory_bytes())));
 
   std::printf("\nsent by it in a step\n");
@@ -225,7 +233,7 @@ ExitCode RunPlan(const PlanOptions& options) {
   } else {
     Print(plan, config, hardware);
   }
-  RequireMemory(plan.memory, hardware.memory_bytes(), plan.rank);
+  RequireMemory(plan.memory, DeviceOf(hardware), hardware.memory_bytes(), plan.rank);
   return ExitCode::kOk;
 }
 

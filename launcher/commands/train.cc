@@ -16,6 +16,7 @@
 #include "launcher/dry_run.h"
 #include "launcher/job.h"
 #include "launcher/measure.h"
+#include "launcher/node_memory.h"
 #include "launcher/run_lock.h"
 #include "launcher/shared_directory.h"
 #include "launcher/trace_file.h"
@@ -70,8 +71,10 @@ void RequireMemory(const config::Config& config, Communicator& world) {
   const Device device = DeviceOf(config);
   const int on_node = world.SplitNode()->size();
   Collectively(world, [&] {
-    RequireMemory(MeasureStep(config, PrecisionOf(config), device, world.rank()).memory,
-                  AvailableMemory(device, on_node), world.rank());
+    const int rank = world.rank();
+    const MemoryUse taken = MeasureStep(config, PrecisionOf(config), device, rank).memory;
+    RequireMemory(taken, device, AvailableMemory(device, on_node), rank);
+    if (device != Device::kCpu) RequireHostMemory(taken, NodeMemory() / on_node, rank);
   });
 }
 

@@ -103,13 +103,15 @@ TEST_F(CarelessTest, NumbersThatNobodyMeansAreRefusedByField) {
   ExpectRefused({"train", "--config", config_, "--set", "train.micro_batch_size=1073741824",
                  "--set", "train.sequence_length=1073741824"},
                 "train.micro_batch_size x train.sequence_length = 1152921504606846976 is more");
-  ExpectRefused({"plan", "--config", config_, "--ranks", "1", "--set", "model.width=16777216",
-                 "--set", "model.mlp.width=16777216", "--set", "model.depth=4096"},
-                "model has ");
-  ExpectRefused(
-      {"plan", "--config", config_, "--ranks", "1", "--set", "model.attention.heads=16777216",
-       "--set", "model.attention.head_width=16777216", "--set", "model.width=16777216"},
-      "model has ");
+  const std::string laptop = EYRIE_SOURCE_DIR "/configs/hardware/laptop.textproto";
+  const auto refuse_on_cpu = [&](const std::vector<std::string>& settings) {
+    ExpectRefused(
+        WithSettings({"plan", "--config", config_, "--ranks", "1", "--hardware", laptop}, settings),
+        "model has ");
+  };
+  refuse_on_cpu({"model.width=16777216", "model.mlp.width=16777216", "model.depth=4096"});
+  refuse_on_cpu({"model.attention.heads=16777216", "model.attention.head_width=16777216",
+                 "model.width=16777216"});
   EXPECT_FALSE(fs::exists(directory_ / "run"));
   // A window beyond every sequence is a way to have none.
   const ProcessResult wide =

@@ -5,6 +5,7 @@
 #include "launcher/bucket_options.h"
 #include "launcher/config.h"
 #include "launcher/reshard.h"
+#include "launcher/shard_files.h"
 #include "tests/launcher/checkpoint_util.h"
 
 namespace eyrie {
@@ -196,6 +197,28 @@ TEST_F(CheckpointZeroTest, PiecesOfTheSameNameInOneFileAreRefused) {
   WriteManifest(checkpoint, manifest);
   EXPECT_NE(BadInput([&] { VerifyCheckpoint(checkpoint); }).find("no tensor not there"),
             std::string::npos);
+}
+
+TEST_F(CheckpointZeroTest, TheLargestShardIsKnownWithoutThePlanOfAll) {
+  for (const Layout& layout : kLayouts) {
+    SCOPED_TRACE(StrCat(layout.mesh.data, " x ", layout.mesh.sequence, " x ", layout.mesh.tensor,
+                        ", ", layout.bucket_bytes));
+    const BucketPlan buckets(table_, layout.mesh, BucketOptionsOf(ConfigOf(layout).parallel()),
+                             /*mixed=*/true);
+    for (const bool masters : {false, true}) {
+      const std::vector<StoredGroup> groups = {{"", DType::kF32, masters},
+                                               {"adamw.m/", DType::kBF16, true},
+                                               {"adamw.v/", DType::kBF16, true}};
+      const CheckpointPlan plan = PlanCheckpoint(table_, groups, layout.mesh, buckets);
+      size_t most = 0;
+      for (const CheckpointPlan::File& file : plan.files) {
+        size_t bytes = 0;
+        for (const PlannedPiece& piece : file.pieces) bytes += BytesOf(plan, piece);
+        most = std::max(most, bytes);
+      }
+      EXPECT_EQ(LargestShard(table_, groups, layout.mesh, buckets), static_cast<int64_t>(most));
+    }
+  }
 }
 
 }  // namespace

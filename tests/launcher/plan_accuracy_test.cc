@@ -41,7 +41,7 @@ Plan PlanOf(const Measured& row) {
   std::printf("%-14s %s %s: %.0f of %.0f tokens/s, %.2f; %.1f of %.1f GB\n", row.config.c_str(),
               row.hardware.c_str(), row.settings.back().c_str(), plan.tokens_per_second,
               row.tokens_per_second, plan.tokens_per_second / row.tokens_per_second,
-              static_cast<double>(plan.memory.total()) / 1e9, row.gigabytes);
+              static_cast<double>(plan.memory.total(Device::kCuda)) / 1e9, row.gigabytes);
   return plan;
 }
 
@@ -49,7 +49,7 @@ void ExpectWithin(const Measured& row, double share, double memory_share) {
   const Plan plan = PlanOf(row);
   EXPECT_NEAR(plan.tokens_per_second, row.tokens_per_second, share * row.tokens_per_second);
   if (row.gigabytes == 0) return;
-  EXPECT_NEAR(static_cast<double>(plan.memory.total()) / 1e9, row.gigabytes,
+  EXPECT_NEAR(static_cast<double>(plan.memory.total(Device::kCuda)) / 1e9, row.gigabytes,
               memory_share * row.gigabytes);
 }
 
