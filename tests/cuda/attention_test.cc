@@ -196,7 +196,7 @@ TEST(CudaAttention, LargeScoresDoNotOverflow) {
     }
     for (DType dtype : kCudaTypes) {
       const Results results = OnHost(SolveOnCuda(CudaProblem(problem, dtype), dtype), problem);
-      EXPECT_LT(ErrorOf(results.o, Solve(RoundedProblem(problem, dtype)).o), 1e-2);
+      EXPECT_LT(ErrorOf(results.o, Solve(RoundedProblem(problem, dtype)).o), Tolerance(dtype));
     }
   }
 }

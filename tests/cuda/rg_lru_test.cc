@@ -179,29 +179,25 @@ struct Case {
   OwnedTensor dlambda, dzi_sum, dzr_sum;  // what they hold before the backward pass
 };
 
-// In float32, twice the usual bound where the CPU body needs it too, and ten times for sums over
-// tokens.
 void ExpectClose(const Results& cuda, const Results& cpu, DType dtype, bool states) {
   const double bound = Tolerance(dtype), floor = 0.1;
-  const bool exact = dtype == DType::kF32;
-  const double loose = exact ? 2 * bound : bound, summed = exact ? 10 * bound : bound;
   const auto error = [&](const OwnedTensor& a, const OwnedTensor& b) {
     return RelativeError(a.tensor, b.tensor, floor);
   };
   EXPECT_LT(error(cuda.h, cpu.h), bound);
   EXPECT_LT(error(cuda.du, cpu.du), bound);
   EXPECT_LT(error(cuda.dzi, cpu.dzi), bound);
-  EXPECT_LT(error(cuda.dzr, cpu.dzr), loose);
-  EXPECT_LT(error(cuda.dlambda, cpu.dlambda), summed);
-  EXPECT_LT(error(cuda.dzi_sum, cpu.dzi_sum), summed);
-  EXPECT_LT(error(cuda.dzr_sum, cpu.dzr_sum), summed);
+  EXPECT_LT(error(cuda.dzr, cpu.dzr), bound);
+  EXPECT_LT(error(cuda.dlambda, cpu.dlambda), bound);
+  EXPECT_LT(error(cuda.dzi_sum, cpu.dzi_sum), bound);
+  EXPECT_LT(error(cuda.dzr_sum, cpu.dzr_sum), bound);
   EXPECT_LT(error(cuda.decay, cpu.decay), bound);
   EXPECT_LT(error(cuda.increment, cpu.increment), bound);
   EXPECT_LT(error(cuda.grad_decay, cpu.grad_decay), bound);
   EXPECT_LT(error(cuda.grad_increment, cpu.grad_increment), bound);
   if (!states) return;
   EXPECT_LT(error(cuda.h_last, cpu.h_last), bound);
-  EXPECT_LT(error(cuda.dh0, cpu.dh0), loose);
+  EXPECT_LT(error(cuda.dh0, cpu.dh0), bound);
 }
 
 void Compare(DType dtype, const Shape& full, int64_t length, bool states) {

@@ -72,11 +72,8 @@ void Compare(DType dtype, const ScanSizes& sizes, int64_t length, bool states) {
   for (const auto& [member, name] : ScanOutputs::Names()) {
     const bool optional = member == &ScanOutputs::h_last || member == &ScanOutputs::dh0;
     if (optional && !states) continue;
-    // Sums over all tokens of terms of both signs lose digits.
-    const bool summed = member == &ScanOutputs::da_log || member == &ScanOutputs::dskip ||
-                        member == &ScanOutputs::ddt_bias;
-    const double bound = Tolerance(dtype) * (summed && dtype == DType::kF32 ? 10 : 1);
-    EXPECT_LT(RelativeError((cuda.*member).tensor, (cpu.*member).tensor, /*floor=*/0.1), bound)
+    EXPECT_LT(RelativeError((cuda.*member).tensor, (cpu.*member).tensor, /*floor=*/0.1),
+              Tolerance(dtype))
         << name;
   }
 }
