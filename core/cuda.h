@@ -26,7 +26,10 @@ void Launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 blo
   kernel<<<grid, block, shared, ComputeStream()>>>(std::forward<Arguments>(arguments)...);
   CheckCuda(cudaGetLastError(), name);
 }
-// Throws where the GPU has less: those before Hopper have 99 or 163 KiB, and not 227.
+// Bytes of shared memory that a block can have: 227 KiB on Hopper, 99 or 163 on GPUs before it.
+size_t MostSharedMemory();
+inline constexpr size_t kA100SharedMemory = 163 * 1024;
+// Throws where the GPU has less.
 void RequireSharedMemory(size_t bytes);
 template <class Kernel>
 void AllowSharedMemory(Kernel kernel, size_t bytes) {

@@ -107,11 +107,15 @@ int Multiprocessors() {
   return count;
 }
 
-void RequireSharedMemory(size_t bytes) {
+size_t MostSharedMemory() {
   static const int most = Attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  if (bytes <= static_cast<size_t>(most)) return;
-  ThrowFailure("this GPU gives a block of threads ", most, " bytes of shared memory, and a kernel ",
-               "for this model needs ", bytes);
+  return static_cast<size_t>(most);
+}
+
+void RequireSharedMemory(size_t bytes) {
+  if (bytes <= MostSharedMemory()) return;
+  ThrowFailure("this GPU gives a block of threads ", MostSharedMemory(),
+               " bytes of shared memory, and a kernel for this model needs ", bytes);
 }
 
 namespace cuda {

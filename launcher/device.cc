@@ -39,6 +39,10 @@ Precision PrecisionOf(const config::Config& config) {
 void ValidateOn(const config::Config& config, Device device, ConfigErrors& errors) {
   if (device != Device::kCpu) {
     ValidateModelOnGpu(config.model(), PrecisionOf(config, device).activations, errors);
+    constexpr int64_t kMostSequences = 65535;  // blocks along y and z of a CUDA grid
+    if (const int64_t sequences = config.train().micro_batch_size(); sequences > kMostSequences) {
+      errors.Add("train.micro_batch_size = ", sequences, "; GPUs take at most ", kMostSequences);
+    }
     return;
   }
   if (config.train().precision() == config::TrainConfig::MIXED) {

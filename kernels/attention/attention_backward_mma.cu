@@ -28,6 +28,7 @@ struct BackwardShape {
   static constexpr uint32_t kStage = kRecords + kStreamed * sizeof(RowRecord);
   static constexpr uint32_t kStages = 2 * kHeldBytes, kRows = kStages + 2 * kStage;
   static constexpr uint32_t kShared = kRows + kHeld * sizeof(int2);
+  static_assert(kShared <= kA100SharedMemory);
 };
 
 template <class S>

@@ -18,7 +18,7 @@ template <int kPadded>
 struct ForwardShape {
   static constexpr int kWidth = kPadded;
   static constexpr int kTiles = kWidth == 256 ? 1 : 2;
-  static constexpr int kHeld = kHeldByTensorCores, kStreamed = kForwardStreamed;
+  static constexpr int kHeld = kHeldByTensorCores, kStreamed = ForwardStreamed(kWidth);
   static constexpr int kThreads = kHeld / (16 * kTiles) * 32;
   static constexpr int kBlocks = kWidth == 256 ? 1 : 2;  // a multiprocessor
   static constexpr uint32_t kHeldBytes = kHeld * kWidth * 2,
@@ -26,6 +26,7 @@ struct ForwardShape {
   // Queries; two buffers of keys and values; what rows see.
   static constexpr uint32_t kStage = 2 * kStreamedBytes, kRows = kHeldBytes + 2 * kStage;
   static constexpr uint32_t kShared = kRows + kHeld * sizeof(int2);
+  static_assert(kShared <= kA100SharedMemory);
 };
 
 template <class S>

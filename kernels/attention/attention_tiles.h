@@ -92,8 +92,9 @@ struct AttentionTiles {
   bool tensor_cores;
   TileSizes forward, backward;
 };
-constexpr int kForwardStreamed = 64;
-constexpr int BackwardStreamed(int padded_width) { return padded_width == 256 ? 32 : 64; }
+// So that a block fits an A100's shared memory.
+constexpr int ForwardStreamed(int padded_width) { return padded_width == 256 ? 32 : 64; }
+constexpr int BackwardStreamed(int padded_width) { return padded_width == 256 ? 16 : 64; }
 constexpr int kHeldByTensorCores = 128;
 constexpr TileSizes kPlainTiles{32, 32};
 // What is kept of a sequence's query rows for the backward pass is padded to a multiple of all
@@ -102,7 +103,7 @@ constexpr int kRecordRows = 64;
 constexpr AttentionTiles TilesFor(bool bf16, int64_t width) {
   if (!bf16 || width % 8 != 0) return {false, kPlainTiles, kPlainTiles};
   return {true,
-          {kHeldByTensorCores, kForwardStreamed},
+          {kHeldByTensorCores, ForwardStreamed(PaddedWidth(width))},
           {kHeldByTensorCores, BackwardStreamed(PaddedWidth(width))}};
 }
 

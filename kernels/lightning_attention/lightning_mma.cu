@@ -253,8 +253,10 @@ void LaunchChunks(const LightningView<Bf16>& view, int sequences) {
 
 template <int kKeys>
 void LaunchKeys(const LightningView<Bf16>& view, int sequences) {
-  view.values <= 64 ? LaunchChunks<kKeys, 64>(view, sequences)
-                    : LaunchChunks<kKeys, 128>(view, sequences);
+  // An A100 has no room for 256 keys beside 128 values.
+  const bool fits = MmaShape<kKeys, 128>::kShared <= MostSharedMemory();
+  view.values <= 64 || !fits ? LaunchChunks<kKeys, 64>(view, sequences)
+                             : LaunchChunks<kKeys, 128>(view, sequences);
 }
 
 }  // namespace

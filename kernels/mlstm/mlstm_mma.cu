@@ -26,15 +26,18 @@ struct PassShape {
   static constexpr uint32_t kKeyBytes = kTile * kKeys * 2, kValueBytes = kTile * kValues * 2;
   static constexpr uint32_t kScoreBytes = kTile * kTile * 2;
   static constexpr uint32_t kVectorBytes = kVectors * kTile * sizeof(float);
-  // q; k; two buffers of v, scores and vectors; outputs on their way between two warps.
+  // q; k; two buffers of v, scores and vectors. Where two warps share values, outputs on their way
+  // between these lie in the other buffer, over v and scores.
   static constexpr uint32_t kStage = kValueBytes + kScoreBytes + kVectorBytes;
-  static constexpr uint32_t kStages = 2 * kKeyBytes, kExchange = kStages + 2 * kStage;
-  static constexpr uint32_t kExchanged = kKeyWarps == 1 ? 0 : kWarps * 16 * 32 * sizeof(float);
-  // What the outputs are multiplied with, if anything.
-  static constexpr uint32_t kMultiplied = kExchange + kExchanged;
+  static constexpr uint32_t kStages = 2 * kKeyBytes;
+  static_assert(kKeyWarps == 1 || kWarps * 16 * 32 * sizeof(float) <= kValueBytes + kScoreBytes);
+  // What the outputs are multiplied with, if anything, where an A100 has room for it.
+  static constexpr uint32_t kMultiplied = kStages + 2 * kStage;
+  static constexpr bool kCopiesMultiplied = kKeyWarps == 1;
   static constexpr uint32_t Shared(bool multiplied) {
-    return kMultiplied + (multiplied ? kValueBytes : 0);
+    return kMultiplied + (multiplied && kCopiesMultiplied ? kValueBytes : 0);
   }
+  static_assert(Shared(true) <= kA100SharedMemory);
 };
 
 // A warp's outputs of 16 tokens, [16 tokens, 16 values].
@@ -46,7 +49,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   constexpr int kKeys = S::kKeys, kValues = S::kValues, kWarpKeys = S::kWarpKeys;
   extern __shared__ __align__(128) unsigned char shared[];
   const uint32_t base = SharedAddress(shared);
-  float* exchange = reinterpret_cast<float*>(shared + S::kExchange);
   const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, warp = thread / 32;
   const int value_warp = warp % S::kValueWarps, key_warp = warp / S::kValueWarps;
   const int head = static_cast<int>(blockIdx.x), chunk = static_cast<int>(blockIdx.y);
@@ -88,7 +90,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           pass.scores + (static_cast<int64_t>(head) * sizes.tiles + tile) * kTile * kTile;
       CopyTile<kTile, kTile, kThreads>(stage + S::kValueBytes, kTile, pass.v,
                                        [&](int r) { return scores + r * kTile; });
-      if (!S::kSliced && pass.multiplied != nullptr) {
+      if (S::kCopiesMultiplied && !S::kSliced && pass.multiplied != nullptr) {
         CopyTile<kValues, kTile, kThreads>(
             base + S::kMultiplied, values, pass.multiplied,
             [&](int r) { return row(pass.multiplied + value_begin, pass.values, begin + r); });
@@ -186,9 +188,19 @@ __global__ void __launch_bounds__(kThreads, 1)
           float product = 0.0f;
 #pragma unroll
           for (int j = 0; j < 2; ++j) {
-            // The next chunk of a row lies beside it, as rows are swizzled by whole chunks.
-            const uint32_t at = (multiplied_lane ^ (16u * j)) + (16 * m + 8 * half) * kValues * 2;
-            const float2 factors = Unpack(*reinterpret_cast<const uint32_t*>(shared + at));
+            uint32_t pair = 0;
+            if constexpr (S::kCopiesMultiplied) {
+              // The next chunk of a row lies beside it, as rows are swizzled by whole chunks.
+              const uint32_t at = (multiplied_lane ^ (16u * j)) + (16 * m + 8 * half) * kValues * 2;
+              pair = *reinterpret_cast<const uint32_t*>(shared + at);
+            } else {
+              const int value = 16 * value_warp + 8 * j + AccumulatorColumn(lane, 0);
+              const Bf16* from = row(pass.multiplied + value_begin, pass.values, begin + token);
+              if (from != nullptr && value < values) {
+                pair = *reinterpret_cast<const uint32_t*>(from + value);
+              }
+            }
+            const float2 factors = Unpack(pair);
             product = fmaf(sums[j][2 * half], factors.x, product);
             product = fmaf(sums[j][2 * half + 1], factors.y, product);
           }
@@ -255,7 +267,9 @@ __global__ void __launch_bounds__(kThreads, 1)
         for (int m = 0; m < kSteps; ++m) finish(m, o[m]);
       } else {
         static_assert(S::kKeyWarps == 2);
-        // The first warp finishes the first half of the tokens, its partner the second one.
+        // The first warp finishes the first half of the tokens, its partner the second one. The
+        // other stage's tile has been read, and the next one is not yet on its way.
+        float* exchange = reinterpret_cast<float*>(shared + stage_of(index + 1));
         const auto slot = [&](int of_warp, int i) -> float& {
           return exchange[(of_warp * 16 + i) * 32 + lane];
         };

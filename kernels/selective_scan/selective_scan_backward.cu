@@ -10,7 +10,7 @@
 //
 // Gradients of B and C are sums over channels: first over a warp's (channel_sum.cuh), then, group
 // after group, in shared memory, then over a block's warps, and last over the blocks that take
-// other groups. All sums are made in an order that depends on shapes alone.
+// other groups. All sums are made in an order that depends on shapes alone, and on a block's warps.
 #include "kernels/row_sum.cuh"
 #include "kernels/selective_scan/selective_scan_cuda.h"
 #include "kernels/selective_scan/selective_scan_group.cuh"
@@ -19,56 +19,53 @@ namespace eyrie {
 namespace selective_scan {
 namespace {
 
-constexpr int kBlockWarps = BackwardPlan::kWarps;
-
-template <int kSplit, class Warp>
+template <int kSplit, int kWarps, class Warp>
 struct BackwardShared {
   alignas(16) BcShared<kSplit> bc;
-  Warp warps[kBlockWarps];
+  Warp warps[kWarps];
 };
 
 // Loads B and C of the block's chunk, then calls body(group, starts) for each group of channels of
 // this warp; `starts` has a bit for each token of the chunk that starts a document.
-template <int kSplit, class T, class Body>
+template <int kSplit, int kWarps, class T, class Body>
 __device__ __forceinline__ void ForGroups(const BackwardPlan& plan, const Inputs<T>& in,
                                           BcShared<kSplit>& to, const Body& body) {
   const int warp = static_cast<int>(threadIdx.x) / 32, b = blockIdx.z;
   const int begin = blockIdx.y * kChunk, end = min(plan.time, begin + kChunk);
-  BcTile<T, kSplit * kLaneStates, 32 * kBlockWarps, kChunk> bc;
+  BcTile<T, kSplit * kLaneStates, 32 * kWarps, kChunk> bc;
   bc.Load(plan, in, b, begin, end);
   bc.Store(to);
   const uint64_t early = Starts(LoadPosition(plan, b, in.positions, begin, min(32, end - begin)));
   const uint64_t late = Starts(LoadPosition(plan, b, in.positions, begin + 32, end - begin - 32));
   __syncthreads();
-  for (int group = blockIdx.x * kBlockWarps + warp; group < plan.groups;
-       group += plan.slabs * kBlockWarps) {
+  for (int group = blockIdx.x * kWarps + warp; group < plan.groups; group += plan.slabs * kWarps) {
     body(group, late << 32 | early);
   }
 }
 
-template <class T, int kSplit>
-using MapsShared = BackwardShared<kSplit, TokensShared<T, kSplit>>;
+template <class T, int kSplit, int kWarps>
+using MapsShared = BackwardShared<kSplit, kWarps, TokensShared<T, kSplit>>;
 
-template <class T, int kSplit, int kVector>
-__global__ void __launch_bounds__(32 * kBlockWarps, 4)
+template <class T, int kSplit, int kVector, int kWarps>
+__global__ void __launch_bounds__(32 * kWarps, 4)
     MapsKernel(const BackwardPlan plan, const ChunkTensors<T> tensors) {
   extern __shared__ __align__(16) unsigned char memory[];
-  auto& shared = *reinterpret_cast<MapsShared<T, kSplit>*>(memory);
+  auto& shared = *reinterpret_cast<MapsShared<T, kSplit, kWarps>*>(memory);
   auto& own = shared.warps[threadIdx.x / 32];
-  ForGroups<kSplit>(plan, tensors.in, shared.bc, [&](int group, uint64_t starts) {
+  ForGroups<kSplit, kWarps>(plan, tensors.in, shared.bc, [&](int group, uint64_t starts) {
     GroupMaps<T, kSplit, kVector>(plan, tensors.in, shared.bc, own, blockIdx.z, blockIdx.y, group)
         .Run(starts, tensors);
   });
 }
 
-template <class T, int kSplit>
-using BlockShared = BackwardShared<kSplit, GradientsShared<T, kSplit>>;
+template <class T, int kSplit, int kWarps>
+using BlockShared = BackwardShared<kSplit, kWarps, GradientsShared<T, kSplit>>;
 
-template <class T, int kSplit, int kVector>
-__global__ void __launch_bounds__(32 * kBlockWarps, 2)
+template <class T, int kSplit, int kVector, int kWarps>
+__global__ void __launch_bounds__(32 * kWarps, 2)
     BackwardKernel(const BackwardPlan plan, const BackwardTensors<T> tensors) {
   extern __shared__ __align__(16) unsigned char memory[];
-  auto& shared = *reinterpret_cast<BlockShared<T, kSplit>*>(memory);
+  auto& shared = *reinterpret_cast<BlockShared<T, kSplit, kWarps>*>(memory);
   using Sum = typename GradientsShared<T, kSplit>::Sum;
   auto& own = shared.warps[threadIdx.x / 32];
   constexpr int kSums = sizeof(own.dbc) / sizeof(float);
@@ -77,7 +74,7 @@ __global__ void __launch_bounds__(32 * kBlockWarps, 2)
     (&own.dbc[0][0][0][0][0])[i] = 0;
   }
   const int slab = blockIdx.x, chunk = blockIdx.y, b = blockIdx.z;
-  ForGroups<kSplit>(plan, tensors.in, shared.bc, [&](int group, uint64_t starts) {
+  ForGroups<kSplit, kWarps>(plan, tensors.in, shared.bc, [&](int group, uint64_t starts) {
     GroupGradients<T, kSplit, kVector>(plan, tensors, shared.bc, own, b, chunk, group).Run(starts);
   });
   __syncthreads();
@@ -85,13 +82,13 @@ __global__ void __launch_bounds__(32 * kBlockWarps, 2)
   const int pair = 2 * plan.states;
   const int begin = chunk * kChunk, end = min(plan.time, begin + kChunk);
   float* to = tensors.slabs + slab * plan.slab_size() + (int64_t{b} * plan.time + begin) * pair;
-  for (int i = static_cast<int>(threadIdx.x); i < (end - begin) * pair; i += 32 * kBlockWarps) {
+  for (int i = static_cast<int>(threadIdx.x); i < (end - begin) * pair; i += 32 * kWarps) {
     const int token = i / pair, j = i % pair, run = token / kRun;
     const bool is_c = j >= plan.states;
     const auto place = Sum::Find(token % 2 == 1, is_c ? j - plan.states : j);
     float sum = 0;
 #pragma unroll
-    for (int w = 0; w < kBlockWarps; ++w) {
+    for (int w = 0; w < kWarps; ++w) {
       sum += shared.warps[w].dbc[run][is_c ? 1 : 0][place.index][place.lane][token % kRun / 2];
     }
     to[i] = sum;
@@ -162,13 +159,15 @@ void SelectiveScanBackwardCuda(const SelectiveScanBackwardArgs& args) {
         }
       });
     };
-    const auto launch = [&](auto kernel, size_t bytes, const auto& tensors) {
+    const auto launch = [&](auto kernel, int warps, size_t bytes, const auto& tensors) {
       AllowSharedMemory(kernel, bytes);
-      Launch(name, kernel, grid, dim3(32 * kBlockWarps), bytes, plan, tensors);
+      Launch(name, kernel, grid, dim3(32 * warps), bytes, plan, tensors);
     };
+    constexpr int kWarps = BackwardPlan::kWarps;
     const ChunkTensors<T> maps{in, work.sums, work.states, work.gradients};
     dispatch([&](auto split, auto vector) {
-      launch(MapsKernel<T, split(), vector()>, sizeof(MapsShared<T, split()>), maps);
+      launch(MapsKernel<T, split(), vector(), kWarps>, kWarps,
+             sizeof(MapsShared<T, split(), kWarps>), maps);
     });
     LinkChunks<false>(name, plan, in.a_log, work.sums, work.states, args.h0.data<float>(), nullptr,
                       nullptr);
@@ -185,7 +184,17 @@ void SelectiveScanBackwardCuda(const SelectiveScanBackwardArgs& args) {
                                      .ddt_bias = work.ddt_bias,
                                      .slabs = work.slabs};
     dispatch([&](auto split, auto vector) {
-      launch(BackwardKernel<T, split(), vector()>, sizeof(BlockShared<T, split()>), tensors);
+      const auto launch_warps = [&]<int kBlock>(std::integral_constant<int, kBlock>) {
+        launch(BackwardKernel<T, split(), vector(), kBlock>, kBlock,
+               sizeof(BlockShared<T, split(), kBlock>), tensors);
+      };
+      // With more than 32 states an A100 has room for half as many warps.
+      if constexpr (split() == 8) {
+        if (sizeof(BlockShared<T, split(), kWarps>) > MostSharedMemory()) {
+          return launch_warps(std::integral_constant<int, kWarps / 2>{});
+        }
+      }
+      launch_warps(std::integral_constant<int, kWarps>{});
     });
     const int64_t count = plan.slab_size();
     Launch(name, AddSlabsKernel<T>, dim3(Pieces(count, 256)), dim3(256), 0, count, plan.slabs,

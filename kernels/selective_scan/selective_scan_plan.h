@@ -51,7 +51,7 @@ inline constexpr int kLaneStates = 8;  // of a lane of the backward pass
 // A warp of the backward pass takes groups of 32 / split channels, with `split` lanes a channel.
 struct BackwardPlan : Plan {
   static constexpr int kChunk = 64;  // tokens
-  static constexpr int kWarps = 4;   // of a block
+  static constexpr int kWarps = 4;   // of a block; fewer take the same slabs in more rounds
   // Parts of dB and dC in memory: each of some of the channels.
   static constexpr int64_t kMostSlabs = 16;
 

@@ -13,9 +13,9 @@ namespace eyrie {
 namespace {
 
 // `named`: what the rows of the table say besides the direction.
-std::vector<KernelCase> AttentionCasesFor(const KernelProblem& p, int64_t window,
+std::vector<KernelCase> AttentionCasesFor(const KernelProblem& p, int64_t width, int64_t window,
                                           const std::string& named) {
-  const Shape heads = p.Heads();
+  const Shape heads = p.Heads(width);
   const Shape keys{p.batch, p.time, heads[3]};
   AttentionForwardArgs forward{.q = p.device.Uniform(heads),
                                .k = p.device.Uniform(keys),
@@ -52,13 +52,15 @@ std::vector<KernelCase> AttentionCasesFor(const KernelProblem& p, int64_t window
 
 }  // namespace
 
-// Also local, with Griffin's window.
+// With heads of 128 channels, also local with Griffin's window; and with narrower and wider ones.
 std::vector<KernelCase> AttentionCases(const KernelProblem& p) {
-  constexpr int64_t kWindow = 1024;
-  std::vector<KernelCase> cases = AttentionCasesFor(p, 0, "");
-  for (const KernelCase& local : AttentionCasesFor(p, kWindow, StrCat(", window ", kWindow))) {
-    cases.push_back(local);
-  }
+  constexpr int64_t kWidth = 128, kWindow = 1024;
+  std::vector<KernelCase> cases = AttentionCasesFor(p, kWidth, 0, "");
+  const auto add = [&](int64_t width, int64_t window, const std::string& named) {
+    std::ranges::move(AttentionCasesFor(p, width, window, named), std::back_inserter(cases));
+  };
+  add(kWidth, kWindow, StrCat(", window ", kWindow));
+  for (const int64_t width : {64, 256}) add(width, 0, StrCat(", heads of ", p.Heads(width)[3]));
   return cases;
 }
 

@@ -92,6 +92,8 @@ TEST(PlanCommand, RefusesInOneLineThatNamesTheField) {
   refused(tiny, {"--ranks", "4"}, {"model.wdith=1"}, "wdith");
   refused(tiny, {"--ranks", "4"}, {"run.device=cpu"}, "run.device");
   refused(tiny, {"--ranks", "4", "--hardware", kLaptop}, {"run.device=cuda"}, "run.device");
+  refused(tiny, {"--ranks", "1"}, {"train.micro_batch_size=65536", "train.global_batch_size=65536"},
+          "train.micro_batch_size = 65536; GPUs take at most 65535");
   // Heads that GPUs do not take; the CPU does.
   const std::string xlstm = kConfigs + "xlstm/tiny.textproto";
   const std::string large = kConfigs + "xlstm/large-tiny.textproto";
