@@ -188,9 +188,11 @@ void SelectiveScanBackwardCuda(const SelectiveScanBackwardArgs& args) {
         launch(BackwardKernel<T, split(), vector(), kBlock>, kBlock,
                sizeof(BlockShared<T, split(), kBlock>), tensors);
       };
-      // With more than 32 states an A100 has room for half as many warps.
-      if constexpr (split() == 8) {
-        if (sizeof(BlockShared<T, split(), kWarps>) > MostSharedMemory()) {
+      // For some numbers of states an A100 has room for half as many warps.
+      constexpr size_t kWhole = sizeof(BlockShared<T, split(), kWarps>);
+      if constexpr (kWhole > kA100SharedMemory) {
+        static_assert(sizeof(BlockShared<T, split(), kWarps / 2>) <= kA100SharedMemory);
+        if (kWhole > MostSharedMemory()) {
           return launch_warps(std::integral_constant<int, kWarps / 2>{});
         }
       }
